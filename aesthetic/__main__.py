@@ -1,0 +1,264 @@
+"""The command line: python -m aesthetic txt2img | embed | embeddings | recipe.
+
+txt2img takes the flags of the original code's scripts/txt2img.py and names its files alike. What is imported here
+at the top answers --help and bad values at once; torch and the models come in with the command that needs them.
+"""
+
+import argparse
+import datetime as dt
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import AestheticError, RequestError
+from .request import SCHEDULERS, Request
+
+if TYPE_CHECKING:
+    from .output import Recipe
+
+DEFAULTS = {spec.name: spec.default for spec in fields(Request)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, or 1 after an error that was the user's to mend."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except AestheticError as error:
+        print(f"aesthetic: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def txt2img(options: argparse.Namespace) -> None:
+    """Draw n_iter times n_samples pictures for each prompt, into outdir/samples, and a grid of all of them."""
+    requests = list(_requests(options))
+    _check_aesthetic(requests[0])
+    from . import output
+    from .service import Service
+
+    service = Service.load(options.ckpt)
+    samples = options.outdir / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
+    images = []
+    for request in requests:
+        for image, recipe in service.draw(request).pictures:
+            images.append(image)
+            if not options.skip_save:
+                path = _next(samples, "", 5)
+                output.write_png(path, image, recipe)
+                print(path)
+    if not options.skip_grid:
+        path = _next(options.outdir, "grid-", 4)
+        output.grid(images, options.n_rows or options.n_samples).save(path)
+        print(path)
+
+
+def embed(options: argparse.Namespace) -> None:
+    """Make an aesthetic from pictures and write it down, with where it came from."""
+    if options.output.suffix != ".safetensors":
+        raise RequestError(f"-o must end in .safetensors, not {options.output.name!r}")
+    from . import embedding, images, pipeline, service
+
+    snapshot = service.locate(options.ckpt)
+    vision = pipeline.load_vision(snapshot, pipeline.default_device())
+    vector, sha256s = service.look(vision, options.pictures, images.LOCAL)
+    notes = {
+        "space": vision.space,
+        "model": snapshot.name,
+        "pictures": str(len(sha256s)),
+        "pictures_sha256": embedding.digest_of(sha256s),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+    }
+    embedding.save(options.output, vector, notes)
+    print(f"{options.output}: the mean of {len(sha256s)} pictures in the CLIP space {vision.space}")
+
+
+def embeddings(options: argparse.Namespace) -> None:
+    """A table of the named aesthetics."""
+    from . import checkpoint
+    from .registry import Registry
+
+    registry = Registry(checkpoint.home() / "embeddings")
+    rows = [("NAME", "CLIP SPACE", "STATE", "MADE OF")]
+    for name, entry in registry.entries.items():
+        state = "here" if registry.path(name).is_file() else "not downloaded"
+        rows.append((name + (" (default)" if entry.default else ""), entry.space, state, entry.made_of))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+    if any("not downloaded" in row for row in rows):
+        print("\nscript/download-weights fetches what is not here.")
+
+
+def recipe(options: argparse.Namespace) -> None:
+    """What made a picture, and the command that makes it again."""
+    from . import output
+
+    found = output.read_recipe(options.png)
+    request = found.rebuild()
+    settings = {name: value for name, value in asdict(request).items() if value is not None}
+    facts = {f"{kind} {name}": text for kind in ("model", "aesthetic") for name, text in getattr(found, kind).items()}
+    for name, value in {**settings, **facts, **found.versions}.items():
+        print(f"{name:<24}{value}")
+    print("\nTo draw it again:\n")
+    print(shlex.join(_command(found, request)))
+    if found.aesthetic and found.aesthetic["source"] != "name":
+        kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the pictures"}
+        print(f"\nFILE is {kinds.get(found.aesthetic['source'])} with the sha256 {found.aesthetic['sha256']}.")
+
+
+def _command(found: "Recipe", request: Request) -> list[str]:
+    """The txt2img command line of a recipe. A file that the aesthetic came from has to be put in by hand."""
+    flags: dict[str, object] = {
+        "--ckpt": found.model["name"],
+        "--prompt": request.prompt,
+        "--negative_prompt": request.negative_prompt,
+        "--seed": request.seed,
+        "--W": request.width,
+        "--H": request.height,
+        "--scheduler": request.scheduler,
+        "--ddim_steps": request.num_inference_steps,
+        "--ddim_eta": request.ddim_eta,
+        "--scale": request.guidance_scale,
+        "--aesthetic_steps": request.aesthetic_steps,
+    }
+    if found.aesthetic:
+        flags["--aesthetic_lr"] = request.aesthetic_lr
+        flags["--aesthetic_embedding"] = request.aesthetic_embedding or "FILE"
+    command = ["python", "-m", "aesthetic", "txt2img", "--n_samples", "1", "--n_iter", "1", "--skip_grid"]
+    if request.disable_safety_checker:
+        command.append("--disable_safety_checker")
+    return command + [f"{flag}={value}" for flag, value in flags.items()]
+
+
+def _requests(options: argparse.Namespace) -> Iterator[Request]:
+    """One request for each prompt in each iteration; every picture of the run has a seed of its own.
+
+    With --fixed_code all of them start from the same noise.
+    """
+    scheduler = options.scheduler or ("PNDM" if options.plms else "DDIM")
+    seed = options.seed
+    for _ in range(options.n_iter):
+        for prompt in _prompts(options):
+            yield Request(
+                prompt=prompt,
+                negative_prompt=options.negative_prompt,
+                **_aesthetic(options.aesthetic_embedding),
+                aesthetic_steps=options.aesthetic_steps,
+                aesthetic_lr=options.aesthetic_lr,
+                width=options.W,
+                height=options.H,
+                num_outputs=options.n_samples,
+                num_inference_steps=options.ddim_steps,
+                guidance_scale=options.scale,
+                scheduler=scheduler,
+                seed=seed,
+                ddim_eta=options.ddim_eta,
+                disable_safety_checker=options.disable_safety_checker,
+            )
+            if not options.fixed_code:
+                seed += options.n_samples
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    if options.from_file is None:
+        return [options.prompt]
+    try:
+        lines = options.from_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--from-file {options.from_file} can't be read: {error}") from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise RequestError(f"--from-file {options.from_file} holds no prompt: one a line was expected")
+    return prompts
+
+
+def _aesthetic(path_or_name: str | None) -> dict[str, Any]:
+    """A path if it looks like one (a folder in it, a suffix after it), else a name."""
+    if path_or_name is None:
+        return {}
+    path = Path(path_or_name)
+    is_path = path.suffix in (".pt", ".safetensors") or len(path.parts) > 1
+    return {"aesthetic_embedding_file": path} if is_path else {"aesthetic_embedding": path_or_name}
+
+
+def _check_aesthetic(request: Request) -> None:
+    """Refuse a file or a name that is no good before the model is loaded."""
+    from . import checkpoint, embedding
+    from .registry import Registry
+
+    if request.aesthetic_embedding_file is not None:
+        embedding.read(request.aesthetic_embedding_file)
+    if request.aesthetic_embedding is not None:
+        Registry(checkpoint.home() / "embeddings").read(request.aesthetic_embedding)
+
+
+def _next(folder: Path, prefix: str, digits: int) -> Path:
+    """The first number after all that are taken: nothing is ever overwritten."""
+    taken = [int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(rf"{prefix}(\d+)\.png", path.name))]
+    return folder / f"{prefix}{max(taken, default=-1) + 1:0{digits}}.png"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m aesthetic", description="Aesthetic gradients.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_txt2img(commands.add_parser("txt2img", help="draw pictures, with the flags of the original script"))
+    command = commands.add_parser("embed", help="make an aesthetic from pictures")
+    command.add_argument("pictures", type=Path, help="a folder, a zip, a tar or one picture")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
+    _add_ckpt(command)
+    command.set_defaults(run=embed)
+    command = commands.add_parser("embeddings", help="list the named aesthetics")
+    command.set_defaults(run=embeddings)
+    command = commands.add_parser("recipe", help="tell what made a picture, and how to make it again")
+    command.add_argument("png", type=Path)
+    command.set_defaults(run=recipe)
+    return parser
+
+
+def _add_ckpt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ckpt", metavar="MODEL", help="a name in weights/manifest.json, or a folder (AESTHETIC_MODEL)"
+    )
+
+
+def _add_txt2img(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.set_defaults(run=txt2img)
+    flag = parser.add_argument
+    flag("--prompt", default=DEFAULTS["prompt"], help="what to draw")
+    flag("--from-file", type=Path, metavar="FILE", help="draw each line of this file instead")
+    flag("--negative_prompt", default="", help="what to keep out")
+    flag("--outdir", type=Path, default=Path("outputs/txt2img-samples"), help="where to write")
+    flag("--skip_grid", action="store_true", help="write no grid")
+    flag("--skip_save", action="store_true", help="write no single pictures")
+    flag("--ddim_steps", type=int, default=50, help="denoising steps")
+    flag("--plms", action="store_true", help="sample with PLMS (the scheduler PNDM) instead of DDIM")
+    flag("--scheduler", choices=SCHEDULERS, help="any other sampler")
+    flag("--ddim_eta", type=float, default=0.0, help="DDIM's noise; 0 is deterministic")
+    flag("--fixed_code", action="store_true", help="start every batch from the same noise")
+    flag("--n_iter", type=int, default=2, help="batches of each prompt")
+    flag("--n_samples", type=int, default=3, help="pictures in a batch")
+    flag("--n_rows", type=int, default=0, help="pictures in a row of the grid; 0: n_samples")
+    flag("--H", type=int, default=512, help="height in pixels")
+    flag("--W", type=int, default=512, help="width in pixels")
+    flag("--scale", type=float, default=7.5, help="guidance scale")
+    flag("--seed", type=int, default=42, help="of the first picture; each takes the one after it")
+    flag("--aesthetic_steps", type=int, default=10, help="steps towards the aesthetic; 0: none")
+    flag("--aesthetic_lr", type=float, default=1e-4, help="length of these steps")
+    flag("--aesthetic_embedding", metavar="PATH_OR_NAME", help="the aesthetic; blank: the model's default")
+    flag("--disable_safety_checker", action="store_true", help="show pictures that it would keep back")
+    _add_ckpt(parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""From a name in weights/manifest.json, or a path, to a local snapshot that is all there.
+
+The manifest names every snapshot with its revision on the hub and the sha256 of every file. download.py
+fetches and verifies them; nothing here reaches for the network, and nothing here loads a model.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import CheckpointError
+
+__all__ = ["CLIP", "File", "Snapshot", "Source", "home", "locate", "missing", "read_manifest"]
+
+CLIP = "clip-vit-large-patch14"  # the projection and vision tower of the whole Stable Diffusion 1.x family
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of a snapshot.
+
+    confirmed: false where the sha256 was listed for a sibling revision only. If the hub's own metadata for the
+    pinned revision says otherwise, the hub is right (see download.py).
+    """
+
+    sha256: str
+    bytes: int | None = None
+    confirmed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One entry of the manifest."""
+
+    repo_id: str
+    revision: str
+    license: str
+    files: Mapping[str, File]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A Stable Diffusion model on the disk, in diffusers' layout, and the CLIP that goes with it.
+
+    revision:   of the hub; "local" for a folder that was given by its path.
+    clip:       the snapshot of OpenAI's CLIP, for models that don't bring a projection and a vision tower of
+                their own; None where it has not been downloaded.
+    clip_space: what the CLIP space of `clip` is called.
+    """
+
+    name: str
+    revision: str
+    folder: Path
+    clip: Path | None
+    clip_space: str
+
+
+def home() -> Path:
+    """The folder that holds weights/ and embeddings/: AESTHETIC_HOME, or else this checkout."""
+    return Path(os.environ.get("AESTHETIC_HOME") or Path(__file__).parent.parent)
+
+
+def read_manifest(weights: Path) -> dict[str, Source]:
+    """`weights`/manifest.json. Raises CheckpointError if it is not there."""
+    path = weights / "manifest.json"
+    if not path.is_file():
+        raise CheckpointError(f"there is no {path}: AESTHETIC_HOME must hold weights/ and embeddings/")
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        name: Source(**{**entry, "files": {file: File(**facts) for file, facts in entry["files"].items()}})
+        for name, entry in entries.items()
+    }
+
+
+def missing(folder: Path, source: Source) -> list[str]:
+    """The files of `source` that are not in `folder`, or not of the size that they should have."""
+    return [
+        name
+        for name, file in source.files.items()
+        if not (folder / name).is_file() or (file.bytes is not None and (folder / name).stat().st_size != file.bytes)
+    ]
+
+
+def locate(model: str | None, weights: Path) -> Snapshot:
+    """The snapshot to draw with.
+
+    model:   a name in the manifest, or the path of a folder in diffusers' layout; blank takes the first model
+             of the manifest that has been downloaded.
+    weights: the folder of the manifest and the snapshots.
+
+    Raises CheckpointError, saying what to do, if it is not there in full.
+    """
+    manifest = read_manifest(weights)
+    models = [name for name, source in manifest.items() if "model_index.json" in source.files]
+    clip = weights / CLIP
+    has_clip = CLIP in manifest and not missing(clip, manifest[CLIP])
+    if not model:
+        model = next((name for name in models if not missing(weights / name, manifest[name])), models[0])
+    if model in models:
+        _require(weights / model, model, manifest[model])
+        folder, revision = weights / model, manifest[model].revision
+    else:
+        folder, revision = Path(model), "local"
+        if not (folder / "model_index.json").is_file():
+            raise CheckpointError(
+                f"there is no model {model!r}: give a name ({', '.join(models)}) "
+                "or the path of a folder with a model_index.json"
+            )
+    return Snapshot(
+        name=folder.resolve().name,
+        revision=revision,
+        folder=folder,
+        clip=clip if has_clip else None,
+        clip_space=manifest[CLIP].repo_id if CLIP in manifest else CLIP,
+    )
+
+
+def _require(folder: Path, name: str, source: Source) -> None:
+    absent = missing(folder, source)
+    if absent:
+        raise CheckpointError(
+            f"{name} is not in {folder}, or not all of it ({absent[0]} and {len(absent) - 1} other files "
+            f"are missing or cut short): run script/download-weights"
+        )

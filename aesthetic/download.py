@@ -1,0 +1,184 @@
+"""Fetch what the manifest and the index name, and believe nothing that does not have the right sha256.
+
+    python -m aesthetic.download [NAME ...]       all there is, or only the snapshots named
+
+A file is written beside its place, under weights/.partial/, and moved there once its digest is right: a half
+file never looks whole. What was interrupted goes on where it stopped, in the same run or the next one; what
+is there already is not fetched again. huggingface_hub knows the hub's protocol (redirects, tokens from
+HF_TOKEN, mirrors from HF_ENDPOINT, retries, progress bars); this file knows what has to arrive.
+"""
+
+import argparse
+import errno
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils._headers import build_hf_headers
+from tqdm import tqdm
+
+from . import checkpoint, registry
+from .errors import AestheticError, DownloadError
+
+__all__ = ["download_embedding", "download_snapshot", "main"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Remote:
+    """Where a file comes from, as its server describes it.
+
+    token_wanted: whether it is the hub itself; its storage servers get no token.
+    git_sha1:     of the blob, for small files on the hub.
+    """
+
+    url: str
+    size: int | None = None
+    token_wanted: bool = False
+    git_sha1: str | None = None
+
+
+def download_snapshot(name: str, source: checkpoint.Source, weights: Path) -> None:
+    """Fetch every file of `source` that is not yet in `weights`/`name`.
+
+    Raises DownloadError if a file can't be had, is not the right one, or doesn't fit on the disk.
+    """
+    for file_name, file in source.files.items():
+        target = weights / name / file_name
+        if _is_right(target, file):
+            continue
+        with _explained(f"{name}/{file_name}"):
+            url = hf_hub_url(source.repo_id, file_name, revision=source.revision)
+            facts = get_hf_file_metadata(url)
+            remote = _Remote(
+                url=facts.location,
+                size=facts.size,
+                token_wanted=facts.location == url,
+                git_sha1=facts.etag,
+            )
+            if not _is_right(target, file, remote):
+                _fetch(remote, file, target, weights / ".partial")
+
+
+def download_embedding(name: str, entries: registry.Registry, partial: Path) -> None:
+    """Fetch the aesthetic `name` unless it is there or comes with the checkout. Raises DownloadError."""
+    entry, target = entries.entries[name], entries.path(name)
+    file = checkpoint.File(sha256=entry.sha256)
+    if entry.url is not None and not _is_right(target, file):
+        with _explained(name):
+            _fetch(_Remote(url=entry.url), file, target, partial)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command script/download-weights; returns its exit status."""
+    home = checkpoint.home()
+    manifest = checkpoint.read_manifest(home / "weights")
+    entries = registry.Registry(home / "embeddings")
+    parser = argparse.ArgumentParser(prog="script/download-weights", description="Fetch and verify the weights.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(manifest)}; blank: all")
+    names = parser.parse_args(arguments).names or list(manifest)
+    try:
+        for name in names:
+            if name not in manifest:
+                raise DownloadError(f"there is no snapshot {name!r}; there are {', '.join(manifest)}")
+            print(f"{name} ({manifest[name].license}) -> {home / 'weights' / name}")
+            download_snapshot(name, manifest[name], home / "weights")
+        print(f"aesthetics -> {entries.folder}")
+        for name in entries.entries:
+            download_embedding(name, entries, home / "weights" / ".partial")
+    except AestheticError as error:
+        print(f"download-weights: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("download-weights: stopped; run it again and it goes on from here", file=sys.stderr)
+        return 130
+    print("Everything is there, and every sha256 is right.")
+    return 0
+
+
+def _fetch(remote: _Remote, file: checkpoint.File, target: Path, partial: Path) -> None:
+    """Download to a file named by the digest that is wanted, verify it, and move it to `target`."""
+    unfinished = partial / file.sha256
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished.open("ab") as stream:
+        if remote.size is not None and stream.tell() > remote.size:
+            stream.truncate(0)
+        done = stream.tell()
+        free = shutil.disk_usage(partial).free
+        if remote.size is not None and remote.size - done > free:
+            raise OSError(errno.ENOSPC, f"{remote.size - done} bytes are needed, {free} are free")
+        http_get(
+            remote.url,
+            stream,
+            resume_size=done,
+            headers=build_hf_headers() if remote.token_wanted else None,
+            expected_size=remote.size,
+            displayed_filename=f"{target.parent.name}/{target.name}",
+        )
+    if not _is_right(unfinished, file, remote):
+        found = _sha256(unfinished)
+        unfinished.unlink()
+        raise DownloadError(f"its sha256 is {found}, and {file.sha256} was expected; it was thrown away")
+    unfinished.replace(target)
+
+
+def _is_right(path: Path, file: checkpoint.File, remote: _Remote | None = None) -> bool:
+    """Whether `path` is there and is `file`: by sha256 or, if that one is unconfirmed, by the hub's git SHA-1."""
+    if not path.is_file():
+        return False
+    if _sha256(path) == file.sha256:
+        return True
+    if file.confirmed or remote is None:
+        return False
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == remote.git_sha1
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with (
+        path.open("rb") as file,
+        tqdm(
+            total=size,
+            unit="B",
+            unit_scale=True,
+            desc=f"verifying {path.name[:30]}",
+            leave=False,
+            disable=size < 10**8,
+        ) as bar,
+    ):
+        while block := file.read(2**22):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what can go wrong on the way into a DownloadError that says what to do."""
+    again = "run script/download-weights again: it goes on where it stopped"
+    try:
+        yield
+    except DownloadError as error:
+        raise DownloadError(f"{what}: {error}; {again}") from error
+    except HfHubHTTPError as error:
+        raise DownloadError(f"{what}: the server refused it: {error}") from error
+    except httpx2.HTTPError as error:
+        raise DownloadError(f"{what}: no connection ({error}); check the network and {again}") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DownloadError(f"{what}: the disk is full ({error.strerror}); make room and {again}") from error
+        raise DownloadError(f"{what}: {error}; {again}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Pictures become PNG files that know how they were made; and what such a file knows is read back.
+
+Each PNG carries two texts. `parameters` is the convention of the Stable Diffusion web UIs, for people and for
+the tools that read it. `aesthetic` is JSON, a Recipe, from which the Request is rebuilt. Both speak of the one
+picture in the file: of a batch, picture i says seed + i and one output. Neither holds a time or a path, so
+that the same request gives the same bytes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from PIL import Image, PngImagePlugin
+
+from .errors import PictureError, RequestError
+from .request import Request
+
+__all__ = ["Recipe", "grid", "read_recipe", "write_png"]
+
+KEY = "aesthetic"
+MODEL_FACTS = ("name", "revision", "precision")
+AESTHETIC_FACTS = ("name", "source", "sha256")
+SAMPLERS = {  # what the web UIs call them
+    "PNDM": "PLMS",
+    "DDIM": "DDIM",
+    "DPMSolverMultistep": "DPM++ 2M",
+    "K_EULER": "Euler",
+    "K_EULER_ANCESTRAL": "Euler a",
+    "KLMS": "LMS",
+    "HeunDiscrete": "Heun",
+    "KarrasDPM": "DPM++ 2M Karras",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What made a picture.
+
+    request:   the fields of its Request, without files: a file is known by its sha256.
+    model:     name, revision on the hub, and precision.
+    aesthetic: name, source (name, file or pictures), sha256; empty if the model drew without one.
+    versions:  of this code and of the libraries that decide what is drawn.
+    """
+
+    request: Mapping[str, Any]
+    model: Mapping[str, str]
+    aesthetic: Mapping[str, str]
+    versions: Mapping[str, str]
+
+    @classmethod
+    def of(cls, request: Request, **facts: Mapping[str, str]) -> Self:
+        """The recipe of a request for one picture, with a seed."""
+        kept = {name: value for name, value in asdict(request).items() if not isinstance(value, Path)}
+        return cls(request=kept, **facts)
+
+    def rebuild(self, aesthetic_embedding_file: Path | None = None) -> Request:
+        """The request again.
+
+        aesthetic_embedding_file: the file, if the aesthetic came from one or from pictures; it is not in here.
+
+        Raises RequestError if the recipe is none, or has been tampered with.
+        """
+        try:
+            request = Request(**self.request)
+        except TypeError as error:
+            raise RequestError(f"the recipe is not one of this version's: {error}") from error
+        if aesthetic_embedding_file is None:
+            return request
+        return replace(request, aesthetic_embedding_file=aesthetic_embedding_file)
+
+
+def write_png(path: Path, image: Image.Image, recipe: Recipe) -> None:
+    """Write one picture with its recipe."""
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("parameters", _parameters(recipe))
+    texts.add_text(KEY, json.dumps(asdict(recipe), ensure_ascii=False, sort_keys=True))
+    image.save(path, format="PNG", pnginfo=texts)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a PNG. Raises PictureError if there is none that can be read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            facts = json.loads(image.info[KEY])
+        return Recipe(
+            request=dict(facts["request"]),
+            model=_strings(facts["model"], required=MODEL_FACTS),
+            aesthetic=_strings(facts["aesthetic"], required=AESTHETIC_FACTS if facts["aesthetic"] else ()),
+            versions=_strings(facts["versions"]),
+        )
+    except FileNotFoundError as error:
+        raise PictureError(f"there is no file {path}") from error
+    except Exception as error:  # the file is anybody's
+        raise PictureError(f"{path.name} carries no recipe: it is no PNG that this service drew") from error
+
+
+def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """All pictures (of one size) in one, row by row, two black pixels between and around them."""
+    gap = 2
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    columns = min(columns, len(images))
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap))
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        sheet.paste(image, (gap + column * (width + gap), gap + row * (height + gap)))
+    return sheet
+
+
+def _strings(facts: Mapping[str, Any], required: Sequence[str] = ()) -> dict[str, str]:
+    """`facts` if they are all text that may be shown on a terminal, and none is missing."""
+    if not all(isinstance(text, str) and (name + text).isprintable() for name, text in facts.items()):
+        raise ValueError("not text")
+    return {**{name: facts[name] for name in required}, **facts}
+
+
+def _parameters(recipe: Recipe) -> str:
+    """The text under `parameters`: prompt, negative prompt, and a line of settings."""
+    request, aesthetic = recipe.request, recipe.aesthetic
+    settings: dict[str, object] = {
+        "Steps": request["num_inference_steps"],
+        "Sampler": SAMPLERS[request["scheduler"]],
+        "CFG scale": request["guidance_scale"],
+        "Seed": request["seed"],
+        "Size": f"{request['width']}x{request['height']}",
+        "Model": recipe.model["name"],
+        "Model revision": recipe.model["revision"],
+    }
+    if request["ddim_eta"]:
+        settings["Eta"] = request["ddim_eta"]
+    if aesthetic:
+        settings |= {
+            "Aesthetic embedding": aesthetic["name"],
+            "Aesthetic sha256": aesthetic["sha256"],
+            "Aesthetic steps": request["aesthetic_steps"],
+            "Aesthetic LR": request["aesthetic_lr"],
+        }
+    settings["Version"] = ", ".join(f"{name} {version}" for name, version in recipe.versions.items())
+    lines = [request["prompt"]]
+    if request["negative_prompt"]:
+        lines.append(f"Negative prompt: {request['negative_prompt']}")
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text

@@ -1,0 +1,213 @@
+"""From a local snapshot to a model that is ready to draw. Everything that is loaded is loaded here.
+
+A model is the diffusers pipeline (fp16 on a GPU, fp32 on a CPU) and, beside it in fp32, the text encoder
+with CLIP's projection, which is what gets personalised, and CLIP's vision tower, which turns pictures into
+aesthetics. Snapshots of the Stable Diffusion 1.x family carry neither projection nor vision tower; those are
+OpenAI's CLIP's. A snapshot that brings its own (`text_projection.weight` in text_encoder, and image_encoder)
+uses them, and has a CLIP space of its own.
+
+Only local safetensors files are read.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import safetensors
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from .checkpoint import CLIP, Snapshot
+from .errors import CheckpointError
+
+__all__ = ["Model", "Vision", "default_device", "load", "load_vision"]
+
+PROJECTION = "text_projection.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision:
+    """CLIP's vision tower in fp32, and its own way of preparing pictures."""
+
+    space: str
+    _model: Any
+    _processor: Any
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Pixel values [3, size, size] of an RGB picture: resized, cropped to its centre, normalised."""
+        pixels: Tensor = self._processor(image, return_tensors="pt").pixel_values[0]
+        return pixels
+
+    @torch.no_grad()
+    def features(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Raw CLIP image features [n, dim], fp32, of n prepared pictures."""
+        batch = torch.stack(list(pixels)).to(next(self._model.parameters()).device)
+        embeds: Tensor = self._model(pixel_values=batch).image_embeds
+        return embeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A snapshot in memory. Nothing in it changes once it is loaded.
+
+    pipeline:  diffusers' StableDiffusionPipeline on its device; diffusers has no types to speak of.
+    encoder:   CLIPTextModelWithProjection in fp32, the pristine master of every personalisation.
+    scheduler: the snapshot's own scheduler configuration.
+    space:     the CLIP space of the projection: a hub name, or for a snapshot's own, "clip-" and a digest.
+    vision:    None if the snapshot's CLIP space has no vision tower.
+    """
+
+    snapshot: Snapshot
+    pipeline: Any
+    encoder: Any
+    scheduler: Mapping[str, Any]
+    space: str
+    vision: Vision | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is."""
+        device: torch.device = self.encoder.device
+        return device
+
+    @property
+    def width(self) -> int:
+        """Dimensions of the CLIP space."""
+        return int(self.encoder.text_projection.weight.shape[0])
+
+
+def default_device() -> torch.device:
+    """The first CUDA GPU, or else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(snapshot: Snapshot, device: torch.device) -> Model:
+    """Load a snapshot from the disk: fp16 on a GPU, fp32 on a CPU.
+
+    Raises CheckpointError if its text encoder has no projection, or one that doesn't fit.
+    """
+    _hush()
+    projection, space = _projection(snapshot)
+    encoder = _load_encoder(snapshot.folder / "text_encoder", projection).to(device)
+    pipeline = _load_pipeline(snapshot.folder, encoder, device)
+    return Model(
+        snapshot=snapshot,
+        pipeline=pipeline,
+        encoder=encoder,
+        scheduler=dict(pipeline.scheduler.config),
+        space=space,
+        vision=_load_vision(snapshot, space, device),
+    )
+
+
+def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
+    """The vision tower alone, for making aesthetics without drawing. Raises CheckpointError if there is none."""
+    _hush()
+    _, space = _projection(snapshot)
+    vision = _load_vision(snapshot, space, device)
+    if vision is None:
+        raise CheckpointError(f"{snapshot.name} has no vision tower (image_encoder) to look at pictures with")
+    return vision
+
+
+def _hush() -> None:
+    """No reports of weights left over: each tower here is half of the CLIP that its file holds."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    components: dict[str, Any] = {"image_encoder": None}  # the vision tower is not the pipeline's business
+    if dtype == torch.float32:
+        components["text_encoder"] = encoder.text_model  # the same weights in the same precision: once will do
+    if (folder / "feature_extractor").is_dir():
+        components["feature_extractor"] = _processor(folder / "feature_extractor")
+    if not (folder / "safety_checker").is_dir():
+        components["safety_checker"] = None
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder,
+        dtype=dtype,
+        variant=_variant(folder.glob("*/*.safetensors")),
+        use_safetensors=True,
+        local_files_only=True,
+        requires_safety_checker="safety_checker" not in components,
+        **components,
+    )
+    return pipeline.to(device)
+
+
+def _load_encoder(folder: Path, projection: Tensor) -> Any:
+    encoder = _load_tower(
+        transformers.CLIPTextModelWithProjection,
+        folder,
+        may_lack={PROJECTION},
+        projection_dim=projection.shape[0],
+    )
+    if encoder.text_projection.weight.shape != projection.shape:
+        raise CheckpointError(
+            f"the text encoder in {folder} is {encoder.config.hidden_size} wide, "
+            f"and the CLIP projection takes {projection.shape[1]}: they don't belong together"
+        )
+    encoder.text_projection.weight.data.copy_(projection)
+    return encoder
+
+
+def _load_tower(kind: Any, folder: Path, may_lack: Set[str] = frozenset(), **changes: Any) -> Any:
+    """Half of a CLIP, in fp32 and frozen. transformers fills weights that a file lacks with noise: refused here."""
+    tower, report = kind.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        variant=_variant(folder.glob("*.safetensors")),
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **changes,
+    )
+    lacking = sorted(set(report["missing_keys"]) - may_lack)
+    if lacking:
+        raise CheckpointError(f"the weights in {folder} lack {lacking[0]} and {len(lacking) - 1} others")
+    return tower.eval().requires_grad_(False)
+
+
+def _load_vision(snapshot: Snapshot, space: str, device: torch.device) -> Vision | None:
+    own = snapshot.folder / "image_encoder"
+    if own.is_dir():
+        folder, processor = own, snapshot.folder / "feature_extractor"
+    elif snapshot.clip is not None and space == snapshot.clip_space:
+        folder = processor = snapshot.clip
+    else:
+        return None
+    model = _load_tower(transformers.CLIPVisionModelWithProjection, folder).to(device)
+    return Vision(space=space, _model=model, _processor=_processor(processor))
+
+
+def _projection(snapshot: Snapshot) -> tuple[Tensor, str]:
+    """The text projection [dim, hidden] in fp32 and the name of the CLIP space that it leads to."""
+    for path in sorted((snapshot.folder / "text_encoder").glob("*.safetensors")):
+        with safetensors.safe_open(path, framework="pt") as file:
+            if PROJECTION in file.keys():
+                own = file.get_tensor(PROJECTION).float()
+                return own, f"clip-{hashlib.sha256(own.numpy().tobytes()).hexdigest()[:12]}"
+    if snapshot.clip is None:
+        raise CheckpointError(
+            f"{snapshot.name} brings no CLIP projection of its own and needs {CLIP}, which is not there "
+            f"in full: run script/download-weights {CLIP}"
+        )
+    with safetensors.safe_open(snapshot.clip / "model.safetensors", framework="pt") as file:
+        return file.get_tensor(PROJECTION).float(), snapshot.clip_space
+
+
+def _processor(folder: Path) -> Any:
+    # Pillow's resizing on every machine: the torchvision one, where it is installed, gives other pixels.
+    return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+
+
+def _variant(files: Iterable[Path]) -> str | None:
+    return "fp16" if any(path.name.endswith(".fp16.safetensors") for path in files) else None

@@ -1,0 +1,181 @@
+"""What may be asked for: one Request, checked in full before any model is touched.
+
+Every limit of the public API is written down here, once. predict.py repeats the ones that a form can show,
+because Cog reads them as literals; a test holds the two together. Files are named here, not opened.
+"""
+
+import math
+import secrets
+import unicodedata
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any, Self
+
+from .errors import RequestError
+
+__all__ = ["MAX_AREA", "MAX_SEED", "SCHEDULERS", "SIZES", "Request"]
+
+SIZES = tuple(range(128, 1025, 64))  # pixels; Stable Diffusion's UNet halves latents of 1/8 three times
+MAX_AREA = 1024 * 768  # pixels
+MAX_SEED = 2**32 - 1
+SCHEDULERS = (
+    "PNDM",
+    "DDIM",
+    "DPMSolverMultistep",
+    "K_EULER",
+    "K_EULER_ANCESTRAL",
+    "KLMS",
+    "HeunDiscrete",
+    "KarrasDPM",
+)
+RENAMED = {"n_samples": "num_outputs", "scale": "guidance_scale", "ddim_steps": "num_inference_steps"}
+
+
+def _limited(default: Any, **limits: Any) -> Any:
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prediction. Raises RequestError, naming the field, the value and what would be right."""
+
+    prompt: str = _limited("a painting of a virus monster playing guitar", max_length=2000)
+    negative_prompt: str = _limited("", max_length=2000)  # characters, like the prompt's
+    aesthetic_embedding: str | None = None  # a name in embeddings/index.json; None: see Registry.default
+    aesthetic_steps: int = _limited(10, ge=0, le=100)  # updates of the text encoder; 0: the plain model
+    aesthetic_lr: float = _limited(1e-4, ge=0.0, le=0.1)  # Adam's learning rate
+    aesthetic_embedding_file: Path | None = None  # .pt or .safetensors
+    aesthetic_images: Path | None = None  # a picture, or a zip or tar of pictures
+    width: int = _limited(512, choices=SIZES)  # pixels
+    height: int = _limited(512, choices=SIZES)  # pixels
+    num_outputs: int = _limited(1, ge=1, le=8)  # pictures
+    num_inference_steps: int = _limited(50, ge=1, le=500)  # denoising steps
+    guidance_scale: float = _limited(7.5, ge=1.0, le=30.0)  # 1: no guidance
+    scheduler: str = _limited("PNDM", choices=SCHEDULERS)
+    seed: int | None = _limited(None, ge=0, le=MAX_SEED)  # of the first picture; None: drawn by `seeded`
+    disable_safety_checker: bool = False
+    ddim_eta: float = _limited(0.0, ge=0.0, le=1.0)  # DDIM's noise; only on the command line
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = _checked(spec.name, spec.type, getattr(self, spec.name), spec.metadata)
+            object.__setattr__(self, spec.name, value)
+        self._check_together()
+
+    @classmethod
+    def from_inputs(cls, **inputs: Any) -> Self:
+        """The request of a form or an API call, which may use the original model's names.
+
+        Those are n_samples, scale, ddim_steps and plms (true: PNDM, false: DDIM); None means not given.
+        """
+        old = {name: inputs.pop(name) for name in (*RENAMED, "plms") if name in inputs}
+        for name, value in old.items():
+            if value is None:
+                continue
+            new_name, new_value = RENAMED.get(name, "scheduler"), value
+            if name == "plms":
+                new_value = "PNDM" if _boolean(name, value) else "DDIM"
+            _rename(inputs, name, new_name, value, new_value)
+        unknown = sorted(set(inputs) - {spec.name for spec in fields(cls)})
+        if unknown:
+            raise RequestError(f"unknown input {brief(unknown[0])}")
+        return cls(**inputs)
+
+    def seeded(self) -> Self:
+        """This request with a seed: its own, or one drawn at random from 32 bits."""
+        if self.seed is not None:
+            return self
+        return replace(self, seed=secrets.randbelow(MAX_SEED + 2 - self.num_outputs))
+
+    def _check_together(self) -> None:
+        if self.width * self.height > MAX_AREA:
+            raise RequestError(
+                f"width × height must be at most {MAX_AREA} pixels (1024 × 768), "
+                f"and {self.width} × {self.height} are {self.width * self.height}"
+            )
+        sources = [name for name in _SOURCES if getattr(self, name) is not None]
+        if len(sources) > 1:
+            raise RequestError(f"give only one of {' and '.join(sources)}: an aesthetic has one source")
+        if self.seed is not None and self.seed + self.num_outputs - 1 > MAX_SEED:
+            raise RequestError(
+                f"seed must be at most {MAX_SEED + 1 - self.num_outputs} for {self.num_outputs} pictures, "
+                f"not {self.seed}: each takes the seed after the one before it"
+            )
+
+
+_SOURCES = ("aesthetic_embedding", "aesthetic_embedding_file", "aesthetic_images")
+
+
+def _rename(inputs: dict[str, Any], name: str, new_name: str, value: Any, new_value: Any) -> None:
+    """Put an old input in the place of the new one, which must be absent, blank, default or the same."""
+    default = next(spec.default for spec in fields(Request) if spec.name == new_name)
+    present = inputs.get(new_name, default)
+    if present not in (None, default, new_value):
+        raise RequestError(f"{name}={brief(value)} contradicts {new_name}={brief(present)}: give only {new_name}")
+    inputs[new_name] = new_value
+
+
+def _checked(name: str, kind: Any, value: Any, limits: Any) -> Any:
+    """`value` as the field's own type and within its limits."""
+    if value is None and kind in (int | None, str | None, Path | None):
+        return None
+    value = _CHECKS[kind](name, value)
+    if "max_length" in limits and len(value) > limits["max_length"]:
+        raise RequestError(f"{name} must have at most {limits['max_length']} characters, not {len(value)}")
+    if "choices" in limits and value not in limits["choices"]:
+        raise RequestError(f"{name} must be one of {', '.join(map(str, limits['choices']))}, not {brief(value)}")
+    if "ge" in limits and not limits["ge"] <= value <= limits["le"]:
+        raise RequestError(f"{name} must be {limits['ge']} to {limits['le']}, not {brief(value)}")
+    return value
+
+
+def _integer(name: str, value: Any) -> int:
+    # JSON has one kind of number: 7.0 is a whole one.
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise RequestError(f"{name} must be a whole number, not {brief(value)}")
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with suppress(OverflowError):  # an int of four hundred digits
+            if math.isfinite(value):
+                return float(value)
+    raise RequestError(f"{name} must be a number, not {brief(value)}")
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise RequestError(f"{name} must be true or false, not {brief(value)}")
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{name} must be text, not {brief(value)}")
+    # Control characters act on terminals and end PNG texts; half a surrogate pair (Cs) is no character at all.
+    for character in value:
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
+            raise RequestError(f"{name} must not hold the control character {character!r}")
+    return value
+
+
+def _path(name: str, value: Any) -> Path:
+    if isinstance(value, Path):
+        return value
+    raise RequestError(f"{name} must be a file, not {brief(value)}")
+
+
+_CHECKS: dict[Any, Any] = {
+    str: _text,
+    str | None: _text,
+    int: _integer,
+    int | None: _integer,
+    float: _number,
+    bool: _boolean,
+    Path | None: _path,
+}

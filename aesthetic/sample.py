@@ -1,0 +1,117 @@
+"""Conditioning and a Request become pictures: noise, denoising, decoding, the safety checker.
+
+Personalised or not makes no difference here: the conditioning is just a tensor. The model is not changed;
+each prediction gets a scheduler of its own.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import diffusers
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import schedulers
+from .errors import DrawingError
+from .pipeline import Model
+from .prompt import Conditioning
+from .request import Request
+
+__all__ = ["decode", "denoise", "generators", "is_unsafe", "to_pil"]
+
+
+def generators(request: Request) -> list[torch.Generator]:
+    """One source of noise for each picture, seeded with seed + i, on the CPU: the same on every device."""
+    if request.seed is None:
+        raise ValueError("give the request a seed first: Request.seeded()")
+    return [torch.Generator().manual_seed(request.seed + i) for i in range(request.num_outputs)]
+
+
+def denoise(model: Model, conditioning: Conditioning, request: Request) -> Tensor:
+    """The pictures as latents [num_outputs, channels, height / f, width / f], f being the VAE's factor.
+
+    On a GPU all pictures go through the UNet together. On a CPU they go one after the other: that takes no
+    longer, and makes each of them, to the last bit, the picture that its seed gives alone.
+    """
+    sources = generators(request)
+    together = len(sources) if model.device.type == "cuda" else 1
+    parts = [sources[i : i + together] for i in range(0, len(sources), together)]
+    return torch.cat(
+        [
+            _denoise(model, conditioning, request, part, title=f"Denoising {i} of {len(parts)}")
+            for i, part in enumerate(parts, start=1)
+        ]
+    )
+
+
+def decode(model: Model, latents: Tensor) -> Iterator[Tensor]:
+    """Each picture [1, 3, height, width], nominally in -1..1, one at a time: the decoder is hungry for memory.
+
+    fp16 can overflow in the decoder; such a picture is decoded again in fp32. Raises DrawingError if the
+    latents themselves are not finite.
+    """
+    vae = model.pipeline.vae
+    for latent in (latents / vae.config.scaling_factor).split(1):
+        if not latent.isfinite().all():
+            raise DrawingError(
+                "the denoising overflowed and left no picture: try another seed or scheduler, a lower "
+                "guidance_scale or a lower aesthetic_lr"
+            )
+        with torch.no_grad():
+            image = vae.decode(latent, return_dict=False)[0]
+            if not image.isfinite().all():
+                exact = copy.deepcopy(vae).float()  # a copy: a prediction may be cancelled, and must change nothing
+                image = exact.decode(latent.float(), return_dict=False)[0]
+        yield image
+
+
+def is_unsafe(model: Model, image: Tensor) -> bool:
+    """Whether the model's safety checker, if it has one, would not show a picture [1, 3, height, width]."""
+    pipeline = model.pipeline
+    _, flags = pipeline.run_safety_checker(image.clone(), model.device, pipeline.unet.dtype)
+    return bool(flags and flags[0])
+
+
+def to_pil(model: Model, image: Tensor) -> Image.Image:
+    """A decoded picture [1, 3, height, width] in 8 bits."""
+    picture: Image.Image = model.pipeline.image_processor.postprocess(image, output_type="pil")[0]
+    return picture
+
+
+def _denoise(
+    model: Model,
+    conditioning: Conditioning,
+    request: Request,
+    sources: Sequence[torch.Generator],
+    title: str,
+) -> Tensor:
+    """Latents of as many pictures as there are sources of noise, through the UNet together."""
+    components = {
+        **model.pipeline.components,
+        "scheduler": schedulers.build(request.scheduler, model.scheduler),
+    }
+    pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(desc=title)
+    latents: Tensor = pipeline(
+        prompt_embeds=conditioning.positive,
+        negative_prompt_embeds=conditioning.negative,
+        num_images_per_prompt=len(sources),
+        latents=_noise(model, request, sources),
+        generator=list(sources),
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        width=request.width,
+        height=request.height,
+        eta=request.ddim_eta,
+        output_type="latent",
+    ).images
+    return latents
+
+
+def _noise(model: Model, request: Request, sources: Sequence[torch.Generator]) -> Tensor:
+    """Where each picture starts; what diffusers itself would draw from these generators."""
+    factor = model.pipeline.vae_scale_factor
+    shape = (1, model.pipeline.unet.config.in_channels, request.height // factor, request.width // factor)
+    noise = torch.cat([torch.randn(shape, generator=source) for source in sources])
+    return noise.to(device=model.device, dtype=model.pipeline.unet.dtype)

@@ -1,0 +1,250 @@
+"""A Request becomes pictures: the one file that brings all the others together.
+
+    request -> aesthetic [1, D] -> conditioning [1, 77, H] -> latents -> pictures -> PNG files
+
+Whatever can be refused is refused on the way to the aesthetic, before the model works. No prediction leaves
+anything for the next one: weights are only read, and the one copy that moves is filled anew each time.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from . import __version__, checkpoint, embedding, images, output, pipeline, prompt, sample
+from .embedding import Aesthetic
+from .errors import AestheticError, DrawingError, RequestError
+from .gradient import Personaliser
+from .registry import Registry
+from .request import Request
+
+__all__ = ["Drawing", "Service", "locate", "look"]
+
+log = logging.getLogger(__name__)
+
+BATCH = 32  # pictures through the vision tower at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What came of a request.
+
+    request:    as it was drawn: with a seed.
+    pictures:   those that may be shown, each with its recipe.
+    similarity: cosine of prompt and aesthetic, before and after; None if the model drew without one.
+    blocked:    pictures that the safety checker kept back.
+    seconds:    by stage.
+    """
+
+    request: Request
+    pictures: list[tuple[Image.Image, output.Recipe]]
+    similarity: tuple[float, float] | None
+    blocked: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wish:
+    """An aesthetic, and how it was asked for: by name, as a file, or as pictures."""
+
+    aesthetic: Aesthetic
+    source: str
+
+
+class Service:
+    """A loaded model and the named aesthetics, ready to draw one request at a time."""
+
+    def __init__(self, model: pipeline.Model, registry: Registry) -> None:
+        self.model = model
+        self.registry = registry
+        self._personalise = Personaliser(model.encoder)
+
+    @classmethod
+    def load(cls, model: str | None = None) -> Self:
+        """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError."""
+        snapshot = locate(model)
+        loaded = pipeline.load(snapshot, pipeline.default_device())
+        log.info(
+            "Model: %s (revision %s) on %s, CLIP space %s",
+            *(snapshot.name, snapshot.revision, loaded.device, loaded.space),
+        )
+        return cls(loaded, Registry(checkpoint.home() / "embeddings"))
+
+    def draw(self, request: Request) -> Drawing:
+        """Draw what is asked for.
+
+        Raises RequestError, EmbeddingError or PictureError before any model work, and DrawingError if nothing
+        is left to show.
+        """
+        request = request.seeded()
+        log.info("Seed: %s", request.seed)
+        seconds: dict[str, float] = {}
+        with self._timed(seconds, "aesthetic"):
+            wish = self._wish(request)
+        with self._timed(seconds, "personalise"):
+            conditioning, similarity = self._condition(request, wish)
+        with self._timed(seconds, "denoise"):
+            latents = sample.denoise(self.model, conditioning, request)
+        shown = list(self._shown(request, latents, seconds))
+        blocked = request.num_outputs - len(shown)
+        if blocked:
+            log.warning("The safety checker kept %d of %d pictures back", blocked, request.num_outputs)
+        if not shown:
+            raise DrawingError("the safety checker kept every picture back: try another prompt or seed")
+        return Drawing(
+            request=request,
+            pictures=[(image, self._recipe(request, wish, i)) for i, image in shown],
+            similarity=similarity,
+            blocked=blocked,
+            seconds=seconds,
+        )
+
+    def predict(self, request: Request, folder: Path) -> tuple[list[Path], Drawing]:
+        """Draw, and write the pictures to `folder` as output.0.png, output.1.png, … in order. Raises as `draw`."""
+        drawing = self.draw(request)
+        paths = []
+        with self._timed(drawing.seconds, "png"):
+            for i, (image, recipe) in enumerate(drawing.pictures):
+                paths.append(folder / f"output.{i}.png")
+                output.write_png(paths[-1], image, recipe)
+        return paths, drawing
+
+    def _wish(self, request: Request) -> _Wish | None:
+        """The aesthetic to follow; None if the plain model is to draw."""
+        if request.aesthetic_steps == 0:
+            return None
+        if request.aesthetic_embedding_file is not None:
+            with _blaming("aesthetic_embedding_file"):
+                wish = _Wish(aesthetic=embedding.read(request.aesthetic_embedding_file), source="file")
+        elif request.aesthetic_images is not None:
+            with _blaming("aesthetic_images"):
+                wish = _Wish(aesthetic=self._from_pictures(request.aesthetic_images), source="pictures")
+        else:
+            name = request.aesthetic_embedding or self.registry.default(self.model.space)
+            wish = _Wish(aesthetic=self.registry.read(name), source="name")
+        embedding.require_fit(wish.aesthetic, space=self.model.space, width=self.model.width)
+        return wish
+
+    def _from_pictures(self, path: Path) -> Aesthetic:
+        if self.model.vision is None:
+            raise RequestError(f"the model {self.model.snapshot.name} has no vision tower to look at pictures with")
+        vector, sha256s = look(self.model.vision, path, images.UPLOAD)
+        sha256 = embedding.digest_of(sha256s)
+        return Aesthetic(vector=embedding.unit(vector), name=sha256[:12], sha256=sha256, space=self.model.space)
+
+    def _condition(
+        self, request: Request, wish: _Wish | None
+    ) -> tuple[prompt.Conditioning, tuple[float, float] | None]:
+        """What the UNet is steered by, and the similarity before and after, if there was something to follow."""
+        tokens = prompt.tokenize(self.model, request.prompt)
+        if tokens.lost:
+            log.warning("The prompt is longer than CLIP can read. What is lost: %s", tokens.lost)
+        plain = prompt.encode(self.model, request.prompt, request.negative_prompt)
+        if wish is None:
+            return plain, None
+        target = wish.aesthetic.vector.to(self.model.device)
+        with tqdm(total=request.aesthetic_steps, desc="Personalising") as bar:
+            steps = self._personalise(tokens.input_ids, target, steps=request.aesthetic_steps, lr=request.aesthetic_lr)
+            first = last = next(steps)
+            for step in steps:
+                last = step
+                bar.update()
+        positive = last.conditioning.to(plain.positive.dtype)
+        if not positive.isfinite().all():
+            raise DrawingError(
+                f"the personalisation diverged: lower aesthetic_lr ({request.aesthetic_lr}) "
+                f"or aesthetic_steps ({request.aesthetic_steps})"
+            )
+        before, after = first.similarity.item(), last.similarity.item()
+        log.info("Similarity to %s: %.4f before, %.4f after", wish.aesthetic.name, before, after)
+        return replace(plain, positive=positive), (before, after)
+
+    def _shown(self, request: Request, latents: Tensor, seconds: dict[str, float]) -> Iterator[tuple[int, Image.Image]]:
+        """The pictures that may be shown, with their places in the batch."""
+        pictures = sample.decode(self.model, latents)
+        for i in range(request.num_outputs):
+            with self._timed(seconds, "decode"):
+                picture = next(pictures)
+            with self._timed(seconds, "safety"):
+                unsafe = not request.disable_safety_checker and sample.is_unsafe(self.model, picture)
+            if not unsafe:
+                yield i, sample.to_pil(self.model, picture)
+
+    def _recipe(self, request: Request, wish: _Wish | None, i: int) -> output.Recipe:
+        """How to draw picture i of the request, alone."""
+        assert request.seed is not None
+        alone = replace(request, seed=request.seed + i, num_outputs=1)
+        facts = {}
+        if wish is not None:
+            facts = {"name": wish.aesthetic.name, "source": wish.source, "sha256": wish.aesthetic.sha256}
+            if wish.source == "name":
+                alone = replace(alone, aesthetic_embedding=wish.aesthetic.name)
+        return output.Recipe.of(
+            alone,
+            model={
+                "name": self.model.snapshot.name,
+                "revision": self.model.snapshot.revision,
+                "precision": str(self.model.pipeline.dtype).removeprefix("torch."),
+            },
+            aesthetic=facts,
+            versions={
+                "aesthetic": __version__,
+                **{library: version(library) for library in ("torch", "diffusers", "transformers")},
+            },
+        )
+
+    @contextmanager
+    def _timed(self, seconds: dict[str, float], stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()  # a GPU's work is done later than it is asked for
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def locate(model: str | None = None) -> checkpoint.Snapshot:
+    """The snapshot of `model`, else of AESTHETIC_MODEL, else the first that is there. Raises CheckpointError."""
+    return checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), checkpoint.home() / "weights")
+
+
+def look(vision: pipeline.Vision, path: Path, caps: images.Caps) -> tuple[Tensor, list[str]]:
+    """The mean raw CLIP features [1, D] of the pictures at `path`, and the sha256 of each.
+
+    Where `caps` limit their number, all are read before the first is looked at, so that a bad one is refused
+    at once; else they stream through, any number of them. Raises PictureError.
+    """
+    sha256s: list[str] = []
+
+    def prepared() -> Iterator[Tensor]:
+        for picture in tqdm(images.read_pictures(path, caps), desc="Looking at pictures", unit=" pictures"):
+            sha256s.append(picture.sha256)
+            yield vision.prepare(picture.image)
+
+    pixels: Iterable[Tensor] = prepared() if caps.pictures is None else list(prepared())
+    return embedding.mean(vision.features(batch) for batch in _batches(pixels)), sha256s
+
+
+def _batches(pixels: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    rest = iter(pixels)
+    while batch := list(islice(rest, BATCH)):
+        yield batch
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Begin the message with the input that is to blame: uploaded files have names that mean nothing to users."""
+    try:
+        yield
+    except AestheticError as error:
+        raise type(error)(f"{name}: {error}") from error

@@ -1,0 +1,167 @@
+"""The Cog predictor: inputs -> Request -> Service -> PNG paths. The only file that knows Cog.
+
+Cog reads this file without running it, to make the web form and the API's schema: only plain literals may
+stand in Input(...), and a description must be one string. A cancelled prediction ends with an exception at any
+point, inside a `finally` too: nothing here or below cleans up at the end, everything starts clean instead.
+"""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path as LocalPath
+from typing import List, Optional
+
+from cog import BasePredictor, Input, Path
+
+from aesthetic.request import Request
+
+log = logging.getLogger(__name__)
+
+SIZES = [128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024]
+
+
+class Predictor(BasePredictor):
+    """Stable Diffusion with aesthetic gradients."""
+
+    def setup(self) -> None:
+        """Load the model, from local files only."""
+        from aesthetic.service import Service  # takes seconds to import; the schema is made without it
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        self.service = Service.load()
+        self.outputs = tempfile.TemporaryDirectory(prefix="aesthetic-")
+
+    def predict(
+        self,
+        prompt: str = Input(
+            description="What to draw.",
+            default="a painting of a virus monster playing guitar",
+            max_length=2000,
+        ),
+        negative_prompt: str = Input(description="What to keep out of the picture.", default="", max_length=2000),
+        aesthetic_embedding: Optional[str] = Input(
+            description="The aesthetic to steer the picture towards, by name. Blank: sac_8plus, pictures that people rated 8 or higher; or give a file or pictures of your own below.",
+            default=None,
+            choices=[
+                "sac_8plus",
+                "laion_7plus",
+                "aivazovsky",
+                "cloudcore",
+                "gloomcore",
+                "glowwave",
+                "fantasy",
+                "flower_plant",
+            ],
+        ),
+        aesthetic_steps: int = Input(
+            description="How far to go towards the aesthetic. Start with 2 or 3, then try 5, 10, 15, 20: the more steps, the more of the aesthetic and the less of the prompt. 0 draws without it.",
+            default=10,
+            ge=0,
+            le=100,
+        ),
+        aesthetic_lr: float = Input(
+            description="How long each of these steps is (the learning rate). 0.0001 suits most prompts; change the number of steps first.",
+            default=0.0001,
+            ge=0,
+            le=0.1,
+        ),
+        aesthetic_embedding_file: Optional[Path] = Input(
+            description="An aesthetic of your own: a .pt or .safetensors file made from pictures that you like (the README says how).",
+            default=None,
+        ),
+        aesthetic_images: Optional[Path] = Input(
+            description="Pictures that you like, to make an aesthetic from on the spot: one picture, or a zip or tar of up to 500.",
+            default=None,
+        ),
+        width: int = Input(
+            description="Width in pixels. width × height can be at most 1024 × 768.",
+            default=512,
+            choices=SIZES,
+        ),
+        height: int = Input(
+            description="Height in pixels. width × height can be at most 1024 × 768.",
+            default=512,
+            choices=SIZES,
+        ),
+        num_outputs: int = Input(
+            description="How many pictures to draw. Each takes the seed after the one before it.",
+            default=1,
+            ge=1,
+            le=8,
+        ),
+        num_inference_steps: int = Input(
+            description="How many denoising steps to draw in. More take longer and add detail.",
+            default=50,
+            ge=1,
+            le=500,
+        ),
+        guidance_scale: float = Input(
+            description="How closely to follow the prompt. 1 switches guidance off.",
+            default=7.5,
+            ge=1,
+            le=30,
+        ),
+        scheduler: str = Input(
+            description="The sampler. PNDM is the original code's --plms.",
+            default="PNDM",
+            choices=[
+                "PNDM",
+                "DDIM",
+                "DPMSolverMultistep",
+                "K_EULER",
+                "K_EULER_ANCESTRAL",
+                "KLMS",
+                "HeunDiscrete",
+                "KarrasDPM",
+            ],
+        ),
+        seed: Optional[int] = Input(
+            description="The same seed and settings draw the same picture. Blank: a random one, which the log and the picture tell you.",
+            default=None,
+            ge=0,
+            le=4294967295,
+        ),
+        disable_safety_checker: bool = Input(
+            description="Show pictures that the safety checker would keep back.", default=False
+        ),
+        n_samples: Optional[int] = Input(
+            description="Old name of num_outputs.", default=None, ge=1, le=8, deprecated=True
+        ),
+        scale: Optional[float] = Input(
+            description="Old name of guidance_scale.", default=None, ge=1, le=30, deprecated=True
+        ),
+        ddim_steps: Optional[int] = Input(
+            description="Old name of num_inference_steps.", default=None, ge=1, le=500, deprecated=True
+        ),
+        plms: Optional[bool] = Input(
+            description="Old way to choose the scheduler: true is PNDM, false is DDIM.",
+            default=None,
+            deprecated=True,
+        ),
+    ) -> List[Path]:
+        """Draw, and return the pictures in order."""
+        inputs = {name: value for name, value in locals().items() if name != "self"}
+        folder = self._fresh_folder()
+        try:
+            paths, drawing = self.service.predict(Request.from_inputs(**inputs), folder)
+        except Exception:
+            log.exception("The prediction failed")  # Cog shows users the message, and nobody the traceback
+            raise
+        self.record_metric("seed", drawing.request.seed)
+        self.record_metric("blocked", drawing.blocked)
+        if drawing.similarity is not None:
+            self.record_metric("similarity.before", drawing.similarity[0])
+            self.record_metric("similarity.after", drawing.similarity[1])
+        for stage, seconds in drawing.seconds.items():
+            self.record_metric(f"timing.{stage}", seconds)
+        return [Path(path) for path in paths]
+
+    def _fresh_folder(self) -> LocalPath:
+        """An empty folder for this prediction's pictures; those of all earlier ones are removed.
+
+        Cog reads the files after predict has returned, and never deletes them.
+        """
+        shutil.rmtree(self.outputs.name, ignore_errors=True)
+        LocalPath(self.outputs.name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return LocalPath(tempfile.mkdtemp(dir=self.outputs.name))

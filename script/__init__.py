@@ -1,0 +1,1 @@
+"""What the shell scripts in this folder run."""

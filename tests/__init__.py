@@ -1,0 +1,1 @@
+"""The tests. snapshot.py writes the models that they run on."""

@@ -1,0 +1,61 @@
+"""One tiny home with random weights, and one service on it, for the whole run."""
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+from aesthetic import checkpoint, pipeline
+from aesthetic.registry import Registry
+from aesthetic.request import Request
+from aesthetic.service import Service
+from tests import snapshot
+
+# The first draw of text reads Unicode's tables, which takes longer than Hypothesis likes.
+hypothesis.settings.register_profile("here", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None)
+hypothesis.settings.load_profile("here")
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for AESTHETIC_HOME; tests don't change it."""
+    return snapshot.write_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def model(home: Path) -> pipeline.Model:
+    """The model of `home`, on the CPU."""
+    return pipeline.load(checkpoint.locate(None, home / "weights"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def service(home: Path, model: pipeline.Model) -> Service:
+    """A service on `model`: shared, since nothing that it is asked may change what it draws next."""
+    return Service(model, Registry(home / "embeddings"))
+
+
+@pytest.fixture
+def quick() -> Request:
+    """A request that takes a fraction of a second."""
+    return Request(
+        prompt="the cat", width=128, height=128, num_inference_steps=3, aesthetic_steps=3, seed=7, scheduler="DDIM"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's reaches the tests, and no test reaches the network."""
+    monkeypatch.delenv("AESTHETIC_HOME", raising=False)
+    monkeypatch.delenv("AESTHETIC_MODEL", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def published(name: str) -> Path:
+    """A published embedding, from beside the checkout. They are not ours to keep in it."""
+    path = SHARED / "aesthetic_embeddings" / f"{name}.pt"
+    if not path.is_file():
+        pytest.skip(f"the published embeddings are not in {path.parent}")
+    return path

@@ -1,0 +1,189 @@
+"""Aesthetics in files: the published ones, our own, and everything else that has the same suffix."""
+
+import hashlib
+import io
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aesthetic import embedding
+from aesthetic.embedding import Aesthetic
+from aesthetic.errors import EmbeddingError
+from tests.conftest import published
+
+NAMES = ("aivazovsky", "cloudcore", "fantasy", "flower_plant", "gloomcore", "glowwave", "laion_7plus", "sac_8plus")
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(EmbeddingError) as error:
+        embedding.read(path)
+    return str(error.value)
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_published_embeddings_load(name: str) -> None:
+    path = published(name)
+    aesthetic = embedding.read(path, name)
+    assert aesthetic.vector.shape == (1, 768)
+    assert aesthetic.vector.dtype == torch.float32
+    assert aesthetic.vector.norm().item() == pytest.approx(1, abs=1e-6)
+    assert aesthetic.vector.device.type == "cpu"
+    raw = torch.load(path, map_location="cpu", weights_only=True).double().reshape(1, -1)
+    torch.testing.assert_close(aesthetic.vector, (raw / raw.norm()).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(768,), (1, 768)])
+def test_any_float_type_and_either_shape_will_do(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    vector = embedding.read(saved(tmp_path / "a.pt", torch.randn(shape).to(dtype))).vector
+    assert vector.shape == (1, 768)
+    assert vector.dtype == torch.float32
+    assert vector.norm().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_large_fp16_values_have_a_norm(tmp_path: Path) -> None:
+    vector = embedding.read(saved(tmp_path / "a.pt", torch.full((768,), 60000.0).half())).vector
+    assert vector.norm().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_parameter_is_a_tensor(tmp_path: Path) -> None:
+    assert not embedding.read(saved(tmp_path / "a.pt", torch.nn.Parameter(torch.randn(8)))).vector.requires_grad
+
+
+def test_saved_and_read_again(tmp_path: Path) -> None:
+    vector, path = torch.randn(1, 24), tmp_path / "mine.safetensors"
+    embedding.save(path, vector, {"space": "somewhere", "pictures": "12"})
+    aesthetic = embedding.read(path)
+    torch.testing.assert_close(aesthetic.vector, vector / vector.norm())
+    assert aesthetic.space == "somewhere"
+    assert aesthetic.notes["pictures"] == "12"
+    assert aesthetic.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert aesthetic.name == aesthetic.sha256[:12]
+
+
+def test_the_first_bytes_say_what_it_is_not_the_name(tmp_path: Path) -> None:
+    torch.save(torch.randn(8), tmp_path / "upload.bin")
+    embedding.save(tmp_path / "upload", torch.randn(1, 8), {})
+    assert embedding.read(tmp_path / "upload.bin").width == embedding.read(tmp_path / "upload").width == 8
+
+
+class Bomb:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (torch.tensor([1.0, float("nan"), float("inf")]), "2 values that are not finite"),
+        (torch.zeros(1, 768), "nothing but zeros"),
+        (torch.randn(2, 768), "a tensor [2, 768]"),
+        (torch.tensor(1.0), "a tensor []"),
+        (torch.randn(0), "a tensor [0]"),
+        (torch.randn(1, 1, 768), "a tensor [1, 1, 768]"),
+        (torch.zeros(1).expand(10**9), "a tensor [1000000000]"),
+        (torch.arange(768), "a torch.strided tensor of torch.int64"),
+        (torch.randn(768, dtype=torch.complex64), "a torch.strided tensor of torch.complex64"),
+        (torch.randn(768).to_sparse(), "a torch.sparse_coo tensor"),
+        ({"string_to_param": {"*": torch.randn(1, 768)}}, "a dict ('string_to_param'), perhaps a textual inversion"),
+        (OrderedDict({"<cat>": torch.randn(768)}), "a dict ('<cat>'), perhaps a textual inversion"),
+        ([torch.randn(768)], "a list"),
+        ("text", "a str"),
+    ],
+)
+def test_refuses_what_is_no_aesthetic(tmp_path: Path, content: object, found: str) -> None:
+    message = refusal(saved(tmp_path / "a.pt", content))
+    assert f"a.pt holds {found}" in message
+    assert "one tensor [D] or [1, D] of finite floats that are not all zero was expected" in message
+
+
+def test_nothing_in_a_pickle_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "more than a tensor, and it was not opened" in refusal(saved(tmp_path / "a.pt", Bomb()))
+    (tmp_path / "b.pt").write_bytes(pickle.dumps(Bomb()))
+    assert "neither a .safetensors file nor a .pt file" in refusal(tmp_path / "b.pt")
+    assert not (tmp_path / "ran").exists()
+    # The same file does run where nobody takes care: the test would notice.
+    torch.load(tmp_path / "a.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()
+
+
+def test_refuses_files_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    assert "there is no file" in refusal(path)
+    path.write_bytes(b"")
+    assert refusal(path) == "a.pt is empty; a .pt or .safetensors file was expected"
+    path.write_text("just some text")
+    assert "a.pt is neither a .safetensors file nor a .pt file" in refusal(path)
+    with path.open("wb") as file:
+        file.truncate(100 * 10**6)
+    assert refusal(path) == "a.pt has 100.0 MB; an aesthetic has a few kB"
+
+
+def test_refuses_a_pt_file_that_unpacks_to_much(tmp_path: Path) -> None:
+    torch.save(torch.zeros(10**8 // 4), tmp_path / "large.pt")
+    with zipfile.ZipFile(tmp_path / "large.pt") as large, zipfile.ZipFile(tmp_path / "a.pt", "w") as packed:
+        for record in large.infolist():
+            packed.writestr(record.filename, large.read(record), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "a.pt").stat().st_size < embedding.MAX_BYTES
+    assert "a.pt unpacks to more than 1000 kB" in refusal(tmp_path / "a.pt")
+
+
+def test_refuses_safetensors_with_anything_else_in_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file({"emb_params": torch.randn(1, 768)}, path)
+    assert "1 tensors ('emb_params' [1, 768]), perhaps a textual inversion" in refusal(path)
+    safetensors.torch.save_file({"aesthetic": torch.randn(768), "more": torch.randn(768)}, path)
+    assert "holds 2 tensors" in refusal(path)
+
+
+@given(at=st.integers(0, 5000), new=st.binary(min_size=1, max_size=8), kind=st.sampled_from(["pt", "safetensors"]))
+def test_damage_of_any_kind_is_refused_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, at: int, new: bytes, kind: str
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "a"
+    buffer = io.BytesIO()
+    torch.save(torch.ones(1, 64), buffer)
+    whole = buffer.getvalue() if kind == "pt" else safetensors.torch.save({"aesthetic": torch.ones(1, 64)})
+    at %= len(whole)
+    path.write_bytes(whole[:at] + new + whole[at + len(new) :])
+    try:
+        aesthetic = embedding.read(path)
+    except EmbeddingError:
+        return
+    assert aesthetic.vector.norm().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_mean_is_of_the_raw_features_however_they_are_batched() -> None:
+    features = torch.randn(10, 24) * 7
+    expected = features.mean(dim=0, keepdim=True)
+    for size in (1, 3, 10):
+        torch.testing.assert_close(embedding.mean(torch.split(features, size)), expected, rtol=1e-6, atol=1e-6)
+
+
+def aesthetic(width: int, space: str | None) -> Aesthetic:
+    return Aesthetic(vector=torch.ones(1, width), name="mine", sha256="", space=space)
+
+
+def test_another_width_and_another_space_name_both_sides() -> None:
+    embedding.require_fit(aesthetic(24, "here"), space="here", width=24)
+    embedding.require_fit(aesthetic(24, None), space="here", width=24)
+    with pytest.raises(EmbeddingError, match=r"mine has 768 dimensions \(there\), the model's CLIP space here has 24"):
+        embedding.require_fit(aesthetic(768, "there"), space="here", width=24)
+    with pytest.raises(EmbeddingError, match="mine was made in the CLIP space there, and the model works in here"):
+        embedding.require_fit(aesthetic(24, "there"), space="here", width=24)

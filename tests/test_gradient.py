@@ -1,0 +1,114 @@
+"""The idea: equal to the original code, and from pristine weights every time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPModel, CLIPTextModel
+
+from aesthetic import prompt
+from aesthetic.gradient import Personaliser, similarity
+from aesthetic.pipeline import Model
+from aesthetic.service import Service
+from tests import original, snapshot
+
+STEPS = (0, 1, 5, 20)
+RATES = (1e-4, 3e-3)
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.fixture
+def clip(home: Path) -> CLIPModel:
+    """A whole CLIP as the original code had it: its text tower is the one that Stable Diffusion uses."""
+    model = CLIPModel.from_pretrained(home / "weights" / snapshot.CLIP, dtype=torch.float32)
+    folder = home / "weights" / snapshot.MODEL / "text_encoder"
+    tower = CLIPTextModel.from_pretrained(folder, variant="fp16", dtype=torch.float32)
+    model.text_model.load_state_dict(tower.state_dict())
+    return model.eval()
+
+
+@pytest.fixture
+def tokens(model: Model) -> Tensor:
+    return prompt.tokenize(model, "a painting of the cat").input_ids
+
+
+@pytest.fixture
+def target(service: Service) -> Tensor:
+    return service.registry.read("sac_8plus").vector
+
+
+@pytest.mark.parametrize("lr", RATES)
+@pytest.mark.parametrize("steps", STEPS)
+def test_equals_the_original_loop(
+    model: Model, clip: CLIPModel, tokens: Tensor, target: Tensor, steps: int, lr: float
+) -> None:
+    *_, last = Personaliser(model.encoder)(tokens, target, steps=steps, lr=lr)
+    theirs = original.conditioning(clip, tokens, target, steps=steps, lr=lr)
+    assert last.index == steps
+    assert difference(last.conditioning, theirs) <= 1e-5
+
+
+def test_the_comparison_can_fail(model: Model, clip: CLIPModel, tokens: Tensor, target: Tensor) -> None:
+    *_, last = Personaliser(model.encoder)(tokens, target, steps=5, lr=1e-4)
+    theirs = original.conditioning(clip, tokens, target, steps=5, lr=1.01e-4)
+    assert difference(last.conditioning, theirs) > 1e-5
+
+
+def test_every_stop_is_the_end_of_a_shorter_run(model: Model, tokens: Tensor, target: Tensor) -> None:
+    personalise = Personaliser(model.encoder)
+    stops = list(personalise(tokens, target, steps=5, lr=1e-3))
+    for steps, stop in enumerate(stops):
+        *_, last = personalise(tokens, target, steps=steps, lr=1e-3)
+        assert torch.equal(stop.conditioning, last.conditioning)
+        assert torch.equal(stop.similarity, last.similarity)
+
+
+def test_similarity_rises(model: Model, tokens: Tensor, target: Tensor) -> None:
+    cosines = [step.similarity.item() for step in Personaliser(model.encoder)(tokens, target, steps=5, lr=1e-3)]
+    assert cosines == sorted(cosines)
+    assert cosines[0] < cosines[-1]
+
+
+def test_similarity_is_the_cosine() -> None:
+    text, aesthetic = torch.randn(3, 24), torch.nn.functional.normalize(torch.randn(1, 24))
+    expected = torch.nn.functional.cosine_similarity(text, aesthetic)
+    torch.testing.assert_close(similarity(text, aesthetic), expected)
+
+
+def test_an_abandoned_run_leaves_nothing_behind(model: Model, tokens: Tensor, target: Tensor) -> None:
+    before = {name: weight.clone() for name, weight in model.encoder.state_dict().items()}
+    personalise = Personaliser(model.encoder)
+    *_, expected = personalise(tokens, target, steps=4, lr=1e-3)
+    for stops in range(4):
+        abandoned = personalise(tokens, target, steps=4, lr=0.1)
+        for _ in range(stops + 1):
+            next(abandoned)
+        *_, last = personalise(tokens, target, steps=4, lr=1e-3)
+        assert torch.equal(last.conditioning, expected.conditioning)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.encoder.state_dict().items())
+
+
+def test_works_where_gradients_are_switched_off_and_leaves_them_so(
+    model: Model, tokens: Tensor, target: Tensor
+) -> None:
+    *_, expected = Personaliser(model.encoder)(tokens, target, steps=2, lr=1e-3)
+    with torch.no_grad():
+        steps = []
+        for step in Personaliser(model.encoder)(tokens, target, steps=2, lr=1e-3):
+            assert not torch.is_grad_enabled()
+            steps.append(step)
+    assert torch.equal(steps[-1].conditioning, expected.conditioning)
+
+
+def test_only_the_text_model_moves_and_gradients_are_freed(model: Model, tokens: Tensor, target: Tensor) -> None:
+    personalise = Personaliser(model.encoder)
+    list(personalise(tokens, target, steps=2, lr=1e-3))
+    moved, pristine = personalise._working.state_dict(), model.encoder.state_dict()
+    assert torch.equal(moved["text_projection.weight"], pristine["text_projection.weight"])
+    for name in ("final_layer_norm.weight", "embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.bias"):
+        assert not torch.equal(moved[f"text_model.{name}"], pristine[f"text_model.{name}"])
+    assert all(weight.grad is None for weight in personalise._working.parameters())

@@ -1,0 +1,63 @@
+"""Imports point downward only, and the heavy libraries stay where models are loaded or run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.snapshot import ROOT
+
+LAYERS = [  # from the top; whoever stands in a line may import from the lines below it
+    {"predict", "__main__"},
+    {"service"},
+    {"sample", "output", "download"},
+    {"prompt", "registry"},
+    {"embedding", "pipeline"},
+    {"gradient", "schedulers", "images", "checkpoint"},
+    {"request"},
+    {"errors", "__init__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FILES = {path.stem: path for path in [ROOT / "predict.py", *(ROOT / "aesthetic").glob("*.py")]}
+HEAVY = {"diffusers", "transformers"}
+MAY_BE_HEAVY = {"pipeline", "sample", "schedulers"}
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """The modules of ours and the top-level names of others that a file imports, anywhere in it."""
+    ours: set[str] = set()
+    others: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0 and not (node.module or "").startswith("aesthetic"):
+                others.add((node.module or "").partition(".")[0])
+                continue
+            module = (node.module or "").removeprefix("aesthetic").removeprefix(".")
+            names = {alias.name for alias in node.names}
+            ours |= {module} if module else {name if name in FILES else "__init__" for name in names}
+    return ours, others
+
+
+def test_every_file_has_a_place() -> None:
+    assert FILES.keys() == RANK.keys()
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_imports_point_downward(name: str) -> None:
+    ours, _ = imports(FILES[name])
+    assert all(RANK[module] > RANK[name] for module in ours), ours
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_heavy_libraries_stay_where_they_belong(name: str) -> None:
+    _, others = imports(FILES[name])
+    assert not others & HEAVY or name in MAY_BE_HEAVY
+    assert ("cog" in others) == (name == "predict")
+
+
+def test_the_idea_needs_torch_and_nothing_else() -> None:
+    ours, others = imports(FILES["gradient"])
+    assert ours == set()
+    assert others == {"copy", "collections", "dataclasses", "torch"}

@@ -1,0 +1,179 @@
+"""The command line, as the original script's users know it."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from aesthetic import embedding, output
+from aesthetic.__main__ import main
+from aesthetic.request import Request
+from aesthetic.service import Service
+from tests import snapshot
+from tests.snapshot import MODEL
+from tests.test_images import encoded
+
+SMALL = ["--W=128", "--H=128", "--ddim_steps=2", "--aesthetic_steps=2"]
+
+
+@pytest.fixture(autouse=True)
+def _tiny(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 1
+    return capsys.readouterr().err
+
+
+def test_writes_samples_and_a_grid_and_never_over_others(tmp_path: Path) -> None:
+    arguments = ["txt2img", "--n_samples=2", "--n_iter=2", "--n_rows=3", *SMALL]
+    assert main(arguments) == 0
+    outdir = tmp_path / "outputs" / "txt2img-samples"
+    assert names(outdir) == ["grid-0000.png", *(f"samples/0000{i}.png" for i in range(4))]
+    with Image.open(outdir / "grid-0000.png") as grid:
+        assert grid.size == (3 * 130 + 2, 2 * 130 + 2)
+    (outdir / "samples" / "00001.png").unlink()
+    assert main([*arguments, "--skip_grid"]) == 0
+    assert names(outdir) == ["grid-0000.png", *(f"samples/0000{i}.png" for i in (0, 2, 3, 4, 5, 6, 7))]
+
+
+def test_every_picture_has_a_seed_of_its_own_unless_the_code_is_fixed(tmp_path: Path) -> None:
+    arguments = ["txt2img", "--seed=10", "--n_samples=2", "--n_iter=2", "--outdir=a", *SMALL]
+    assert main(arguments) == 0
+    seeds = [output.read_recipe(path).request["seed"] for path in sorted((tmp_path / "a/samples").iterdir())]
+    assert seeds == [10, 11, 12, 13]
+    assert main([*arguments, "--outdir=b", "--fixed_code"]) == 0
+    first, second, third, fourth = (path.read_bytes() for path in sorted((tmp_path / "b/samples").iterdir()))
+    assert (first, second) == (third, fourth)
+    assert first != second
+
+
+def test_flags_reach_the_request(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("the cat\n\nthe dog\n")
+    flags = "--from-file prompts.txt --plms --scale 5 --n_samples 1 --n_iter 1 --aesthetic_lr 0.001 --skip_grid"
+    assert main(["txt2img", *shlex.split(flags), "--aesthetic_embedding=fantasy", "--outdir=o", *SMALL]) == 0
+    recipes = [output.read_recipe(path) for path in sorted((tmp_path / "o/samples").iterdir())]
+    assert [recipe.request["prompt"] for recipe in recipes] == ["the cat", "the dog"]
+    assert recipes[0].rebuild() == Request(
+        prompt="the cat",
+        scheduler="PNDM",
+        guidance_scale=5,
+        aesthetic_lr=0.001,
+        aesthetic_embedding="fantasy",
+        width=128,
+        height=128,
+        num_inference_steps=2,
+        aesthetic_steps=2,
+        seed=42,
+    )
+
+
+def test_without_plms_it_is_ddim_with_its_noise(tmp_path: Path) -> None:
+    for eta in ("0", "1"):
+        assert main(["txt2img", f"--ddim_eta={eta}", "--n_samples=1", "--n_iter=1", f"--outdir={eta}", *SMALL]) == 0
+    zero, one = (tmp_path / eta / "samples" / "00000.png" for eta in ("0", "1"))
+    assert output.read_recipe(one).request["scheduler"] == "DDIM"
+    assert output.read_recipe(one).request["ddim_eta"] == 1
+    assert Image.open(zero).tobytes() != Image.open(one).tobytes()
+
+
+def test_skip_save_leaves_the_grid(tmp_path: Path) -> None:
+    assert main(["txt2img", "--skip_save", "--n_samples=1", "--n_iter=1", "--outdir=o", *SMALL]) == 0
+    assert names(tmp_path / "o") == ["grid-0000.png"]
+
+
+def test_a_recipe_is_shown_and_its_command_draws_the_same_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = 'it\'s "the" cat; $(rm -rf /)'
+    arguments = ["--prompt", prompt, "--negative_prompt=-x", "--n_samples=2", "--n_iter=1", "--scheduler=KLMS"]
+    assert main(["txt2img", *arguments, "--outdir=first", *SMALL]) == 0
+    drawn = tmp_path / "first" / "samples" / "00001.png"
+    capsys.readouterr()
+    assert main(["recipe", str(drawn)]) == 0
+    shown = capsys.readouterr().out
+    assert f"prompt                  {prompt}\n" in shown
+    assert "aesthetic sha256" in shown
+    python, flag, module, *command = shlex.split(shown.splitlines()[-1])
+    assert (python, flag, module) == ("python", "-m", "aesthetic")
+    assert main([*command, "--outdir=again"]) == 0
+    assert (tmp_path / "again" / "samples" / "00000.png").read_bytes() == drawn.read_bytes()
+
+
+def test_the_recipe_of_a_file_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    file = home / "embeddings" / "fantasy.pt"
+    arguments = ["--n_samples=1", "--n_iter=1", "--outdir=o", f"--aesthetic_embedding={file}"]
+    assert main(["txt2img", *arguments, *SMALL]) == 0
+    assert main(["recipe", "o/samples/00000.png"]) == 0
+    shown = capsys.readouterr().out
+    assert "--aesthetic_embedding=FILE" in shown
+    assert f"FILE is the aesthetic with the sha256 {snapshot.sha256(file)}." in shown
+
+
+def test_embed_makes_an_aesthetic_from_a_folder(
+    tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    images = [Image.effect_noise((40, 50), 60 + i).convert("RGB") for i in range(40)]  # more than a batch
+    for i, image in enumerate(images):
+        (tmp_path / "pictures" / f"{i:02}.png").write_bytes(encoded(image))
+    assert main(["embed", "pictures", "-o", "mine.safetensors"]) == 0
+    captured = capsys.readouterr()
+    assert "the mean of 40 pictures in the CLIP space openai/clip-vit-large-patch14" in captured.out
+    assert "Looking at pictures" in captured.err
+    with safe_open("mine.safetensors", framework="pt") as file:
+        vector, notes = file.get_tensor("aesthetic"), file.metadata()
+    vision = service.model.vision
+    assert vision is not None
+    expected = vision.features([vision.prepare(image) for image in images]).mean(dim=0, keepdim=True)
+    assert vector.shape == (1, 24)
+    assert (vector - expected).norm() / expected.norm() < 1e-6
+    assert notes["pictures"] == "40"
+    assert notes["space"] == "openai/clip-vit-large-patch14"
+    assert notes["model"] == MODEL
+    assert len(notes["pictures_sha256"]) == 64
+    assert notes["date"].startswith("20")
+    assert main(["txt2img", "--aesthetic_embedding=mine.safetensors", "--n_samples=1", "--n_iter=1", *SMALL]) == 0
+    assert embedding.read(tmp_path / "mine.safetensors").space == "openai/clip-vit-large-patch14"
+
+
+def test_embeddings_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embeddings"]) == 0
+    shown = capsys.readouterr().out
+    assert "sac_8plus (default)" in shown
+    assert "not downloaded" not in shown
+
+
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    for arguments, message in (
+        (["txt2img", "--W=100"], "width must be one of"),
+        (["txt2img", "--n_samples=9"], "num_outputs must be 1 to 8, not 9"),
+        (["txt2img", "--aesthetic_embedding=nonsense"], "there is no aesthetic 'nonsense'"),
+        (["txt2img", "--aesthetic_embedding=x.pt"], "there is no file x.pt"),
+        (["txt2img", "--from-file=nothing.txt"], "--from-file nothing.txt can't be read"),
+        (["txt2img", "--from-file=empty.txt"], "holds no prompt"),
+        (["txt2img", "--ckpt=nonsense"], "there is no model 'nonsense'"),
+        (["embed", "nothing", "-o", "a.safetensors"], "there is no file nothing"),
+        (["embed", "nothing", "-o", "a.pt"], "-o must end in .safetensors"),
+        (["recipe", "nothing.png"], "there is no file nothing.png"),
+    ):
+        assert message in complaint(capsys, *arguments), arguments
+
+
+def test_help_and_bad_values_answer_without_torch() -> None:
+    probe = "import sys, aesthetic.__main__ as m; m._parser(); print(json.dumps('torch' in sys.modules))"
+    command = [sys.executable, "-c", f"import json; {probe}"]
+    answer = subprocess.run(command, cwd=snapshot.ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(answer.stdout) is False

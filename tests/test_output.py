@@ -1,0 +1,141 @@
+"""PNG files that know how they were made."""
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from aesthetic import output
+from aesthetic.errors import AestheticError, PictureError, RequestError
+from aesthetic.output import Recipe
+from aesthetic.request import MAX_SEED, SCHEDULERS, Request
+
+RED = Image.new("RGB", (4, 4), "red")
+
+
+def recipe(request: Request, **aesthetic: str) -> Recipe:
+    model = {"name": "tiny", "revision": "local", "precision": "float32"}
+    return Recipe.of(request, model=model, aesthetic=aesthetic, versions={"torch": "2.13.0"})
+
+
+def written(path: Path, content: Recipe) -> Path:
+    output.write_png(path, RED, content)
+    return path
+
+
+def forged(path: Path, text: str) -> Path:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("aesthetic", text)
+    RED.save(path, pnginfo=texts)
+    return path
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=50)
+
+
+@given(prompt=TEXT, negative_prompt=TEXT, seed=st.integers(0, MAX_SEED), scheduler=st.sampled_from(SCHEDULERS))
+def test_what_is_written_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, prompt: str, negative_prompt: str, seed: int, scheduler: str
+) -> None:
+    request = Request(prompt=prompt, negative_prompt=negative_prompt, seed=seed, scheduler=scheduler)
+    content = recipe(request)
+    path = written(tmp_path_factory.mktemp("png") / "a.png", content)
+    assert output.read_recipe(path) == content
+    assert output.read_recipe(path).rebuild() == request
+
+
+def test_the_pixels_stay_what_they_are(tmp_path: Path) -> None:
+    with Image.open(written(tmp_path / "a.png", recipe(Request(seed=1)))) as image:
+        assert image.tobytes() == RED.tobytes()
+
+
+def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (written(tmp_path / name, recipe(Request(seed=1))) for name in ("a.png", "b.png"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_parameters_are_as_the_web_uis_write_them(tmp_path: Path) -> None:
+    request = Request(
+        prompt="a cat,\nin Köln", negative_prompt="a dog", seed=5, scheduler="DDIM", ddim_eta=0.5, aesthetic_steps=3
+    )
+    path = written(tmp_path / "a.png", recipe(request, name="fantasy", source="name", sha256="abc"))
+    with Image.open(path) as image:
+        assert image.info["parameters"] == (
+            "a cat,\nin Köln\n"
+            "Negative prompt: a dog\n"
+            "Steps: 50, Sampler: DDIM, CFG scale: 7.5, Seed: 5, Size: 512x512, Model: tiny, Model revision: local, "
+            "Eta: 0.5, Aesthetic embedding: fantasy, Aesthetic sha256: abc, Aesthetic steps: 3, Aesthetic LR: 0.0001, "
+            "Version: torch 2.13.0"
+        )
+
+
+def test_values_with_commas_are_quoted(tmp_path: Path) -> None:
+    content = replace(recipe(Request(seed=1)), versions={"torch": "2", "diffusers": "3"})
+    with Image.open(written(tmp_path / "a.png", content)) as image:
+        assert image.info["parameters"].endswith('Version: "torch 2, diffusers 3"')
+
+
+def test_every_scheduler_has_a_name_there() -> None:
+    assert tuple(output.SAMPLERS) == SCHEDULERS
+
+
+def test_files_are_not_named_but_can_be_given_again(tmp_path: Path) -> None:
+    request = Request(seed=1, aesthetic_embedding_file=tmp_path / "secret.pt")
+    path = written(tmp_path / "a.png", recipe(request, name="abc", source="file", sha256="abc"))
+    assert b"secret" not in path.read_bytes()
+    assert output.read_recipe(path).rebuild(tmp_path / "secret.pt") == request
+
+
+def test_a_picture_without_a_recipe_says_so(tmp_path: Path) -> None:
+    RED.save(tmp_path / "plain.png")
+    (tmp_path / "text.png").write_text("text")
+    for name in ("plain.png", "text.png"):
+        with pytest.raises(PictureError, match=f"{name} carries no recipe"):
+            output.read_recipe(tmp_path / name)
+    with pytest.raises(PictureError, match="there is no file"):
+        output.read_recipe(tmp_path / "nothing.png")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+FACTS = ("request", "model", "aesthetic", "versions")
+
+
+@given(st.dictionaries(st.sampled_from(FACTS), JSON) | JSON)
+def test_a_forged_recipe_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
+    path = forged(tmp_path_factory.mktemp("forged") / "a.png", json.dumps(content))
+    with suppress(AestheticError):
+        output.read_recipe(path).rebuild()
+
+
+def test_a_tampered_request_is_refused(tmp_path: Path) -> None:
+    facts = {"model": {"name": "x", "revision": "x", "precision": "x"}, "aesthetic": {}, "versions": {}}
+    path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"width": 10**9}}))
+    with pytest.raises(RequestError, match="width must be one of"):
+        output.read_recipe(path).rebuild()
+    path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"evil": 1}}))
+    with pytest.raises(RequestError, match="not one of this version's"):
+        output.read_recipe(path).rebuild()
+    facts["model"]["name"] = "\x1b[31m"
+    path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {}}))
+    with pytest.raises(PictureError, match="carries no recipe"):
+        output.read_recipe(path)
+    with pytest.raises(PictureError, match="carries no recipe"):
+        output.read_recipe(forged(tmp_path / "a.png", "[" * 100_000))
+
+
+def test_grid() -> None:
+    sheet = output.grid([RED] * 5, columns=3)
+    assert sheet.size == (3 * 6 + 2, 2 * 6 + 2)
+    assert sheet.getpixel((0, 0)) == (0, 0, 0)
+    assert sheet.getpixel((2, 2)) == (255, 0, 0)
+    assert sheet.getpixel((2 + 2 * 6, 2 + 6)) == (0, 0, 0)
+    assert output.grid([RED], columns=3).size == (8, 8)

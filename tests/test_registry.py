@@ -1,0 +1,65 @@
+"""Aesthetics by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from aesthetic.errors import CheckpointError, EmbeddingError, RequestError
+from aesthetic.registry import Registry
+from tests import snapshot
+from tests.conftest import published
+
+SPACE = "openai/clip-vit-large-patch14"
+OURS = Registry(snapshot.ROOT / "embeddings")
+
+
+@pytest.mark.parametrize("name", list(OURS.entries))
+def test_the_index_knows_the_published_files(name: str, tmp_path: Path) -> None:
+    shutil.copy(OURS.folder / "index.json", tmp_path)
+    shutil.copy(published(name), tmp_path)
+    aesthetic = Registry(tmp_path).read(name)
+    assert aesthetic.name == name
+    assert aesthetic.space == SPACE
+    assert aesthetic.vector.shape == (1, 768)
+
+
+def test_every_entry_is_pinned() -> None:
+    for entry in OURS.entries.values():
+        assert len(entry.sha256) == 64
+        assert entry.url is None or "30ca347d39eb7c92dd651a513cf4f795ed995708" in entry.url
+        assert entry.made_of
+
+
+def test_there_is_one_default_for_a_space() -> None:
+    assert OURS.default(SPACE) == "sac_8plus"
+    assert [name for name, entry in OURS.entries.items() if entry.default] == ["sac_8plus"]
+    with pytest.raises(RequestError, match="the CLIP space elsewhere has no default aesthetic"):
+        OURS.default("elsewhere")
+
+
+def test_an_unknown_name_lists_the_known_ones(home: Path) -> None:
+    with pytest.raises(RequestError, match="there is no aesthetic 'nonsense'; there are sac_8plus, laion_7plus"):
+        Registry(home / "embeddings").read("nonsense")
+
+
+def test_says_what_to_do_if_the_file_is_missing_or_another(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "embeddings", tmp_path / "embeddings")
+    registry = Registry(tmp_path / "embeddings")
+    shutil.copy(registry.path("fantasy"), registry.path("gloomcore"))
+    with pytest.raises(EmbeddingError, match=r"and the index says .* run script/download-weights"):
+        registry.read("gloomcore")
+    registry.path("gloomcore").unlink()
+    with pytest.raises(EmbeddingError, match="gloomcore has not been downloaded: run script/download-weights"):
+        registry.read("gloomcore")
+
+
+def test_a_folder_without_an_index_is_no_registry(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        Registry(tmp_path)
+
+
+def test_the_index_is_what_the_design_says() -> None:
+    for entry in json.loads((OURS.folder / "index.json").read_text()).values():
+        assert {"file", "sha256", "space", "made_of"} <= entry.keys()

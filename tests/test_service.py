@@ -1,0 +1,326 @@
+"""The whole of a prediction, in one process."""
+
+import copy
+import ctypes
+import logging
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPModel
+
+from aesthetic import embedding, output, prompt, sample
+from aesthetic.errors import DrawingError, EmbeddingError, PictureError, RequestError
+from aesthetic.pipeline import Model, Vision
+from aesthetic.request import Request
+from aesthetic.service import Service
+from tests import original, snapshot
+from tests.snapshot import MODEL
+from tests.test_gradient import clip, difference  # noqa: F401
+from tests.test_images import encoded, zipped
+
+
+def weights(model: Model) -> dict[str, Tensor]:
+    """Every weight of everything that is loaded."""
+    parts = {"encoder": model.encoder, **model.pipeline.components}
+    if model.vision is not None:
+        parts["vision"] = model.vision._model
+    return {
+        f"{part}.{name}": weight
+        for part, module in parts.items()
+        if isinstance(module, torch.nn.Module)
+        for name, weight in module.state_dict().items()
+    }
+
+
+@pytest.fixture
+def unchanged(model: Model) -> Iterator[None]:
+    """Every weight is, to the bit, what it was before the test."""
+    before = copy.deepcopy(weights(model))
+    yield
+    after = weights(model)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def png(service: Service, request: Request, folder: Path) -> bytes:
+    folder.mkdir(exist_ok=True)
+    paths, _ = service.predict(request, folder)
+    return paths[0].read_bytes()
+
+
+@pytest.fixture
+def plain(home: Path) -> StableDiffusionPipeline:
+    pipe = StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_without_steps_it_is_plain_diffusers(service: Service, plain: StableDiffusionPipeline, quick: Request) -> None:
+    request = replace(quick, aesthetic_steps=0, scheduler="PNDM", negative_prompt="the dog", num_outputs=2)
+    latents = sample._noise(service.model, request, sample.generators(request))
+    for i, (ours, _) in enumerate(service.draw(request).pictures):
+        theirs = plain(
+            "the cat",
+            negative_prompt="the dog",
+            latents=latents[i : i + 1],
+            width=128,
+            height=128,
+            num_inference_steps=3,
+        ).images[0]
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def test_with_steps_it_is_plain_diffusers_on_the_originals_conditioning(
+    service: Service,
+    plain: StableDiffusionPipeline,
+    clip: CLIPModel,  # noqa: F811
+    quick: Request,
+) -> None:
+    target = service.registry.read("sac_8plus").vector
+    tokens = plain.tokenizer("the cat", padding="max_length", return_tensors="pt").input_ids
+    theirs = original.conditioning(clip, tokens, target, steps=3, lr=1e-4)
+    ours, similarity = service._condition(quick, service._wish(quick))
+    assert difference(ours.positive, theirs) <= 1e-5
+    assert similarity is not None
+    assert similarity[0] < similarity[1]
+    # The negative prompt is the business of the untouched encoder.
+    with torch.no_grad():
+        assert torch.equal(ours.negative, plain.encode_prompt("", "cpu", 1, False)[0])
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_batch_is_its_pictures_alone(service: Service, quick: Request) -> None:
+    for scheduler in ("DDIM", "K_EULER_ANCESTRAL"):  # the second draws more noise on the way
+        request = replace(quick, scheduler=scheduler, num_outputs=3)
+        batch = service.draw(request).pictures
+        for i, (image, recipe) in enumerate(batch):
+            [(alone, same)] = service.draw(replace(request, seed=7 + i, num_outputs=1)).pictures
+            assert image.tobytes() == alone.tobytes()
+            assert recipe == same
+        assert len({image.tobytes() for image, _ in batch}) == 3
+
+
+def test_the_aesthetic_changes_the_picture(service: Service, quick: Request) -> None:
+    strong = replace(quick, aesthetic_lr=0.01)
+    pictures = {
+        service.draw(request).pictures[0][0].tobytes()
+        for request in (
+            replace(quick, aesthetic_steps=0),
+            strong,
+            replace(strong, aesthetic_embedding="fantasy"),
+        )
+    }
+    assert len(pictures) == 3
+
+
+FRESH = """
+import sys
+from pathlib import Path
+from aesthetic.output import read_recipe
+from aesthetic.service import Service
+Service.load().predict(read_recipe(Path(sys.argv[1])).rebuild(), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_after_anything_the_next_picture_is_that_of_a_fresh_process(
+    service: Service, quick: Request, home: Path, tmp_path: Path
+) -> None:
+    first = png(service, quick, tmp_path / "first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "is_unsafe", lambda *_: True)
+        with pytest.raises(DrawingError):
+            service.draw(replace(quick, aesthetic_lr=0.1))
+    cancelled = sum(cancel(service, replace(quick, aesthetic_steps=50, aesthetic_lr=0.1)) for _ in range(20))
+    assert cancelled > 5
+    assert png(service, quick, tmp_path / "next") == first
+    (tmp_path / "fresh").mkdir()
+    command = [sys.executable, "-c", FRESH, str(tmp_path / "first" / "output.0.png"), str(tmp_path / "fresh")]
+    subprocess.run(command, cwd=snapshot.ROOT, env={"AESTHETIC_HOME": str(home)}, check=True, capture_output=True)
+    assert (tmp_path / "fresh" / "output.0.png").read_bytes() == first
+
+
+class Cancelled(BaseException):
+    """As Cog's: no Exception, and thrown in at any point."""
+
+
+def cancel(service: Service, request: Request) -> bool:
+    """Start a prediction in a thread and throw an exception into it at a random moment, as Cog does."""
+    outcome: list[str] = []
+
+    def work() -> None:
+        try:
+            service.draw(request)
+            outcome.append("finished")
+        except Cancelled:
+            outcome.append("cancelled")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(random.uniform(0, 0.2))
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Cancelled))
+    thread.join()
+    return outcome == ["cancelled"]
+
+
+def test_blocked_pictures_are_left_out(
+    service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = replace(quick, num_outputs=2)
+    whole = service.draw(request)
+    flags = iter([True, False])
+    monkeypatch.setattr(sample, "is_unsafe", lambda *_: next(flags))
+    drawing = service.draw(request)
+    assert drawing.blocked == 1
+    assert "kept 1 of 2 pictures back" in caplog.text
+    [(image, recipe)] = drawing.pictures
+    assert image.tobytes() == whole.pictures[1][0].tobytes()
+    assert recipe.request["seed"] == 8
+
+
+def test_the_safety_checker_is_asked_and_can_be_switched_off(service: Service, quick: Request) -> None:
+    checker = service.model.pipeline.safety_checker
+    thresholds = checker.concept_embeds_weights.data
+    checker.concept_embeds_weights.data = torch.full_like(thresholds, -2)  # now everything is a concept
+    try:
+        with pytest.raises(DrawingError, match="the safety checker kept every picture back: try another prompt"):
+            service.draw(quick)
+        assert len(service.draw(replace(quick, disable_safety_checker=True)).pictures) == 1
+    finally:
+        checker.concept_embeds_weights.data = thresholds
+
+
+def test_a_picture_that_overflows_is_decoded_again_in_fp32(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = torch.randn(2, 4, 16, 16)
+    expected = list(sample.decode(model, latents))
+    vae, calls = model.pipeline.vae, []
+    whole = type(vae).decode
+
+    def overflowing(self: object, latent: Tensor, **options: object) -> object:
+        calls.append(self)
+        image = whole(self, latent, **options)
+        return (image[0] * float("inf"),) if self is vae and len(calls) == 1 else image
+
+    monkeypatch.setattr(type(vae), "decode", overflowing)
+    pictures = list(sample.decode(model, latents))
+    assert [one is vae for one in calls] == [True, False, True]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(pictures, expected, strict=True))
+
+
+def test_latents_that_overflow_are_no_picture(model: Model) -> None:
+    with pytest.raises(DrawingError, match="the denoising overflowed"):
+        list(sample.decode(model, torch.full((1, 4, 16, 16), float("nan"))))
+
+
+def test_a_personalisation_that_diverges_says_so(
+    service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = service._personalise
+
+    def diverging(*inputs: Tensor, **options: float) -> Iterator[object]:
+        for step in steps(*inputs, **options):  # type: ignore[arg-type]
+            yield replace(step, conditioning=step.conditioning * float("nan"))
+
+    monkeypatch.setattr(service, "_personalise", diverging)
+    with pytest.raises(DrawingError, match=r"diverged: lower aesthetic_lr \(0\.0001\) or aesthetic_steps \(3\)"):
+        service.draw(quick)
+
+
+def test_a_long_prompt_is_cut_and_says_what_is_lost(
+    service: Service, quick: Request, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    service.draw(replace(quick, prompt="cat " * 75 + "dog"))
+    assert "The prompt is longer than CLIP can read. What is lost: dog" in caplog.text
+    assert "Seed: 7" in caplog.text
+
+
+def test_an_aesthetic_from_a_file(service: Service, quick: Request, home: Path, tmp_path: Path) -> None:
+    path = home / "embeddings" / "sac_8plus.pt"
+    by_name, by_file = (
+        service.draw(replace(quick, **source))
+        for source in ({"aesthetic_embedding": "sac_8plus"}, {"aesthetic_embedding_file": path})
+    )
+    assert by_name.pictures[0][0].tobytes() == by_file.pictures[0][0].tobytes()
+    facts = by_file.pictures[0][1].aesthetic
+    assert facts == {"name": snapshot.sha256(path)[:12], "source": "file", "sha256": snapshot.sha256(path)}
+    assert by_name.pictures[0][1].aesthetic["name"] == "sac_8plus"
+
+
+def test_an_aesthetic_from_pictures(service: Service, quick: Request, tmp_path: Path) -> None:
+    noise = [Image.effect_noise((50, 40), 60 + i).convert("RGB") for i in range(3)]
+    (tmp_path / "upload").write_bytes(zipped({f"{i}.png": encoded(image) for i, image in enumerate(noise)}))
+    request = replace(quick, aesthetic_images=tmp_path / "upload")
+    wish = service._wish(request)
+    assert wish is not None
+    vision = service.model.vision
+    assert vision is not None
+    expected = vision.features([vision.prepare(image) for image in noise]).mean(dim=0, keepdim=True)
+    torch.testing.assert_close(wish.aesthetic.vector, embedding.unit(expected))
+    drawing = service.draw(request)
+    assert drawing.pictures[0][1].aesthetic["source"] == "pictures"
+
+
+def test_bad_aesthetics_are_refused_before_any_model_work(
+    service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt, "encode", lambda *_: pytest.fail("the model worked"))
+    monkeypatch.setattr(Vision, "features", lambda *_: pytest.fail("the model worked"))
+    torch.save(torch.randn(768), tmp_path / "wide.pt")
+    embedding.save(tmp_path / "other", torch.randn(1, 24), {"space": "elsewhere"})
+    (tmp_path / "bad.zip").write_bytes(zipped({"a.png": encoded(), "b.png": b"text"}))
+    for error, message, source in (
+        (RequestError, "there is no aesthetic 'x'", {"aesthetic_embedding": "x"}),
+        (EmbeddingError, "aesthetic_embedding_file: there is no file", {"aesthetic_embedding_file": tmp_path / "x"}),
+        (EmbeddingError, "has 768 dimensions", {"aesthetic_embedding_file": tmp_path / "wide.pt"}),
+        (EmbeddingError, "was made in the CLIP space elsewhere", {"aesthetic_embedding_file": tmp_path / "other"}),
+        (PictureError, "aesthetic_images: b.png is neither", {"aesthetic_images": tmp_path / "bad.zip"}),
+    ):
+        with pytest.raises(error, match=message):
+            service.draw(replace(quick, **source))
+
+
+def test_without_steps_no_aesthetic_is_needed(service: Service, quick: Request, tmp_path: Path) -> None:
+    drawing = service.draw(replace(quick, aesthetic_steps=0, aesthetic_embedding_file=tmp_path / "nothing"))
+    assert drawing.similarity is None
+    assert drawing.pictures[0][1].aesthetic == {}
+
+
+def test_without_guidance(service: Service, plain: StableDiffusionPipeline, quick: Request) -> None:
+    request = replace(quick, aesthetic_steps=0, guidance_scale=1.0, scheduler="PNDM")
+    theirs = plain(
+        "the cat",
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(7),
+        width=128,
+        height=128,
+        num_inference_steps=3,
+    ).images[0]
+    assert service.draw(request).pictures[0][0].tobytes() == theirs.tobytes()
+
+
+def test_a_recipe_draws_the_same_picture(service: Service, quick: Request, tmp_path: Path) -> None:
+    paths, drawing = service.predict(replace(quick, seed=None, num_outputs=2), tmp_path)
+    assert [path.name for path in paths] == ["output.0.png", "output.1.png"]
+    assert drawing.request.seed is not None
+    (tmp_path / "again").mkdir()
+    for path in paths:
+        request = output.read_recipe(path).rebuild()
+        assert png(service, request, tmp_path / "again") == path.read_bytes()
+
+
+def test_every_stage_is_timed(service: Service, quick: Request, tmp_path: Path) -> None:
+    _, drawing = service.predict(quick, tmp_path)
+    assert set(drawing.seconds) == {"aesthetic", "personalise", "denoise", "decode", "safety", "png"}
+    assert all(seconds > 0 for seconds in drawing.seconds.values())
