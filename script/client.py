@@ -1,0 +1,211 @@
+"""`cog predict` without Docker: start Cog's server, send it one prediction, write the pictures, stop it."""
+
+import argparse
+import base64
+import json
+import mimetypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from . import schema, server
+
+
+class RefusedError(Exception):
+    """The prediction did not succeed; the message is for the user."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command script/predict; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="script/predict", description="Draw pictures through Cog's own server.")
+    parser.add_argument(
+        "-i",
+        dest="inputs",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an input, as for `cog predict`; NAME=@FILE sends a file. The README lists them all",
+    )
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        inputs = parse_inputs(options.inputs, options.folder)
+        with running_server() as address:
+            prediction = predict(address, inputs)
+        for path in write_outputs(prediction["output"], options.folder):
+            print(path)
+    except RefusedError as error:
+        print(f"script/predict: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def parse_inputs(pairs: list[str], folder: Path) -> dict[str, Any]:
+    """NAME=VALUE pairs as the JSON that the API takes; files, relative to `folder`, become data URLs."""
+    components = schema.openapi_schema()["components"]["schemas"]
+    known = components["Input"]["properties"]
+    inputs = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise RefusedError(f"-i takes NAME=VALUE, not {pair!r}")
+        if name not in known:
+            raise RefusedError(f"there is no input {name!r}; there are {', '.join(known)}")
+        inputs[name] = _value(name, text, components.get(name, known[name]), folder)
+    return inputs
+
+
+@contextmanager
+def running_server() -> Iterator[str]:
+    """Start the server on a free port, wait until its model is loaded, and stop it at the end."""
+    with server.environment(port=0) as variables:
+        variables.pop("LOG_FORMAT", None)  # JSON, a line an event
+        with subprocess.Popen(
+            server.COMMAND, cwd=server.ROOT, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            log = Log(process)
+            try:
+                yield log.wait_until_ready()
+            finally:
+                _stop(process)
+                log.wait_until_closed()
+
+
+def _stop(process: "subprocess.Popen[str]") -> None:
+    """End the server and its whole group: the worker that holds the model is a child of it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def predict(address: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """POST one prediction and wait for it. Raises RefusedError with what the server said of bad inputs."""
+    request = urllib.request.Request(
+        f"{address}/predictions",
+        data=json.dumps({"input": inputs}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request) as response:
+            prediction: dict[str, Any] = json.load(response)
+    except urllib.error.HTTPError as error:
+        raise RefusedError(_complaint(error.read())) from error
+    except OSError as error:
+        raise RefusedError(f"the server went away: {error}") from error
+    if prediction["status"] != "succeeded":
+        raise RefusedError(prediction.get("error") or f"the prediction {prediction['status']}")
+    return prediction
+
+
+def write_outputs(urls: list[str], folder: Path) -> Iterator[Path]:
+    """Write the pictures, which come as data URLs, to output.0.png, output.1.png, … in `folder`."""
+    for i, url in enumerate(urls):
+        path = folder / f"output.{i}.png"
+        path.write_bytes(base64.b64decode(url.partition(",")[2]))
+        yield path
+
+
+class Log:
+    """Reads the server's log, shows what the model writes, and notices when it is ready."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._address = ""
+        self._errors: list[str] = []
+        self._bar = ""
+        self._ready = False
+        self._changed = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def wait_until_ready(self) -> str:
+        """The server's address, once it takes predictions. Raises RefusedError if it never will."""
+        self._changed.wait()
+        if not self._ready:
+            self._thread.join(timeout=5)
+            raise RefusedError("the server did not start:\n" + "\n".join(self._errors[-5:]))
+        return self._address
+
+    def wait_until_closed(self) -> None:
+        """Return when the server has nothing more to say."""
+        self._thread.join(timeout=5)
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._notice(line)
+        self._show("")
+        self._changed.set()
+
+    def _notice(self, line: str) -> None:
+        try:
+            event = json.loads(line)
+            fields, message = event["fields"], str(event["fields"]["message"])
+        except (ValueError, KeyError, TypeError):
+            print(line, end="", file=sys.stderr, flush=True)
+            return
+        if message.startswith("Starting coglet server on "):
+            self._address = "http://" + message.rpartition(" ")[2]
+        elif message == "Server ready":
+            self._ready = True
+            self._changed.set()
+        elif "source" in fields or event.get("target") == "coglet::user":
+            self._show(message)
+        elif event.get("level") == "ERROR":
+            self._errors.append(" ".join(str(value) for value in fields.values()))
+            self._changed.set()
+
+    def _show(self, message: str) -> None:
+        """Show a line of the model's log. A progress bar draws over itself, or without a terminal comes once."""
+        ended, self._bar = self._bar, message if "%|" in message else ""
+        if sys.stderr.isatty():
+            start = "\r" if self._bar else "\n" if ended else ""
+            print(f"{start}{message}", end="" if self._bar else "\n", file=sys.stderr, flush=True)
+        elif not self._bar:
+            for line in filter(None, (ended, message)):
+                print(line, file=sys.stderr, flush=True)
+
+
+def _value(name: str, text: str, kind: dict[str, Any], folder: Path) -> Any:
+    if kind.get("format") == "uri":
+        return _data_url(name, folder / text[1:]) if text.startswith("@") else text
+    if kind["type"] == "string":
+        return text
+    try:
+        return json.loads(text.lower() if kind["type"] == "boolean" else text)
+    except ValueError:
+        return text  # the server knows better what to say of it
+
+
+def _data_url(name: str, path: Path) -> str:
+    if not path.is_file():
+        raise RefusedError(f"{name}: there is no file {path}")
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _complaint(body: bytes) -> str:
+    """What a 4xx answer says, a line for each input that is wrong."""
+    try:
+        detail = json.loads(body)["detail"]
+        return "\n".join(f"{item['loc'][-1]}: {item['msg']}" for item in detail)
+    except (ValueError, KeyError, TypeError, IndexError):
+        return body.decode(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

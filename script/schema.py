@@ -1,0 +1,65 @@
+"""Write .cog/openapi_schema.json, which `cog build` would write, for the server that runs without a container.
+
+Without that file Cog's server checks nothing and describes nothing. What is the same for every model lies in
+openapi.json; the inputs, their choices and the output come from predict's signature, through Cog's own inspector.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cog import _inspector
+from cog._adt import InputField, PredictorInfo, Repetition
+
+HERE = Path(__file__).parent
+
+
+def openapi_schema() -> dict[str, Any]:
+    """The OpenAPI document of predict.py's Predictor, equal to that of `cog build`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Predictor.predict is the name that every Cog knows
+        info = _inspector.create_predictor("predict", "Predictor")
+    document: dict[str, Any] = json.loads((HERE / "openapi.json").read_text(encoding="utf-8"))
+    document["components"]["schemas"].update(_components(info))
+    return document
+
+
+def write() -> None:
+    """Write the document where Cog's server looks for it."""
+    path = HERE.parent / ".cog" / "openapi_schema.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(openapi_schema(), indent=2), encoding="utf-8")
+
+
+def _components(info: PredictorInfo) -> dict[str, Any]:
+    inputs = {name: _property(field) for name, field in info.inputs.items()}
+    enumerations = {
+        name: {"title": name, "description": "An enumeration.", "enum": field.choices} | field.type.json_type()
+        for name, field in info.inputs.items()
+        if field.choices
+    }
+    return {
+        "Input": {"title": "Input", "type": "object", "properties": inputs},
+        "Output": info.output.json_type(),
+        **enumerations,
+    }
+
+
+def _property(field: InputField) -> dict[str, Any]:
+    """One input; every one has a default, so none is ever required."""
+    found: dict[str, Any] = {"x-order": field.order, "default": field.default}
+    if field.choices:
+        found["allOf"] = [{"$ref": f"#/components/schemas/{field.name}"}]
+    else:
+        found |= {"title": field.name.replace("_", " ").title(), **field.type.json_type()}
+    if field.type.repetition is Repetition.OPTIONAL:
+        found["nullable"] = True
+    facts = {
+        "description": field.description,
+        "minimum": field.ge,
+        "maximum": field.le,
+        "maxLength": field.max_length,
+        "deprecated": field.deprecated,
+    }
+    return found | {name: value for name, value in facts.items() if value is not None}

@@ -1,0 +1,165 @@
+"""predict's signature, the schema made from it, cog.yaml, and Request: one truth in four places."""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from aesthetic import request
+from aesthetic.registry import Registry
+from aesthetic.request import Request
+from script import schema
+from tests.conftest import SHARED
+from tests.snapshot import ROOT
+
+ORDER = [
+    "prompt",
+    "negative_prompt",
+    "aesthetic_embedding",
+    "aesthetic_steps",
+    "aesthetic_lr",
+    "aesthetic_embedding_file",
+    "aesthetic_images",
+    "width",
+    "height",
+    "num_outputs",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "seed",
+    "disable_safety_checker",
+    "n_samples",
+    "scale",
+    "ddim_steps",
+    "plms",
+]
+FIELDS = {field.name: field for field in dataclasses.fields(Request)}
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return schema.openapi_schema()
+
+
+@pytest.fixture(scope="module")
+def inputs(document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = document["components"]["schemas"]["Input"]["properties"]
+    return found
+
+
+def test_inputs_are_in_the_order_of_the_form(inputs: dict[str, Any]) -> None:
+    assert list(inputs) == ORDER
+    assert [field["x-order"] for field in inputs.values()] == list(range(len(ORDER)))
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_bounds_and_defaults_are_the_requests(document: dict[str, Any], inputs: dict[str, Any], name: str) -> None:
+    field = inputs[name]
+    own = FIELDS[request.RENAMED.get(name, "scheduler" if name == "plms" else name)]
+    assert field["default"] == (None if field.get("deprecated") else own.default)
+    if name == "plms":
+        return
+    assert (field.get("minimum"), field.get("maximum")) == (own.metadata.get("ge"), own.metadata.get("le"))
+    assert field.get("maxLength") == own.metadata.get("max_length")
+    choices = document["components"]["schemas"].get(name, {}).get("enum")
+    if name == "aesthetic_embedding":
+        assert choices == list(Registry(ROOT / "embeddings").entries)
+    else:
+        assert choices == (list(own.metadata["choices"]) if "choices" in own.metadata else None)
+
+
+def test_every_input_says_what_it_is_for(inputs: dict[str, Any]) -> None:
+    for field in inputs.values():
+        assert field["description"].endswith(".")
+        assert len(field["description"]) < 250
+
+
+def test_only_the_old_names_are_deprecated(inputs: dict[str, Any]) -> None:
+    old = [name for name, field in inputs.items() if field.get("deprecated")]
+    assert old == ["n_samples", "scale", "ddim_steps", "plms"]
+
+
+def test_blank_is_allowed_where_there_is_no_default(inputs: dict[str, Any]) -> None:
+    for field in inputs.values():
+        assert (field["default"] is None) == field.get("nullable", False)
+
+
+def test_the_document_is_whole(document: dict[str, Any]) -> None:
+    """Every reference leads somewhere, and the fixed parts are Cog's (pkg/schema/openapi.go)."""
+    schemas = document["components"]["schemas"]
+    references: set[str] = set()
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            references.update(value for key, value in node.items() if key == "$ref")
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(document)
+    assert {reference.rpartition("/")[2] for reference in references} <= schemas.keys()
+    assert schemas["Output"] == {"title": "Output", "type": "array", "items": {"type": "string", "format": "uri"}}
+    assert list(document["paths"]) == ["/", "/health-check", "/predictions", "/predictions/{prediction_id}/cancel"]
+    assert "required" not in schemas["Input"]
+    assert schemas["width"]["type"] == "integer"
+    assert schemas["scheduler"] == {
+        "title": "scheduler",
+        "description": "An enumeration.",
+        "enum": list(request.SCHEDULERS),
+        "type": "string",
+    }
+
+
+def test_inputs_are_plain_literals() -> None:
+    """Cog's static parser loses whatever is computed: see predict.py."""
+    import ast
+
+    tree = ast.parse((ROOT / "predict.py").read_text(encoding="utf-8"))
+    constants = {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets}  # type: ignore[attr-defined]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Input"]
+    assert len(calls) == len(ORDER)
+    for call in calls:
+        assert not call.args
+        for keyword in call.keywords:
+            if isinstance(keyword.value, ast.Name):
+                assert keyword.arg == "choices"
+                assert keyword.value.id in constants
+            else:
+                ast.literal_eval(keyword.value)
+
+
+def test_predict_is_not_decorated() -> None:
+    from predict import Predictor
+
+    assert inspect.isfunction(Predictor.predict)
+    assert not hasattr(Predictor.predict, "__wrapped__")
+
+
+def test_cog_yaml_fits_its_schema_and_the_files() -> None:
+    config = yaml.safe_load((ROOT / "cog.yaml").read_text())
+    assert config["predict"] == "predict.py:Predictor"
+    assert (ROOT / config["build"]["python_requirements"]).is_file()
+    path = SHARED / "cog" / "config_schema_v1.0.json"
+    if not path.is_file():
+        pytest.skip(f"the schema of cog.yaml is not in {path.parent}")
+    jsonschema.validate(config, json.loads(path.read_text()))
+
+
+def test_every_requirement_is_pinned() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / name).read_text().splitlines():
+            requirement = line.partition("#")[0].strip()
+            assert not requirement or "==" in requirement
+
+
+def test_weights_are_not_kept_out_of_the_image() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert not any(line.startswith(("weights/stable", "weights/clip", "embeddings")) for line in ignored)
+    assert Path(ROOT / "weights" / "manifest.json").is_file()

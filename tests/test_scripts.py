@@ -1,0 +1,121 @@
+"""What people type."""
+
+import os
+import signal
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from script import client
+from tests.snapshot import ROOT
+from tests.test_images import encoded
+
+SMALL = ["-i", "width=128", "-i", "height=128", "-i", "num_inference_steps=2"]
+
+
+def predict(folder: Path, home: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AESTHETIC_")}
+    if home is not None:
+        environment["AESTHETIC_HOME"] = str(home)
+    return subprocess.run(
+        [ROOT / "script" / "predict", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_predict_draws_and_says_so(tmp_path: Path, home: Path) -> None:
+    answer = predict(tmp_path, home, "-i", "prompt=the cat = the dog", "-i", "num_outputs=2", *SMALL)
+    assert answer.returncode == 0, answer.stderr
+    paths = [tmp_path / "output.0.png", tmp_path / "output.1.png"]
+    assert answer.stdout.split() == [str(path) for path in paths]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.size == (128, 128)
+            assert image.info["parameters"].startswith("the cat = the dog\n")
+    for line in ("Model: stable-diffusion-v1-5", "Seed: ", "Personalising: 100%", "Denoising 2 of 2: 100%"):
+        assert line in answer.stderr
+
+
+def test_predict_sends_files(tmp_path: Path, home: Path) -> None:
+    (tmp_path / "mine.png").write_bytes(encoded())
+    answer = predict(tmp_path, home, "-i", "aesthetic_images=@mine.png", *SMALL)
+    assert answer.returncode == 0, answer.stderr
+    with Image.open(tmp_path / "output.0.png") as image:
+        assert '"source": "pictures"' in image.info["aesthetic"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-i", "nonsense=1"], "there is no input 'nonsense'; there are prompt, negative_prompt,"),
+        (["-i", "prompt"], "-i takes NAME=VALUE, not 'prompt'"),
+        (["-i", "aesthetic_images=@nothing.zip"], "aesthetic_images: there is no file"),
+        (["-i", "aesthetic_steps=many", "-i", "seed=-1"], "aesthetic_steps: "),
+        (["-i", "width=1024", "-i", "height=1024"], "width × height must be at most 786432 pixels"),
+    ],
+)
+def test_predict_says_what_is_wrong(tmp_path: Path, home: Path, arguments: list[str], message: str) -> None:
+    answer = predict(tmp_path, home, *arguments)
+    assert answer.returncode == 1
+    assert message in answer.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_weights_it_says_loudly_that_it_draws_noise(tmp_path: Path) -> None:
+    """A checkout without downloads, told apart from one with them by a home that has only the manifest."""
+    for name in ("weights/manifest.json", "embeddings/index.json"):
+        (tmp_path / "home" / name).parent.mkdir(parents=True)
+        (tmp_path / "home" / name).write_bytes((ROOT / name).read_bytes())
+    answer = predict(tmp_path, tmp_path / "home", "-i", "prompt=a castle", "-i", "aesthetic_steps=5", *SMALL)
+    assert answer.returncode == 0, answer.stderr
+    assert "NO WEIGHTS HAVE BEEN DOWNLOADED" in answer.stderr
+    assert "Model: random-weights" in answer.stderr
+    assert (tmp_path / "output.0.png").is_file()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_serve_serves_until_it_is_stopped(home: Path, stop: signal.Signals) -> None:
+    environment = {**os.environ, "AESTHETIC_HOME": str(home), "PORT": "0"}
+    with subprocess.Popen(
+        [ROOT / "script" / "serve"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr)
+        port = next(line.rpartition(":")[2].strip() for line in lines if "Starting coglet server on" in line)
+        next(line for line in lines if "Setup complete, now accepting requests" in line)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health-check") as response:
+            assert b"READY" in response.read()
+        if stop is signal.SIGINT:
+            os.killpg(process.pid, stop)  # a terminal's Ctrl-C goes to all
+        else:
+            process.send_signal(stop)
+        for _ in lines:
+            pass
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("aesthetic_steps=5", 5),
+        ("guidance_scale=7.5", 7.5),
+        ("disable_safety_checker=True", True),
+        ("plms=false", False),
+        ("prompt=5", "5"),
+        ("prompt=", ""),
+        ("width=256", 256),
+        ("scheduler=DDIM", "DDIM"),
+        ("aesthetic_images=http://example.com/a.zip", "http://example.com/a.zip"),
+    ],
+)
+def test_values_have_the_type_of_their_input(pair: str, value: Any, tmp_path: Path) -> None:
+    name = pair.partition("=")[0]
+    assert client.parse_inputs([pair], tmp_path) == {name: value}

@@ -1,0 +1,329 @@
+"""Over real HTTP, on Cog's own server, started as script/serve starts it."""
+
+import base64
+import io
+import json
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from aesthetic import output
+from script import client, server
+from tests.snapshot import ROOT
+from tests.test_images import encoded, zipped
+
+QUICK = {"prompt": "the cat", "width": 128, "height": 128, "num_inference_steps": 3, "aesthetic_steps": 3, "seed": 7}
+SLOW = {**QUICK, "aesthetic_steps": 100, "num_inference_steps": 500}
+
+
+@pytest.fixture(scope="module")
+def address(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with the schema that `cog build` would write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AESTHETIC_HOME", str(home))
+        with client.running_server() as found:
+            yield found
+
+
+@pytest.fixture(scope="module")
+def bare(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server without any schema: Cog checks nothing, and every check is ours."""
+    folder = tmp_path_factory.mktemp("bare")
+    for name in ("predict.py", "aesthetic"):
+        (folder / name).symlink_to(ROOT / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AESTHETIC_HOME", str(home))
+        patch.setattr(server, "ROOT", folder)
+        with client.running_server() as found:
+            yield found
+
+
+def call(url: str, body: object = None, *, method: str | None = None, **headers: str) -> tuple[int, dict[str, Any]]:
+    """The status and JSON of a request; a body makes it a POST. Busy (409) is tried again, as Cog's clients must."""
+    data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(
+        url, data=data, method=method, headers={"Content-Type": "application/json", **names}
+    )
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            content = error.read()
+            if error.code != 409:
+                return error.code, json.loads(content) if content.startswith(b"{") else {"text": content.decode()}
+            time.sleep(0.05)
+    raise TimeoutError(url)
+
+
+def draw(address: str, **inputs: Any) -> dict[str, Any]:
+    status, prediction = call(f"{address}/predictions", {"input": {**QUICK, **inputs}})
+    assert status == 200, prediction
+    return prediction
+
+
+def files(prediction: dict[str, Any]) -> list[bytes]:
+    assert prediction["status"] == "succeeded", prediction
+    assert all(url.startswith("data:image/png;base64,") for url in prediction["output"])
+    return [base64.b64decode(url.partition(",")[2]) for url in prediction["output"]]
+
+
+def data_url(data: bytes) -> str:
+    return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
+
+
+def wait_until_idle(address: str) -> None:
+    for _ in range(600):
+        if call(f"{address}/health-check")[1]["status"] == "READY":
+            return
+        time.sleep(0.05)
+    raise TimeoutError("the server stays busy")
+
+
+@contextmanager
+def webhook() -> Iterator[tuple[str, "queue.Queue[dict[str, Any]]"]]:
+    """A URL, and what is posted to it."""
+    events: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            events.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    listener = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.server_address[1]}/", events
+    finally:
+        listener.shutdown()
+        listener.server_close()
+
+
+def finished(events: "queue.Queue[dict[str, Any]]", prediction: str) -> dict[str, Any]:
+    while True:
+        event = events.get(timeout=60)
+        if event["id"] == prediction and event["status"] in ("succeeded", "failed", "canceled"):
+            return event
+
+
+def test_a_synchronous_prediction(address: str) -> None:
+    prediction = draw(address)
+    [png] = files(prediction)
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.size == (128, 128)
+        assert "Seed: 7" in image.info["parameters"]
+    metrics = prediction["metrics"]
+    assert metrics["seed"] == 7
+    assert metrics["blocked"] == 0
+    assert metrics["similarity"]["before"] < metrics["similarity"]["after"]
+    assert set(metrics["timing"]) == {"aesthetic", "personalise", "denoise", "decode", "safety", "png"}
+    for line in ("Seed: 7", "Personalising: 100%", "Denoising 1 of 1: 100%", "Similarity to sac_8plus:"):
+        assert line in prediction["logs"]
+
+
+def test_the_same_request_gives_the_same_file(address: str, bare: str) -> None:
+    assert files(draw(address)) == files(draw(address)) == files(draw(bare))
+
+
+def test_a_blank_seed_is_reported(address: str) -> None:
+    inputs = {name: value for name, value in QUICK.items() if name != "seed"}
+    _, prediction = call(f"{address}/predictions", {"input": inputs})
+    seed = prediction["metrics"]["seed"]
+    assert f"Seed: {seed}" in prediction["logs"]
+    assert files(draw(address, seed=seed)) == files(prediction)
+
+
+def test_a_batch_in_order(address: str) -> None:
+    batch = files(draw(address, num_outputs=3))
+    assert batch == [files(draw(address, seed=7 + i))[0] for i in range(3)]
+
+
+def test_the_originals_inputs(address: str) -> None:
+    old = {"n_samples": 2, "scale": 5, "ddim_steps": 2, "plms": False, "aesthetic_embedding": "gloomcore"}
+    inputs = {name: value for name, value in QUICK.items() if name != "num_inference_steps"} | old
+    _, prediction = call(f"{address}/predictions", {"input": inputs})
+    first, _ = files(prediction)
+    recipe = output.read_recipe(io.BytesIO(first))  # type: ignore[arg-type]
+    assert recipe.request["scheduler"] == "DDIM"
+    assert recipe.request["guidance_scale"] == 5
+    assert recipe.request["num_inference_steps"] == 2
+    assert recipe.aesthetic["name"] == "gloomcore"
+
+
+def test_an_asynchronous_prediction_with_a_webhook(address: str) -> None:
+    with webhook() as (url, events):
+        body = {"id": "async", "input": QUICK, "webhook": url, "webhook_events_filter": ["start", "completed"]}
+        status, answer = call(f"{address}/predictions", body, Prefer="respond-async")
+        assert (status, answer["id"]) == (202, "async")
+        assert files(finished(events, "async")) == files(draw(address))
+
+
+def test_put(address: str) -> None:
+    status, prediction = call(f"{address}/predictions/mine", {"input": QUICK}, method="PUT")
+    assert (status, prediction["id"]) == (200, "mine")
+    assert files(prediction) == files(draw(address))
+
+
+def test_cancelled_predictions_change_nothing(address: str) -> None:
+    expected = files(draw(address))
+    with webhook() as (url, events):
+        for i in range(5):
+            body = {"id": f"cancel-{i}", "input": SLOW, "webhook": url}
+            status, _ = call(f"{address}/predictions", body, Prefer="respond-async")
+            assert status == 202
+            time.sleep(0.05 + 0.06 * i)
+            call(f"{address}/predictions/cancel-{i}/cancel", {})
+            assert finished(events, f"cancel-{i}")["status"] == "canceled"
+    assert files(draw(address)) == expected
+
+
+def test_a_client_that_hangs_up_changes_nothing(address: str) -> None:
+    expected = files(draw(address))
+    request = urllib.request.Request(
+        f"{address}/predictions",
+        data=json.dumps({"input": SLOW}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with pytest.raises(TimeoutError):
+        urllib.request.urlopen(request, timeout=0.3)
+    wait_until_idle(address)
+    assert files(draw(address)) == expected
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ({"aesthetic_steps": 101}, "aesthetic_steps"),
+        ({"aesthetic_steps": "many"}, "aesthetic_steps"),
+        ({"width": 100}, "width"),
+        ({"scheduler": "nonsense"}, "scheduler"),
+        ({"aesthetic_embedding": "nonsense"}, "aesthetic_embedding"),
+        ({"seed": -1}, "seed"),
+        ({"prompt": "x" * 2001}, "prompt"),
+        ({"disable_safety_checker": "yes"}, "disable_safety_checker"),
+    ],
+)
+def test_bad_inputs(address: str, bare: str, inputs: dict[str, Any], field: str) -> None:
+    """With the schema a 422 that names the field; without it a failed prediction that does, in under a second."""
+    status, answer = call(f"{address}/predictions", {"input": {**QUICK, **inputs}})
+    assert status == 422
+    assert [item["loc"][-1] for item in answer["detail"]] == [field]
+    started = time.monotonic()
+    status, answer = call(f"{bare}/predictions", {"input": {**QUICK, **inputs}})
+    assert time.monotonic() - started < 1
+    assert (status, answer["status"]) == (200, "failed")
+    assert field.removeprefix("aesthetic_embedding") in answer["error"]
+    assert "RequestError: " in answer["error"]
+
+
+def test_bad_requests(address: str, bare: str) -> None:
+    assert call(f"{address}/predictions", b"{")[0] == 400
+    assert call(f"{address}/predictions", b"{}", Content_Type="text/plain")[0] in (400, 415)
+    _, prediction = call(f"{bare}/predictions", {"input": {**QUICK, "nonsense": 1}})
+    assert prediction["status"] == "failed"
+
+
+def test_what_only_we_can_check(address: str) -> None:
+    for inputs, message in (
+        ({"width": 1024, "height": 1024}, "RequestError: width × height must be at most 786432 pixels"),
+        ({"n_samples": 2, "num_outputs": 3}, "RequestError: n_samples=2 contradicts num_outputs=3"),
+        (
+            {"aesthetic_embedding": "fantasy", "aesthetic_images": data_url(encoded())},
+            "RequestError: give only one of aesthetic_embedding and aesthetic_images",
+        ),
+        ({"aesthetic_embedding_file": data_url(b"text")}, "EmbeddingError: aesthetic_embedding_file: "),
+        ({"aesthetic_images": data_url(b"text")}, "PictureError: aesthetic_images: "),
+    ):
+        prediction = draw(address, **inputs)
+        assert prediction["status"] == "failed"
+        assert message in prediction["error"]
+
+
+def test_files_as_data_urls(address: str, home: Path) -> None:
+    by_name = files(draw(address, aesthetic_embedding="fantasy"))
+    by_file = files(draw(address, aesthetic_embedding_file=data_url((home / "embeddings/fantasy.pt").read_bytes())))
+    assert Image.open(io.BytesIO(by_file[0])).tobytes() == Image.open(io.BytesIO(by_name[0])).tobytes()
+    noise = encoded(Image.effect_noise((50, 50), 70).convert("RGB"))
+    by_picture = draw(address, aesthetic_images=data_url(noise))
+    by_archive = draw(address, aesthetic_images=data_url(zipped({"a.png": noise})))
+    assert files(by_picture) == files(by_archive)
+
+
+def test_the_log_has_the_traceback(address: str) -> None:
+    with webhook() as (url, events):
+        body = {"id": "bad", "input": {**QUICK, "aesthetic_images": data_url(b"text")}, "webhook": url}
+        call(f"{address}/predictions", body, Prefer="respond-async")
+        event = finished(events, "bad")
+    assert event["status"] == "failed"
+    assert "Traceback" in event["logs"]
+
+
+def test_nothing_is_left_in_the_temporary_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(home))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    upload = data_url(zipped({"a.png": encoded()}))
+    with client.running_server() as found:
+
+        def left() -> list[Path]:
+            return [path for path in tmp_path.rglob("*") if path.is_file()]
+
+        call(f"{found}/predictions", {"id": "slow", "input": SLOW}, Prefer="respond-async")
+        time.sleep(0.2)
+        call(f"{found}/predictions/slow/cancel", {})
+        wait_until_idle(found)
+        draw(found, aesthetic_images=upload, num_outputs=3)
+        draw(found, aesthetic_images=data_url(b"text"))
+        assert left() == []  # a failed one draws nothing, and the next one has cleaned up
+        draw(found)
+        assert [path.name for path in left()] == ["output.0.png"]
+    assert left() == []
+
+
+def test_stopped_during_a_prediction_it_finishes_that_and_ends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(home))
+    with (
+        server.environment(port=0) as variables,
+        subprocess.Popen(server.COMMAND, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        log = client.Log(process)
+        found = log.wait_until_ready()
+        answers: queue.Queue[dict[str, Any]] = queue.Queue()
+        thread = threading.Thread(target=lambda: answers.put(draw(found, num_inference_steps=100)))
+        thread.start()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        thread.join(timeout=60)
+        assert len(files(answers.get(timeout=1))) == 1
+        assert process.wait(timeout=30) == 0
+        log.wait_until_closed()
+
+
+def test_setup_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(home))
+    monkeypatch.setenv("AESTHETIC_MODEL", "nonsense")
+    with pytest.raises(client.RefusedError, match="there is no model 'nonsense'"), client.running_server():
+        pass
+
+
+def test_the_schema_is_served(address: str) -> None:
+    _, document = call(f"{address}/openapi.json")
+    written = json.loads((ROOT / ".cog" / "openapi_schema.json").read_text())
+    assert document["components"]["schemas"]["Input"] == written["components"]["schemas"]["Input"]
