@@ -1,0 +1,65 @@
+"""What the README says is so."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from aesthetic.__main__ import _parser
+from script import schema
+from tests.snapshot import ROOT
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_the_diffusers_example_runs(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("weights", "embeddings"):
+        (tmp_path / name).symlink_to(home / name)
+    monkeypatch.chdir(tmp_path)
+    [example] = [block for block in BLOCKS if "Personaliser" in block]
+    found: dict[str, object] = {}
+    exec(example.replace("num_inference_steps=20", "num_inference_steps=1, width=128, height=128"), found)  # noqa: S102
+    assert "similarity" in capsys.readouterr().out
+    assert found["image"].size == (128, 128)  # type: ignore[attr-defined]
+
+
+def test_the_other_examples_are_python() -> None:
+    for block in BLOCKS:
+        compile(block, "README.md", "exec")
+
+
+def test_the_table_has_every_input_with_its_default_and_choices() -> None:
+    schemas = schema.openapi_schema()["components"]["schemas"]
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|(.*?)\|.*\|$", TEXT, re.MULTILINE)
+    inputs = [[cell.strip() for cell in row] for row in rows if row[0] in schemas["Input"]["properties"]]
+    assert [name for name, _, _ in inputs] == list(schemas["Input"]["properties"])
+    for name, default, limits in inputs:
+        field = schemas["Input"]["properties"][name]
+        expected = field["default"]
+        text = expected if isinstance(expected, str) else "blank" if expected is None else json.dumps(expected)
+        assert default == text
+        if "minimum" in field:
+            assert limits == f"{field['minimum']:g} to {field['maximum']:.10g}"
+        if field.get("allOf") and name not in ("width", "height"):
+            assert re.findall(r"`(\w+)`", limits) == schemas[name]["enum"]
+
+
+def test_every_flag_of_txt2img_is_named() -> None:
+    [commands] = [action for action in _parser()._actions if hasattr(action, "choices") and action.choices]
+    flags = commands.choices["txt2img"]._option_string_actions  # type: ignore[index]
+    named = set(re.findall(r"`(--[\w-]+)`", TEXT))
+    assert named == {flag for flag in flags if flag.startswith("--")} - {"--help"}
+
+
+def test_every_file_has_its_line() -> None:
+    files = {f"aesthetic/{path.name}" for path in (ROOT / "aesthetic").glob("*.py")} - {"aesthetic/__init__.py"}
+    assert set(re.findall(r"^\| `([\w/]+\.py)` \|", TEXT, re.MULTILINE)) == files | {"predict.py"}
+
+
+def test_what_it_links_to_is_there() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", TEXT):
+        assert (ROOT / target).exists()
