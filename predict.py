@@ -28,7 +28,6 @@ class Predictor(BasePredictor):
         from aesthetic.service import Service  # takes seconds to import; the schema is made without it
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        logging.getLogger("httpx2").setLevel(logging.WARNING)
         self.service = Service.load()
         self.outputs = tempfile.TemporaryDirectory(prefix="aesthetic-")
 

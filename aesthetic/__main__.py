@@ -15,11 +15,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import AestheticError, RequestError
+from .errors import AestheticError, DrawingError, RequestError
 from .request import SCHEDULERS, Request
 
 if TYPE_CHECKING:
     from .output import Recipe
+
+log = logging.getLogger(__name__)
 
 DEFAULTS = {spec.name: spec.default for spec in fields(Request)}
 
@@ -30,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except AestheticError as error:
+    except (AestheticError, OSError) as error:
         print(f"aesthetic: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -40,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def txt2img(options: argparse.Namespace) -> None:
     """Draw n_iter times n_samples pictures for each prompt, into outdir/samples, and a grid of all of them."""
+    if options.n_iter < 1 or options.n_rows < 0:
+        raise RequestError(f"--n_iter must be 1 or more, --n_rows 0 or more, not {options.n_iter} and {options.n_rows}")
     requests = list(_requests(options))
     _check_aesthetic(requests[0])
     from . import output
@@ -50,12 +54,19 @@ def txt2img(options: argparse.Namespace) -> None:
     samples.mkdir(parents=True, exist_ok=True)
     images = []
     for request in requests:
-        for image, recipe in service.draw(request).pictures:
+        try:
+            pictures = service.draw(request).pictures
+        except DrawingError as error:  # one prompt that gives nothing need not stop the others
+            log.warning("%s", error)
+            continue
+        for image, recipe in pictures:
             images.append(image)
             if not options.skip_save:
                 path = _next(samples, "", 5)
                 output.write_png(path, image, recipe)
                 print(path)
+    if not images:
+        raise DrawingError("there is no picture to show")
     if not options.skip_grid:
         path = _next(options.outdir, "grid-", 4)
         output.grid(images, options.n_rows or options.n_samples).save(path)
@@ -64,8 +75,8 @@ def txt2img(options: argparse.Namespace) -> None:
 
 def embed(options: argparse.Namespace) -> None:
     """Make an aesthetic from pictures and write it down, with where it came from."""
-    if options.output.suffix != ".safetensors":
-        raise RequestError(f"-o must end in .safetensors, not {options.output.name!r}")
+    if options.output.suffix != ".safetensors" or not options.output.parent.is_dir():
+        raise RequestError(f"-o must name a .safetensors file in a folder that is there, not {str(options.output)!r}")
     from . import embedding, images, pipeline, service
 
     snapshot = service.locate(options.ckpt)

@@ -127,8 +127,6 @@ def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
     components: dict[str, Any] = {"image_encoder": None}  # the vision tower is not the pipeline's business
     if dtype == torch.float32:
         components["text_encoder"] = encoder.text_model  # the same weights in the same precision: once will do
-    if (folder / "feature_extractor").is_dir():
-        components["feature_extractor"] = _processor(folder / "feature_extractor")
     if not (folder / "safety_checker").is_dir():
         components["safety_checker"] = None
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
@@ -140,6 +138,8 @@ def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
         requires_safety_checker="safety_checker" not in components,
         **components,
     )
+    if pipeline.feature_extractor is not None:
+        pipeline.register_modules(feature_extractor=_processor(folder / "feature_extractor"))
     return pipeline.to(device)
 
 

@@ -87,10 +87,8 @@ def _denoise(
     title: str,
 ) -> Tensor:
     """Latents of as many pictures as there are sources of noise, through the UNet together."""
-    components = {
-        **model.pipeline.components,
-        "scheduler": schedulers.build(request.scheduler, model.scheduler),
-    }
+    scheduler = schedulers.build(request.scheduler, model.scheduler, eta=request.ddim_eta)
+    components = {**model.pipeline.components, "scheduler": scheduler}
     pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
     pipeline.set_progress_bar_config(desc=title)
     latents: Tensor = pipeline(

@@ -4,10 +4,12 @@ Each is made anew for every prediction from the model's own scheduler configurat
 one made from another's configuration would inherit what that one had overridden.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import diffusers
+from torch import Tensor
 
 __all__ = ["TABLE", "build"]
 
@@ -24,7 +26,30 @@ TABLE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-def build(name: str, config: Mapping[str, Any]) -> Any:
-    """A fresh scheduler for a name of TABLE; `config` is the snapshot's scheduler configuration, untouched."""
+def build(name: str, config: Mapping[str, Any], *, eta: float = 0.0) -> Any:
+    """A fresh scheduler.
+
+    name:   of TABLE.
+    config: the snapshot's scheduler configuration; it stays as it is.
+    eta:    DDIM's noise, 0..1, as it will be given to the pipeline.
+    """
     class_name, overrides = TABLE[name]
-    return getattr(diffusers, class_name).from_config(dict(config), **overrides)
+    scheduler = getattr(diffusers, class_name).from_config(dict(config), **overrides)
+    if name == "K_EULER_ANCESTRAL" or (name == "DDIM" and eta > 0):
+        scheduler.step = _in_fp32(scheduler.step)
+    return scheduler
+
+
+def _in_fp32(step: Any) -> Any:
+    """A scheduler's step that draws its noise in fp32 and rounds afterwards, whatever the model's precision.
+
+    diffusers draws it in the precision of the model's output, and a generator's fp16 numbers are not its fp32
+    numbers rounded: a seed would mean other noise on a GPU than on a CPU.
+    """
+
+    @functools.wraps(step)  # the pipeline looks at the signature
+    def wider(model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> tuple[Tensor]:
+        previous: Tensor = step(model_output.float(), timestep, sample.float(), **options)[0]
+        return (previous.to(sample.dtype),)
+
+    return wider

@@ -69,6 +69,8 @@ class Service:
         self.model = model
         self.registry = registry
         self._personalise = Personaliser(model.encoder)
+        libraries = ("torch", "diffusers", "transformers")
+        self._versions = {"aesthetic": __version__, **{library: version(library) for library in libraries}}
 
     @classmethod
     def load(cls, model: str | None = None) -> Self:
@@ -198,10 +200,7 @@ class Service:
                 "precision": str(self.model.pipeline.dtype).removeprefix("torch."),
             },
             aesthetic=facts,
-            versions={
-                "aesthetic": __version__,
-                **{library: version(library) for library in ("torch", "diffusers", "transformers")},
-            },
+            versions=self._versions,
         )
 
     @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from aesthetic import embedding, output
+from aesthetic import embedding, output, sample
 from aesthetic.__main__ import main
 from aesthetic.request import Request
 from aesthetic.service import Service
@@ -155,6 +155,21 @@ def test_embeddings_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> N
     assert "not downloaded" not in shown
 
 
+def test_a_prompt_that_gives_nothing_does_not_stop_the_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = iter([True, False])
+    monkeypatch.setattr(sample, "is_unsafe", lambda *_: next(flags, True))
+    arguments = ["txt2img", "--n_samples=1", "--n_iter=2", "--outdir=o", *SMALL]
+    assert main(arguments) == 0
+    assert "the safety checker kept every picture back" in caplog.text
+    assert names(tmp_path / "o") == ["grid-0000.png", "samples/00000.png"]
+    assert "there is no picture to show" in complaint(capsys, *arguments)
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     for arguments, message in (
@@ -166,7 +181,10 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["txt2img", "--from-file=empty.txt"], "holds no prompt"),
         (["txt2img", "--ckpt=nonsense"], "there is no model 'nonsense'"),
         (["embed", "nothing", "-o", "a.safetensors"], "there is no file nothing"),
-        (["embed", "nothing", "-o", "a.pt"], "-o must end in .safetensors"),
+        (["embed", "nothing", "-o", "a.pt"], "-o must name a .safetensors file"),
+        (["embed", "nothing", "-o", "nowhere/a.safetensors"], "in a folder that is there"),
+        (["txt2img", "--n_iter=0"], "--n_iter must be 1 or more"),
+        (["txt2img", "--outdir=empty.txt/x", *SMALL], "Not a directory"),
         (["recipe", "nothing.png"], "there is no file nothing.png"),
     ):
         assert message in complaint(capsys, *arguments), arguments

@@ -1,5 +1,8 @@
 """Every sampler on the form."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
@@ -54,3 +57,34 @@ def test_each_draws_what_plain_diffusers_draws(service: Service, name: str, step
         generator=[torch.Generator().manual_seed(3)],
     ).images[0]
     assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize(("name", "eta"), [("K_EULER_ANCESTRAL", 0.0), ("DDIM", 1.0)])
+def test_noise_on_the_way_is_the_same_in_every_precision(model: Model, name: str, eta: float) -> None:
+    def step(dtype: torch.dtype) -> torch.Tensor:
+        scheduler = schedulers.build(name, model.scheduler, eta=eta)
+        scheduler.set_timesteps(10)
+        zeros = torch.zeros(1, 4, 16, 16, dtype=dtype)
+        options = {"eta": eta} if eta else {}
+        source = [torch.Generator().manual_seed(1)]
+        previous: torch.Tensor = scheduler.step(zeros, scheduler.timesteps[0], zeros, generator=source, **options)[0]
+        assert previous.dtype == dtype
+        return previous
+
+    assert step(torch.float32).std() > 0.1
+    assert torch.equal(step(torch.float16), step(torch.float32).half())
+
+
+def test_the_eta_of_a_request_reaches_its_scheduler(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    etas: list[float] = []
+    build = schedulers.build
+
+    def recording(name: str, config: Mapping[str, Any], *, eta: float) -> Any:
+        etas.append(eta)
+        return build(name, config, eta=eta)
+
+    monkeypatch.setattr(schedulers, "build", recording)
+    service.draw(
+        Request(width=128, height=128, num_inference_steps=2, aesthetic_steps=0, scheduler="DDIM", ddim_eta=0.5)
+    )
+    assert etas == [0.5]

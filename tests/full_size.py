@@ -1,0 +1,183 @@
+"""The service at Stable Diffusion's full size, with random weights: does it hold, how long, how much memory.
+
+    python -m tests.full_size [--size full|tiny] [--repeats 5]
+
+writes a snapshot (3.9 GB with `full`) to a temporary folder, draws through predict.py and through Cog's server, checks
+what tests check at toy size, and prints what the README quotes. Speed and memory don't depend on what the weights are.
+"""
+
+import argparse
+import base64
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPTextModel
+
+from aesthetic import prompt
+from aesthetic.request import Request
+from aesthetic.service import Service
+from tests import original, snapshot
+from tests.test_gradient import difference
+from tests.test_service import weights
+
+REQUEST = Request(prompt="a painting of a virus monster playing guitar", seed=1, aesthetic_embedding="sac_8plus")
+STAGES = ("aesthetic", "personalise", "denoise", "decode", "safety", "png")
+
+
+def main() -> None:
+    """Write, load, draw, check, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", choices=list(snapshot.SIZES), default="full")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "home"
+        _say("writing the snapshot", lambda: snapshot.write_home(home, size=options.size))
+        os.environ["AESTHETIC_HOME"] = str(home)
+        service = _setup()
+        lines = _machine()
+        lines += _draw(service, Path(folder), options.repeats)
+        lines += _compare(service, home)
+        lines += _serve(service, Path(folder))
+    print("\n".join(lines))
+
+
+def _setup() -> Service:
+    from predict import Predictor
+
+    predictor = Predictor()
+    _say("setup", predictor.setup)
+    service: Service = predictor.service
+    return service
+
+
+def _machine() -> list[str]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    return [f"machine: {gpu}, torch {torch.__version__}, Python {platform.python_version()}"]
+
+
+def _draw(service: Service, folder: Path, repeats: int) -> list[str]:
+    """The default prediction, several times: seconds by stage, peak memory, files touched, weights unchanged."""
+    before = {name: weight.clone() for name, weight in weights(service.model).items()}
+    runs = [_timed(service, folder / str(i)) for i in range(repeats + 1)]
+    with Image.open(folder / "0" / "output.0.png") as image:
+        assert np.asarray(image).std() > 0, "the picture is of one colour"
+    pngs = {(folder / str(i) / "output.0.png").read_bytes() for i in range(repeats + 1)}
+    assert len(pngs) == 1, "the same request gave different files"
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(service.model).items())
+    del before
+    return [
+        *(f"{stage:<12} {_spread([run[stage] for run in runs[1:]])}" for stage in (*STAGES, "whole")),
+        f"first prediction: {runs[0]['whole']:.2f} s",
+        f"files opened while drawing: {_opened(lambda: service.predict(REQUEST, folder / '0'))}",
+        *(f"peak memory, {count} pictures: {_peak(service, folder / '0', count)}" for count in (1, 8)),
+    ]
+
+
+def _timed(service: Service, folder: Path) -> dict[str, float]:
+    folder.mkdir()
+    started = time.perf_counter()
+    _, drawing = service.predict(REQUEST, folder)
+    return {**drawing.seconds, "whole": time.perf_counter() - started}
+
+
+def _opened(action: Callable[[], object]) -> list[str]:
+    """The names of all files that Python opens while something runs."""
+    names: set[str] = set()
+    listening = True
+
+    def hook(event: str, details: tuple[object, ...]) -> None:
+        if listening and event == "open":
+            names.add(Path(str(details[0])).name)
+
+    sys.addaudithook(hook)  # there is no removing it
+    action()
+    listening = False
+    return sorted(names)
+
+
+def _peak(service: Service, folder: Path, count: int) -> str:
+    if not torch.cuda.is_available():
+        return "no GPU"
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    service.predict(replace(REQUEST, num_outputs=count), folder)
+    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return f"{allocated / 2**30:.2f} GiB allocated, {reserved / 2**30:.2f} GiB reserved"
+
+
+def _compare(service: Service, home: Path) -> list[str]:
+    """Conditioning against the original loop, on this device and on the CPU; a batch against single pictures."""
+    device = service.model.device
+    tokens = prompt.tokenize(service.model, REQUEST.prompt).input_ids
+    target = service.registry.read("sac_8plus").vector
+    steps = service._personalise(tokens, target.to(device), steps=10, lr=1e-4)
+    *_, last = steps
+    clip = CLIPModel.from_pretrained(home / "weights" / snapshot.CLIP, dtype=torch.float32)
+    folder = home / "weights" / snapshot.MODEL / "text_encoder"
+    tower = CLIPTextModel.from_pretrained(folder, variant="fp16", dtype=torch.float32)
+    clip.text_model.load_state_dict(tower.state_dict())
+    clip = clip.eval()
+    on_cpu = original.conditioning(clip, tokens.cpu(), target, steps=10, lr=1e-4)
+    clip.text_model.load_state_dict(tower.state_dict())
+    here = original.conditioning(clip.to(device), tokens, target.to(device), steps=10, lr=1e-4)
+    lines = [
+        f"conditioning after 10 steps, relative difference to the original loop here: "
+        f"{difference(last.conditioning, here):.1e}, on the CPU: {difference(last.conditioning.cpu(), on_cpu):.1e}"
+    ]
+    batch = service.draw(replace(REQUEST, num_outputs=4)).pictures
+    worst = 0
+    means: list[float] = []
+    for i, (image, _) in enumerate(batch):
+        [(alone, _)] = service.draw(replace(REQUEST, seed=1 + i)).pictures
+        pixels = [torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8).int() for one in (image, alone)]
+        apart = (pixels[0] - pixels[1]).abs()
+        worst = max(worst, int(apart.max()))
+        means.append(float(apart.float().mean()))
+    lines.append(f"a batch of 4 against its pictures alone: mean {statistics.mean(means):.2f}, at most {worst} of 255")
+    return lines
+
+
+def _serve(service: Service, folder: Path) -> list[str]:
+    """The same prediction through Cog's server, in a process of its own."""
+    from script import client
+
+    inputs = {name: value for name, value in asdict(REQUEST).items() if value is not None and name != "ddim_eta"}
+    with client.running_server() as address:
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            prediction = client.predict(address, inputs)
+            seconds.append(time.perf_counter() - started)
+    (folder / "served").mkdir()
+    [path], _ = service.predict(REQUEST, folder / "served")
+    same = base64.b64decode(prediction["output"][0].partition(",")[2]) == path.read_bytes()
+    return [
+        f"through Cog's server: {_spread(seconds[1:])}, the same file as from predict.py: {same}",
+        f"its metrics: {json.dumps(prediction['metrics'])}",
+    ]
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):7.3f} s (median of {len(seconds)}, {min(seconds):.3f} to {max(seconds):.3f})"
+
+
+def _say(what: str, action: Callable[[], object]) -> None:
+    started = time.perf_counter()
+    action()
+    print(f"{what}: {time.perf_counter() - started:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
