@@ -35,6 +35,7 @@ class Aesthetic:
     vector: [1, D], fp32, unit norm, on the CPU.
     name:   what people call it; for a file or pictures, the start of its sha256.
     sha256: of the file that it was read from, or of the pictures it was made from (see `digest_of`).
+    source: where it came from: a name, a file, or pictures.
     space:  the CLIP space it lives in; None where the file does not say.
     notes:  what else the file says of itself.
     """
@@ -42,6 +43,7 @@ class Aesthetic:
     vector: Tensor
     name: str
     sha256: str
+    source: str = "file"
     space: str | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
 

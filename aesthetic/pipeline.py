@@ -117,7 +117,8 @@ def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
 
 
 def _hush() -> None:
-    """No reports of weights left over: each tower here is half of the CLIP that its file holds."""
+    """No reports of weights left over, since each tower is half of a CLIP, nor of what service.py says itself."""
+    diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 

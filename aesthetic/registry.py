@@ -65,7 +65,7 @@ class Registry:
                 f"{path} has the sha256 {aesthetic.sha256}, and the index says {entry.sha256}: "
                 "delete it and run script/download-weights"
             )
-        return replace(aesthetic, space=entry.space)
+        return replace(aesthetic, space=entry.space, source="name")
 
     def default(self, space: str) -> str:
         """The name of the aesthetic that models of a CLIP space follow if nothing else is asked for.

@@ -31,38 +31,36 @@ def generators(request: Request) -> list[torch.Generator]:
 def denoise(model: Model, conditioning: Conditioning, request: Request) -> Tensor:
     """The pictures as latents [num_outputs, channels, height / f, width / f], f being the VAE's factor.
 
-    On a GPU all pictures go through the UNet together. On a CPU they go one after the other: that takes no
-    longer, and makes each of them, to the last bit, the picture that its seed gives alone.
+    On a GPU all pictures go through the UNet together. On a CPU they go one after the other, which makes each
+    of them, to the last bit, the picture that its seed gives alone.
     """
     sources = generators(request)
     together = len(sources) if model.device.type == "cuda" else 1
     parts = [sources[i : i + together] for i in range(0, len(sources), together)]
+    titles = [f"Denoising {i} of {len(parts)}" for i in range(1, len(parts) + 1)] if len(parts) > 1 else ["Denoising"]
     return torch.cat(
-        [
-            _denoise(model, conditioning, request, part, title=f"Denoising {i} of {len(parts)}")
-            for i, part in enumerate(parts, start=1)
-        ]
+        [_denoise(model, conditioning, request, part, title) for part, title in zip(parts, titles, strict=True)]
     )
 
 
 def decode(model: Model, latents: Tensor) -> Iterator[Tensor]:
     """Each picture [1, 3, height, width], nominally in -1..1, one at a time: the decoder is hungry for memory.
 
-    fp16 can overflow in the decoder; such a picture is decoded again in fp32. Raises DrawingError if the
-    latents themselves are not finite.
+    fp16 can overflow in the decoder; such a picture is decoded again in fp32. Raises DrawingError if that
+    gives nothing finite either, as when the latents themselves have overflowed.
     """
     vae = model.pipeline.vae
     for latent in (latents / vae.config.scaling_factor).split(1):
-        if not latent.isfinite().all():
-            raise DrawingError(
-                "the denoising overflowed and left no picture: try another seed or scheduler, a lower "
-                "guidance_scale or a lower aesthetic_lr"
-            )
         with torch.no_grad():
             image = vae.decode(latent, return_dict=False)[0]
             if not image.isfinite().all():
                 exact = copy.deepcopy(vae).float()  # a copy: a prediction may be cancelled, and must change nothing
                 image = exact.decode(latent.float(), return_dict=False)[0]
+        if not image.isfinite().all():
+            raise DrawingError(
+                "the denoising overflowed and left no picture: try another seed or scheduler, a lower "
+                "guidance_scale or a lower aesthetic_lr"
+            )
         yield image
 
 

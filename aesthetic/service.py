@@ -54,14 +54,6 @@ class Drawing:
     seconds: dict[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Wish:
-    """An aesthetic, and how it was asked for: by name, as a file, or as pictures."""
-
-    aesthetic: Aesthetic
-    source: str
-
-
 class Service:
     """A loaded model and the named aesthetics, ready to draw one request at a time."""
 
@@ -93,9 +85,9 @@ class Service:
         log.info("Seed: %s", request.seed)
         seconds: dict[str, float] = {}
         with self._timed(seconds, "aesthetic"):
-            wish = self._wish(request)
+            aesthetic = self._aesthetic(request)
         with self._timed(seconds, "personalise"):
-            conditioning, similarity = self._condition(request, wish)
+            conditioning, similarity = self._condition(request, aesthetic)
         with self._timed(seconds, "denoise"):
             latents = sample.denoise(self.model, conditioning, request)
         shown = list(self._shown(request, latents, seconds))
@@ -106,7 +98,7 @@ class Service:
             raise DrawingError("the safety checker kept every picture back: try another prompt or seed")
         return Drawing(
             request=request,
-            pictures=[(image, self._recipe(request, wish, i)) for i, image in shown],
+            pictures=[(image, self._recipe(request, aesthetic, i)) for i, image in shown],
             similarity=similarity,
             blocked=blocked,
             seconds=seconds,
@@ -122,40 +114,45 @@ class Service:
                 output.write_png(paths[-1], image, recipe)
         return paths, drawing
 
-    def _wish(self, request: Request) -> _Wish | None:
+    def _aesthetic(self, request: Request) -> Aesthetic | None:
         """The aesthetic to follow; None if the plain model is to draw."""
         if request.aesthetic_steps == 0:
             return None
         if request.aesthetic_embedding_file is not None:
             with _blaming("aesthetic_embedding_file"):
-                wish = _Wish(aesthetic=embedding.read(request.aesthetic_embedding_file), source="file")
+                aesthetic = embedding.read(request.aesthetic_embedding_file)
         elif request.aesthetic_images is not None:
             with _blaming("aesthetic_images"):
-                wish = _Wish(aesthetic=self._from_pictures(request.aesthetic_images), source="pictures")
+                aesthetic = self._from_pictures(request.aesthetic_images)
         else:
-            name = request.aesthetic_embedding or self.registry.default(self.model.space)
-            wish = _Wish(aesthetic=self.registry.read(name), source="name")
-        embedding.require_fit(wish.aesthetic, space=self.model.space, width=self.model.width)
-        return wish
+            aesthetic = self.registry.read(request.aesthetic_embedding or self.registry.default(self.model.space))
+        embedding.require_fit(aesthetic, space=self.model.space, width=self.model.width)
+        return aesthetic
 
     def _from_pictures(self, path: Path) -> Aesthetic:
         if self.model.vision is None:
             raise RequestError(f"the model {self.model.snapshot.name} has no vision tower to look at pictures with")
         vector, sha256s = look(self.model.vision, path, images.UPLOAD)
         sha256 = embedding.digest_of(sha256s)
-        return Aesthetic(vector=embedding.unit(vector), name=sha256[:12], sha256=sha256, space=self.model.space)
+        return Aesthetic(
+            vector=embedding.unit(vector),
+            name=sha256[:12],
+            sha256=sha256,
+            source="pictures",
+            space=self.model.space,
+        )
 
     def _condition(
-        self, request: Request, wish: _Wish | None
+        self, request: Request, aesthetic: Aesthetic | None
     ) -> tuple[prompt.Conditioning, tuple[float, float] | None]:
         """What the UNet is steered by, and the similarity before and after, if there was something to follow."""
         tokens = prompt.tokenize(self.model, request.prompt)
         if tokens.lost:
             log.warning("The prompt is longer than CLIP can read. What is lost: %s", tokens.lost)
         plain = prompt.encode(self.model, request.prompt, request.negative_prompt)
-        if wish is None:
+        if aesthetic is None:
             return plain, None
-        target = wish.aesthetic.vector.to(self.model.device)
+        target = aesthetic.vector.to(self.model.device)
         with tqdm(total=request.aesthetic_steps, desc="Personalising") as bar:
             steps = self._personalise(tokens.input_ids, target, steps=request.aesthetic_steps, lr=request.aesthetic_lr)
             first = last = next(steps)
@@ -169,7 +166,7 @@ class Service:
                 f"or aesthetic_steps ({request.aesthetic_steps})"
             )
         before, after = first.similarity.item(), last.similarity.item()
-        log.info("Similarity to %s: %.4f before, %.4f after", wish.aesthetic.name, before, after)
+        log.info("Similarity to %s: %.4f before, %.4f after", aesthetic.name, before, after)
         return replace(plain, positive=positive), (before, after)
 
     def _shown(self, request: Request, latents: Tensor, seconds: dict[str, float]) -> Iterator[tuple[int, Image.Image]]:
@@ -183,15 +180,15 @@ class Service:
             if not unsafe:
                 yield i, sample.to_pil(self.model, picture)
 
-    def _recipe(self, request: Request, wish: _Wish | None, i: int) -> output.Recipe:
+    def _recipe(self, request: Request, aesthetic: Aesthetic | None, i: int) -> output.Recipe:
         """How to draw picture i of the request, alone."""
         assert request.seed is not None
         alone = replace(request, seed=request.seed + i, num_outputs=1)
         facts = {}
-        if wish is not None:
-            facts = {"name": wish.aesthetic.name, "source": wish.source, "sha256": wish.aesthetic.sha256}
-            if wish.source == "name":
-                alone = replace(alone, aesthetic_embedding=wish.aesthetic.name)
+        if aesthetic is not None:
+            facts = {"name": aesthetic.name, "source": aesthetic.source, "sha256": aesthetic.sha256}
+            if aesthetic.source == "name":
+                alone = replace(alone, aesthetic_embedding=aesthetic.name)
         return output.Recipe.of(
             alone,
             model={

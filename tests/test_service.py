@@ -90,7 +90,7 @@ def test_with_steps_it_is_plain_diffusers_on_the_originals_conditioning(
     target = service.registry.read("sac_8plus").vector
     tokens = plain.tokenizer("the cat", padding="max_length", return_tensors="pt").input_ids
     theirs = original.conditioning(clip, tokens, target, steps=3, lr=1e-4)
-    ours, similarity = service._condition(quick, service._wish(quick))
+    ours, similarity = service._condition(quick, service._aesthetic(quick))
     assert difference(ours.positive, theirs) <= 1e-5
     assert similarity is not None
     assert similarity[0] < similarity[1]
@@ -268,12 +268,12 @@ def test_an_aesthetic_from_pictures(service: Service, quick: Request, tmp_path: 
     noise = [Image.effect_noise((50, 40), 60 + i).convert("RGB") for i in range(3)]
     (tmp_path / "upload").write_bytes(zipped({f"{i}.png": encoded(image) for i, image in enumerate(noise)}))
     request = replace(quick, aesthetic_images=tmp_path / "upload")
-    wish = service._wish(request)
-    assert wish is not None
+    aesthetic = service._aesthetic(request)
+    assert aesthetic is not None
     vision = service.model.vision
     assert vision is not None
     expected = vision.features([vision.prepare(image) for image in noise]).mean(dim=0, keepdim=True)
-    torch.testing.assert_close(wish.aesthetic.vector, embedding.unit(expected))
+    torch.testing.assert_close(aesthetic.vector, embedding.unit(expected))
     drawing = service.draw(request)
     assert drawing.pictures[0][1].aesthetic["source"] == "pictures"
 
