@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as brief
 
 import safetensors
 import safetensors.torch
@@ -106,11 +107,11 @@ def require_fit(aesthetic: Aesthetic, *, space: str, width: int) -> None:
     if aesthetic.width != width:
         raise EmbeddingError(
             f"the aesthetic {aesthetic.name} has {aesthetic.width} dimensions "
-            f"({aesthetic.space or 'of an unnamed CLIP space'}), the model's CLIP space {space} has {width}"
+            f"(CLIP space {brief(aesthetic.space)}), the model's CLIP space {space} has {width}"
         )
     if aesthetic.space is not None and aesthetic.space != space:
         raise EmbeddingError(
-            f"the aesthetic {aesthetic.name} was made in the CLIP space {aesthetic.space}, "
+            f"the aesthetic {aesthetic.name} was made in the CLIP space {brief(aesthetic.space)}, "
             f"and the model works in {space}: their directions have nothing to do with one another"
         )
 
@@ -155,7 +156,7 @@ def _read_safetensors(path: Path) -> tuple[object, dict[str, str]]:
             f"{path.name} is neither a .safetensors file nor a .pt file of torch 1.6 or later: {error}"
         ) from error
     if set(found) != {KEY}:
-        shown = ", ".join(f"{key!r} {list(tensor.shape)}" for key, tensor in list(found.items())[:3])
+        shown = ", ".join(f"{brief(key)} {list(tensor.shape)}" for key, tensor in list(found.items())[:3])
         raise EmbeddingError(
             f"{path.name} holds {len(found)} tensors ({shown}), perhaps a textual inversion; "
             f"an aesthetic is one tensor named {KEY!r}"
@@ -167,7 +168,7 @@ def _checked(name: str, found: object) -> Tensor:
     """What a file held, as [1, D] in its own float type."""
     expected = "one tensor [D] or [1, D] of finite floats that are not all zero was expected"
     if isinstance(found, dict):
-        keys = ", ".join(map(repr, list(found)[:3]))
+        keys = ", ".join(map(brief, list(found)[:3]))
         raise EmbeddingError(f"{name} holds a dict ({keys}), perhaps a textual inversion; {expected}")
     if not isinstance(found, Tensor):
         raise EmbeddingError(f"{name} holds a {type(found).__name__}; {expected}")

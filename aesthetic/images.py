@@ -66,7 +66,8 @@ def read_pictures(path: Path, caps: Caps) -> Iterator[Picture]:
     Raises PictureError for whatever cannot be read in full or goes beyond `caps`, and if there is no picture.
     """
     count = 0
-    for name, data in _members(path, caps):
+    for member, data in _members(path, caps):
+        name = _shown(member)
         count += 1
         if caps.pictures is not None and count > caps.pictures:
             raise PictureError(
@@ -121,9 +122,9 @@ def _zip(archive: str, file: IO[bytes], caps: Caps) -> Iterator[tuple[str, bytes
             for info in wanted:
                 # zipfile also knows LZMA, whose headers may ask for gigabytes of memory.
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise PictureError(f"{info.filename} in {archive} is not stored or deflated")
+                    raise PictureError(f"{_shown(info.filename)} in {archive} is not stored or deflated")
                 if info.flag_bits & 0x1:
-                    raise PictureError(f"{info.filename} in {archive} is encrypted")
+                    raise PictureError(f"{_shown(info.filename)} in {archive} is encrypted")
                 with members.open(info) as member:
                     yield info.filename, _read(info.filename, member, caps.picture_bytes)
     except PictureError:
@@ -173,10 +174,15 @@ def _is_picture(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and not hidden
 
 
+def _shown(name: str) -> str:
+    """A name from an archive as it may be shown: it may be long, and may hold what acts on terminals."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name[:200])
+
+
 def _check_name(archive: str, name: str) -> None:
     path = PureWindowsPath(name)  # splits at both kinds of slash
     if path.drive or path.root or ".." in path.parts:
-        raise PictureError(f"{archive} holds {name!r}, which points outside of the archive")
+        raise PictureError(f"{archive} holds {_shown(name)}, which points outside of the archive")
 
 
 def _check_total(archive: str, total: int, caps: Caps) -> None:
@@ -187,7 +193,7 @@ def _check_total(archive: str, total: int, caps: Caps) -> None:
 def _read(name: str, file: IO[bytes], limit: int) -> bytes:
     data = file.read(limit + 1)
     if len(data) > limit:
-        raise PictureError(f"{name} is larger than {limit // MEGABYTE} MB")
+        raise PictureError(f"{_shown(name)} is larger than {limit // MEGABYTE} MB")
     return data
 
 

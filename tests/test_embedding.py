@@ -183,7 +183,9 @@ def aesthetic(width: int, space: str | None) -> Aesthetic:
 def test_another_width_and_another_space_name_both_sides() -> None:
     embedding.require_fit(aesthetic(24, "here"), space="here", width=24)
     embedding.require_fit(aesthetic(24, None), space="here", width=24)
-    with pytest.raises(EmbeddingError, match=r"mine has 768 dimensions \(there\), the model's CLIP space here has 24"):
+    with pytest.raises(
+        EmbeddingError, match=r"mine has 768 dimensions \(CLIP space 'there'\), the model's CLIP space here has 24"
+    ):
         embedding.require_fit(aesthetic(768, "there"), space="here", width=24)
-    with pytest.raises(EmbeddingError, match="mine was made in the CLIP space there, and the model works in here"):
+    with pytest.raises(EmbeddingError, match="mine was made in the CLIP space 'there', and the model works in here"):
         embedding.require_fit(aesthetic(24, "there"), space="here", width=24)

@@ -154,11 +154,11 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
         (zipped({}), "file holds no picture"),
         (zipped({"a.png": encoded(), "b.jpg": encoded(kind="JPEG")[:-40]}), "b.jpg is a damaged picture"),
         (zipped({"a.png": b"text"}), "a.png is neither a picture"),
-        (zipped({"../../evil.png": encoded()}), "'../../evil.png', which points outside of the archive"),
+        (zipped({"../../evil.png": encoded()}), "holds ../../evil.png, which points outside of the archive"),
         (zipped({"..\\evil.png": encoded()}), "which points outside of the archive"),
-        (zipped({"/etc/evil.png": encoded()}), "'/etc/evil.png', which points outside of the archive"),
+        (zipped({"/etc/evil.png": encoded()}), "holds /etc/evil.png, which points outside of the archive"),
         (zipped({"C:\\evil.png": encoded()}), "which points outside of the archive"),
-        (tarred({"../evil.png": encoded()}), "'../evil.png', which points outside of the archive"),
+        (tarred({"../evil.png": encoded()}), "holds ../evil.png, which points outside of the archive"),
         (zipped({"a.png": encoded()}, zipfile.ZIP_LZMA), "a.png in file is not stored or deflated"),
         (zipped({"a.png": encoded()})[:-30], "file is a damaged zip"),
         (gzip.compress(b"no tar" * 200), "file is a damaged tar"),
@@ -167,6 +167,12 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
 )
 def test_refuses(tmp_path: Path, data: bytes, message: str) -> None:
     assert message in refusal(tmp_path, data)
+
+
+def test_names_are_harmless_in_messages(tmp_path: Path) -> None:
+    message = refusal(tmp_path, zipped({"\x1b[31m" + "a" * 5000 + ".png": b"text"}))
+    assert message.startswith("\N{REPLACEMENT CHARACTER}[31maaa")
+    assert len(message) < 400
 
 
 def test_refuses_an_encrypted_zip(tmp_path: Path) -> None:
