@@ -13,6 +13,7 @@ from typing import List, Optional
 
 from cog import BasePredictor, Input, Path
 
+from aesthetic.errors import AestheticError
 from aesthetic.request import Request
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ class Predictor(BasePredictor):
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         self.service = Service.load()
-        self.outputs = tempfile.TemporaryDirectory(prefix="aesthetic-")
+        self.temporary = tempfile.TemporaryDirectory(prefix="aesthetic-")
+        tempfile.tempdir = self.temporary.name  # Cog's too, for what it downloads
 
     def predict(
         self,
@@ -141,11 +143,13 @@ class Predictor(BasePredictor):
     ) -> List[Path]:
         """Draw, and return the pictures in order."""
         inputs = {name: value for name, value in locals().items() if name != "self"}
-        folder = self._fresh_folder()
         try:
+            folder = self._fresh_folder(aesthetic_embedding_file, aesthetic_images)
             paths, drawing = self.service.predict(Request.from_inputs(**inputs), folder)
+        except AestheticError:
+            raise  # Cog shows its message, which is enough
         except Exception:
-            log.exception("The prediction failed")  # Cog shows users the message, and nobody the traceback
+            log.exception("The prediction failed")
             raise
         self.record_metric("seed", drawing.request.seed)
         self.record_metric("blocked", drawing.blocked)
@@ -156,11 +160,16 @@ class Predictor(BasePredictor):
             self.record_metric(f"timing.{stage}", seconds)
         return [Path(path) for path in paths]
 
-    def _fresh_folder(self) -> LocalPath:
-        """An empty folder for this prediction's pictures; those of all earlier ones are removed.
+    def _fresh_folder(self, *inputs: Optional[Path]) -> LocalPath:
+        """An empty folder for this prediction's pictures. But for its inputs, all temporary files are removed.
 
-        Cog reads the files after predict has returned, and never deletes them.
+        Cog reads the pictures after predict has returned and never deletes them, nor what it failed to download.
         """
-        shutil.rmtree(self.outputs.name, ignore_errors=True)
-        LocalPath(self.outputs.name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        return LocalPath(tempfile.mkdtemp(dir=self.outputs.name))
+        temporary = LocalPath(self.temporary.name)
+        temporary.mkdir(mode=0o700, parents=True, exist_ok=True)  # a server may outlive what its host keeps in /tmp
+        for path in temporary.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path not in map(LocalPath, filter(None, inputs)):
+                path.unlink(missing_ok=True)
+        return LocalPath(tempfile.mkdtemp())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IGNORED = ("C", "f", "config", "precision", "laion400m")  # the model's files say all this
 DEFAULTS = {spec.name: spec.default for spec in fields(Request)}
 
 
@@ -41,9 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def txt2img(options: argparse.Namespace) -> None:
-    """Draw n_iter times n_samples pictures for each prompt, into outdir/samples, and a grid of all of them."""
+    """Draw n_iter times n_samples pictures, or each prompt of a file n_iter times, and a grid of all of them."""
     if options.n_iter < 1 or options.n_rows < 0:
         raise RequestError(f"--n_iter must be 1 or more, --n_rows 0 or more, not {options.n_iter} and {options.n_rows}")
+    for name in IGNORED:
+        if getattr(options, name) is not None:
+            log.warning("--%s is the original's and makes no difference here", name)
     requests = list(_requests(options))
     _check_aesthetic(requests[0])
     from . import output
@@ -52,20 +56,22 @@ def txt2img(options: argparse.Namespace) -> None:
     service = Service.load(options.ckpt)
     samples = options.outdir / "samples"
     samples.mkdir(parents=True, exist_ok=True)
-    images = []
+    drawn, images = 0, []
     for request in requests:
         try:
             pictures = service.draw(request).pictures
         except DrawingError as error:  # one prompt that gives nothing need not stop the others
             log.warning("%s", error)
             continue
+        drawn += len(pictures)
         for image, recipe in pictures:
-            images.append(image)
+            if not options.skip_grid:
+                images.append(image)
             if not options.skip_save:
                 path = _next(samples, "", 5)
                 output.write_png(path, image, recipe)
                 print(path)
-    if not images:
+    if not drawn:
         raise DrawingError("there is no picture to show")
     if not options.skip_grid:
         path = _next(options.outdir, "grid-", 4)
@@ -81,7 +87,7 @@ def embed(options: argparse.Namespace) -> None:
 
     snapshot = service.locate(options.ckpt)
     vision = pipeline.load_vision(snapshot, pipeline.default_device())
-    vector, sha256s = service.look(vision, options.pictures, images.LOCAL)
+    vector, sha256s = service.encode_pictures(vision, options.pictures, images.LOCAL)
     notes = {
         "space": vision.space,
         "model": snapshot.name,
@@ -115,22 +121,24 @@ def recipe(options: argparse.Namespace) -> None:
     from . import output
 
     found = output.read_recipe(options.png)
-    request = found.rebuild()
+    request = found.settings()
     settings = {name: value for name, value in asdict(request).items() if value is not None}
     facts = {f"{kind} {name}": text for kind in ("model", "aesthetic") for name, text in getattr(found, kind).items()}
     for name, value in {**settings, **facts, **found.versions}.items():
-        print(f"{name:<24}{value}")
+        print(f"{name:<24}{_escaped(str(value))}")
     print("\nTo draw it again:\n")
-    print(shlex.join(_command(found, request)))
+    print(" ".join(map(_quoted, _command(found, request))))
+    if _is_local(found):
+        print(f"\nMODEL is the folder of the model called {found.model['name']}.")
     if found.aesthetic and found.aesthetic["source"] != "name":
         kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the pictures"}
         print(f"\nFILE is {kinds.get(found.aesthetic['source'])} with the sha256 {found.aesthetic['sha256']}.")
 
 
 def _command(found: "Recipe", request: Request) -> list[str]:
-    """The txt2img command line of a recipe. A file that the aesthetic came from has to be put in by hand."""
+    """The txt2img command line of a recipe. Files that are not ours to know have to be put in by hand."""
     flags: dict[str, object] = {
-        "--ckpt": found.model["name"],
+        "--ckpt": "MODEL" if _is_local(found) else found.model["name"],
         "--prompt": request.prompt,
         "--negative_prompt": request.negative_prompt,
         "--seed": request.seed,
@@ -151,13 +159,32 @@ def _command(found: "Recipe", request: Request) -> list[str]:
     return command + [f"{flag}={value}" for flag, value in flags.items()]
 
 
+def _is_local(found: "Recipe") -> bool:
+    from . import checkpoint
+
+    return found.model["name"] not in checkpoint.read_manifest(checkpoint.home() / "weights")
+
+
+def _escaped(text: str) -> str:
+    """`text`, which is anybody's, with nothing in it that could pass for a line of ours or act on a terminal."""
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
+
+
+def _quoted(word: str) -> str:
+    """`word` for bash or zsh, which turn an escaped letter between $'' back into itself."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + _escaped(word.replace("\\", r"\\").replace("'", r"\'")) + "'"
+
+
 def _requests(options: argparse.Namespace) -> Iterator[Request]:
     """One request for each prompt in each iteration; every picture of the run has a seed of its own.
 
-    With --fixed_code all of them start from the same noise.
+    As in the original, a prompt from a file gives one picture in each iteration, whatever n_samples is. With
+    --fixed_code all of them start from the same noise.
     """
     scheduler = options.scheduler or ("PNDM" if options.plms else "DDIM")
-    seed = options.seed
+    seed, count = options.seed, options.n_samples if options.from_file is None else 1
     for _ in range(options.n_iter):
         for prompt in _prompts(options):
             yield Request(
@@ -168,7 +195,7 @@ def _requests(options: argparse.Namespace) -> Iterator[Request]:
                 aesthetic_lr=options.aesthetic_lr,
                 width=options.W,
                 height=options.H,
-                num_outputs=options.n_samples,
+                num_outputs=count,
                 num_inference_steps=options.ddim_steps,
                 guidance_scale=options.scale,
                 scheduler=scheduler,
@@ -177,7 +204,7 @@ def _requests(options: argparse.Namespace) -> Iterator[Request]:
                 disable_safety_checker=options.disable_safety_checker,
             )
             if not options.fixed_code:
-                seed += options.n_samples
+                seed += count
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
@@ -207,6 +234,8 @@ def _check_aesthetic(request: Request) -> None:
     from . import checkpoint, embedding
     from .registry import Registry
 
+    if request.aesthetic_steps == 0:
+        return
     if request.aesthetic_embedding_file is not None:
         embedding.read(request.aesthetic_embedding_file)
     if request.aesthetic_embedding is not None:
@@ -247,12 +276,12 @@ def _add_txt2img(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=txt2img)
     flag = parser.add_argument
     flag("--prompt", default=DEFAULTS["prompt"], help="what to draw")
-    flag("--from-file", type=Path, metavar="FILE", help="draw each line of this file instead")
+    flag("--from-file", type=Path, metavar="FILE", help="draw each line of this file instead, once in each iteration")
     flag("--negative_prompt", default="", help="what to keep out")
     flag("--outdir", type=Path, default=Path("outputs/txt2img-samples"), help="where to write")
     flag("--skip_grid", action="store_true", help="write no grid")
     flag("--skip_save", action="store_true", help="write no single pictures")
-    flag("--ddim_steps", type=int, default=50, help="denoising steps")
+    flag("--ddim_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
     flag("--plms", action="store_true", help="sample with PLMS (the scheduler PNDM) instead of DDIM")
     flag("--scheduler", choices=SCHEDULERS, help="any other sampler")
     flag("--ddim_eta", type=float, default=0.0, help="DDIM's noise; 0 is deterministic")
@@ -260,15 +289,19 @@ def _add_txt2img(parser: argparse.ArgumentParser) -> None:
     flag("--n_iter", type=int, default=2, help="batches of each prompt")
     flag("--n_samples", type=int, default=3, help="pictures in a batch")
     flag("--n_rows", type=int, default=0, help="pictures in a row of the grid; 0: n_samples")
-    flag("--H", type=int, default=512, help="height in pixels")
-    flag("--W", type=int, default=512, help="width in pixels")
-    flag("--scale", type=float, default=7.5, help="guidance scale")
+    flag("--H", type=int, default=DEFAULTS["height"], help="height in pixels")
+    flag("--W", type=int, default=DEFAULTS["width"], help="width in pixels")
+    flag("--scale", type=float, default=DEFAULTS["guidance_scale"], help="guidance scale")
     flag("--seed", type=int, default=42, help="of the first picture; each takes the one after it")
-    flag("--aesthetic_steps", type=int, default=10, help="steps towards the aesthetic; 0: none")
-    flag("--aesthetic_lr", type=float, default=1e-4, help="length of these steps")
+    flag(
+        "--aesthetic_steps", type=int, default=DEFAULTS["aesthetic_steps"], help="steps towards the aesthetic; 0: none"
+    )
+    flag("--aesthetic_lr", type=float, default=DEFAULTS["aesthetic_lr"], help="length of these steps")
     flag("--aesthetic_embedding", metavar="PATH_OR_NAME", help="the aesthetic; blank: the model's default")
     flag("--disable_safety_checker", action="store_true", help="show pictures that it would keep back")
     _add_ckpt(parser)
+    for name in IGNORED:
+        flag(f"--{name}", help=argparse.SUPPRESS, nargs="?", const="")
 
 
 if __name__ == "__main__":

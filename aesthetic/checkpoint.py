@@ -75,7 +75,7 @@ def read_manifest(weights: Path) -> dict[str, Source]:
 
 
 def missing(folder: Path, source: Source) -> list[str]:
-    """The files of `source` that are not in `folder`, or not of the size that they should have."""
+    """The files of `source` that are not in `folder`, or not of the size that the manifest gives them."""
     return [
         name
         for name, file in source.files.items()
@@ -97,7 +97,7 @@ def locate(model: str | None, weights: Path) -> Snapshot:
     clip = weights / CLIP
     has_clip = CLIP in manifest and not missing(clip, manifest[CLIP])
     if not model:
-        model = next((name for name in models if not missing(weights / name, manifest[name])), models[0])
+        model = next((name for name in models if not missing(weights / name, manifest[name])), "".join(models[:1]))
     if model in models:
         _require(weights / model, model, manifest[model])
         folder, revision = weights / model, manifest[model].revision

@@ -35,6 +35,7 @@ __all__ = ["download_embedding", "download_snapshot", "main"]
 class _Remote:
     """Where a file comes from, as its server describes it.
 
+    size:         None for aesthetics, which are too small to go on with where they stopped.
     token_wanted: whether it is the hub itself; its storage servers get no token.
     git_sha1:     of the blob, for small files on the hub.
     """
@@ -78,14 +79,14 @@ def download_embedding(name: str, entries: registry.Registry, partial: Path) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command script/download-weights; returns its exit status."""
-    home = checkpoint.home()
-    manifest = checkpoint.read_manifest(home / "weights")
-    entries = registry.Registry(home / "embeddings")
     parser = argparse.ArgumentParser(prog="script/download-weights", description="Fetch and verify the weights.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(manifest)}; blank: all")
-    names = parser.parse_args(arguments).names or list(manifest)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of weights/manifest.json; blank: all")
+    names = parser.parse_args(arguments).names
+    home = checkpoint.home()
     try:
-        for name in names:
+        manifest = checkpoint.read_manifest(home / "weights")
+        entries = registry.Registry(home / "embeddings")
+        for name in names or manifest:
             if name not in manifest:
                 raise DownloadError(f"there is no snapshot {name!r}; there are {', '.join(manifest)}")
             print(f"{name} ({manifest[name].license}) -> {home / 'weights' / name}")
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("download-weights: stopped; run it again and it goes on from here", file=sys.stderr)
         return 130
-    print("Everything is there, and every sha256 is right.")
+    print("Everything is there, and every digest is right.")
     return 0
 
 
@@ -108,9 +109,13 @@ def _fetch(remote: _Remote, file: checkpoint.File, target: Path, partial: Path) 
     unfinished = partial / file.sha256
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
+    if _is_right(unfinished, file, remote):  # stopped between the last byte and the move
+        unfinished.replace(target)
+        return
     with unfinished.open("ab") as stream:
-        if remote.size is not None and stream.tell() > remote.size:
-            stream.truncate(0)
+        if remote.size is None or stream.tell() > remote.size:
+            stream.seek(0)
+            stream.truncate()
         done = stream.tell()
         free = shutil.disk_usage(partial).free
         if remote.size is not None and remote.size - done > free:

@@ -8,7 +8,8 @@ its space can follow it. This file knows no model: features come in as tensors.
 
 import hashlib
 import io
-import pickle
+import pickletools
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,8 +26,18 @@ from .errors import EmbeddingError
 __all__ = ["Aesthetic", "digest_of", "mean", "read", "require_fit", "save", "unit"]
 
 MAX_BYTES = 10**6  # of a file; the widest CLIP in use has 1280 dimensions, 10 kB in fp64
-MAX_WIDTH = 8192
+MAX_DIM = 8192
 KEY = "aesthetic"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+EXPECTED = "one tensor [D] or [1, D] of finite floats that are not all zero was expected"
+# What torch.save needs to write one tensor or parameter down, in a pickle of some 40 instructions. In a longer
+# one, or with dictionaries, a few bytes can ask for any amount of time and memory.
+MAX_INSTRUCTIONS = 80
+INSTRUCTIONS = frozenset(
+    {"PROTO", "GLOBAL", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "REDUCE", "BINPERSID", "STOP"}
+    | {"BINUNICODE", "BININT", "BININT1", "BININT2", "NEWFALSE", "NEWTRUE", "BINPUT", "BINGET"}
+)
+GLOBALS = re.compile(r"torch \w+Storage|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)|collections OrderedDict")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,23 +60,27 @@ class Aesthetic:
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def width(self) -> int:
+    def dim(self) -> int:
         """D, the number of dimensions."""
         return self.vector.shape[-1]
 
 
-def read(path: Path, name: str | None = None) -> Aesthetic:
+def read(path: Path, name: str | None = None, *, label: str | None = None) -> Aesthetic:
     """The aesthetic in a .pt or .safetensors file; its first bytes say which of the two it is.
+
+    name:  what to call the aesthetic; the start of its sha256 if None.
+    label: what messages call the file; its own name if None.
 
     Raises EmbeddingError, saying what was found and what was expected, for anything but one vector of
     finite floats that are not all zero.
     """
-    data = _contents(path)
+    label = label or path.name
+    data = _contents(path, label)
     is_zip = data.startswith(b"PK\x03\x04")
-    vector, notes = _read_pt(path.name, data) if is_zip else _read_safetensors(path)
+    vector, notes = _read_pt(label, data) if is_zip else _read_safetensors(label, path)
     sha256 = hashlib.sha256(data).hexdigest()
     return Aesthetic(
-        vector=unit(_checked(path.name, vector)),
+        vector=unit(_checked(label, vector)),
         name=name or sha256[:12],
         sha256=sha256,
         space=notes.get("space"),
@@ -75,7 +90,7 @@ def read(path: Path, name: str | None = None) -> Aesthetic:
 
 def save(path: Path, vector: Tensor, notes: Mapping[str, str]) -> None:
     """Write `vector` [1, D] as .safetensors with `notes`; under "space" they name its CLIP space."""
-    safetensors.torch.save_file({KEY: vector.float().contiguous()}, path, metadata=dict(notes))
+    path.write_bytes(safetensors.torch.save({KEY: vector.float().contiguous()}, metadata=dict(notes)))
 
 
 def mean(features: Iterable[Tensor]) -> Tensor:
@@ -91,23 +106,24 @@ def mean(features: Iterable[Tensor]) -> Tensor:
 
 
 def unit(vector: Tensor) -> Tensor:
-    """`vector` [1, D] in fp32 with norm 1. The norm is taken in fp64: fp16 files reach its limits."""
+    """`vector` [1, D], finite and not zero, in fp32 with norm 1. Its squares may be beyond any float's range."""
     exact = vector.double()
+    exact = exact / exact.abs().max()
     direction: Tensor = exact / exact.norm(dim=-1, keepdim=True)
     return direction.float()
 
 
 def digest_of(sha256s: Iterable[str]) -> str:
-    """One sha256 for many pictures: of their own hexadecimal ones, a line each, in order."""
-    return hashlib.sha256("".join(f"{one}\n" for one in sha256s).encode()).hexdigest()
+    """One sha256 for many pictures, whatever their order: of their own hexadecimal ones, a line each, sorted."""
+    return hashlib.sha256("".join(f"{one}\n" for one in sorted(sha256s)).encode()).hexdigest()
 
 
-def require_fit(aesthetic: Aesthetic, *, space: str, width: int) -> None:
-    """Raise EmbeddingError unless a model of CLIP space `space`, `width` dimensions, can follow `aesthetic`."""
-    if aesthetic.width != width:
+def require_fit(aesthetic: Aesthetic, *, space: str, dim: int) -> None:
+    """Raise EmbeddingError unless a model of CLIP space `space`, of `dim` dimensions, can follow `aesthetic`."""
+    if aesthetic.dim != dim:
         raise EmbeddingError(
-            f"the aesthetic {aesthetic.name} has {aesthetic.width} dimensions "
-            f"(CLIP space {brief(aesthetic.space)}), the model's CLIP space {space} has {width}"
+            f"the aesthetic {aesthetic.name} has {aesthetic.dim} dimensions "
+            f"(CLIP space {brief(aesthetic.space)}), the model's CLIP space {space} has {dim}"
         )
     if aesthetic.space is not None and aesthetic.space != space:
         raise EmbeddingError(
@@ -116,69 +132,86 @@ def require_fit(aesthetic: Aesthetic, *, space: str, width: int) -> None:
         )
 
 
-def _contents(path: Path) -> bytes:
+def _contents(path: Path, label: str) -> bytes:
     if not path.is_file():
         raise EmbeddingError(f"there is no file {path}; a .pt or .safetensors file was expected")
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise EmbeddingError(f"{path.name} has {path.stat().st_size / 1e6:.1f} MB; an aesthetic has a few kB")
+        raise EmbeddingError(f"{label} has {path.stat().st_size / 1e6:.1f} MB; an aesthetic has a few kB")
     if not data:
-        raise EmbeddingError(f"{path.name} is empty; a .pt or .safetensors file was expected")
+        raise EmbeddingError(f"{label} is empty; a .pt or .safetensors file was expected")
     return data
 
 
-def _read_pt(name: str, data: bytes) -> tuple[object, dict[str, str]]:
-    """What torch.save wrote, read with weights_only: a pickle with code in it is refused, and nothing runs."""
+def _read_pt(label: str, data: bytes) -> tuple[object, dict[str, str]]:
+    """What torch.save wrote. Its pickle is looked at first, and torch gets to see nothing but what was looked at."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as records:
-            if sum(record.file_size for record in records.infolist()) > MAX_BYTES:
-                raise EmbeddingError(f"{name} unpacks to more than {MAX_BYTES // 1000} kB; an aesthetic has a few")
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), {}
-    except pickle.UnpicklingError as error:
-        raise EmbeddingError(
-            f"{name} holds a pickle that is more than a tensor, and it was not opened; "
-            "a tensor [D] or [1, D] was expected"
-        ) from error
+        records = _unzip(label, data)
+        [pickled] = [content for record, content in records.items() if record.endswith("/data.pkl")]
+        _check_pickle(label, pickled)
+        checked = io.BytesIO()
+        with zipfile.ZipFile(checked, "w") as archive:
+            for record, content in records.items():
+                archive.writestr(record, content)
+        checked.seek(0)
+        return torch.load(checked, map_location="cpu", weights_only=True), {}
     except EmbeddingError:
         raise
-    except Exception as error:  # whatever a damaged file makes of torch's reader
-        raise EmbeddingError(f"{name} is no file of torch.save's, or is damaged: {error}") from error
+    except Exception as error:  # whatever a damaged file makes of zipfile, pickletools and torch's reader
+        raise EmbeddingError(f"{label} is no file of torch.save's, or is damaged; {EXPECTED}") from error
 
 
-def _read_safetensors(path: Path) -> tuple[object, dict[str, str]]:
+def _unzip(label: str, data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as records:
+        infos = records.infolist()
+        if sum(info.file_size for info in infos) > MAX_BYTES:
+            raise EmbeddingError(f"{label} unpacks to more than {MAX_BYTES // 1000} kB; an aesthetic has a few")
+        # zipfile also knows LZMA, whose headers may ask for gigabytes of memory.
+        if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in infos):
+            raise EmbeddingError(f"{label} is compressed in a way that torch.save doesn't use; {EXPECTED}")
+        return {info.filename: records.read(info) for info in infos}
+
+
+def _check_pickle(label: str, pickled: bytes) -> None:
+    """Raise EmbeddingError unless a pickle, which is not run here, is about one tensor and nothing else."""
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(pickled)):
+        if instruction.name == "EMPTY_DICT" or instruction.name.startswith("SETITEM"):
+            raise EmbeddingError(f"{label} holds a dictionary, perhaps a textual inversion; {EXPECTED}")
+        known = instruction.name in INSTRUCTIONS and count < MAX_INSTRUCTIONS
+        if not known or (instruction.name == "GLOBAL" and not GLOBALS.fullmatch(str(argument))):
+            raise EmbeddingError(f"{label} holds something else than a tensor, and it was not opened; {EXPECTED}")
+
+
+def _read_safetensors(label: str, path: Path) -> tuple[object, dict[str, str]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             found = {key: file.get_tensor(key) for key in file.keys()}
             notes = file.metadata() or {}
     except Exception as error:
         raise EmbeddingError(
-            f"{path.name} is neither a .safetensors file nor a .pt file of torch 1.6 or later: {error}"
+            f"{label} is neither a .safetensors file nor a .pt file of torch 1.6 or later: {error}"
         ) from error
     if set(found) != {KEY}:
         shown = ", ".join(f"{brief(key)} {list(tensor.shape)}" for key, tensor in list(found.items())[:3])
         raise EmbeddingError(
-            f"{path.name} holds {len(found)} tensors ({shown}), perhaps a textual inversion; "
-            f"an aesthetic is one tensor named {KEY!r}"
+            f"{label} holds {len(found)} tensors ({shown or 'none'}), and one named {KEY!r} was expected; "
+            "textual inversions are no aesthetics"
         )
     return found[KEY], notes
 
 
-def _checked(name: str, found: object) -> Tensor:
+def _checked(label: str, found: object) -> Tensor:
     """What a file held, as [1, D] in its own float type."""
-    expected = "one tensor [D] or [1, D] of finite floats that are not all zero was expected"
-    if isinstance(found, dict):
-        keys = ", ".join(map(brief, list(found)[:3]))
-        raise EmbeddingError(f"{name} holds a dict ({keys}), perhaps a textual inversion; {expected}")
     if not isinstance(found, Tensor):
-        raise EmbeddingError(f"{name} holds a {type(found).__name__}; {expected}")
-    if found.layout != torch.strided or found.is_quantized or not found.is_floating_point():
-        raise EmbeddingError(f"{name} holds a {found.layout} tensor of {found.dtype}; {expected}")
-    if found.ndim not in (1, 2) or found.shape[:-1].numel() != 1 or not 1 <= found.shape[-1] <= MAX_WIDTH:
-        raise EmbeddingError(f"{name} holds a tensor {list(found.shape)}; {expected}")
+        raise EmbeddingError(f"{label} holds a {type(found).__name__}; {EXPECTED}")
+    if found.dtype not in DTYPES:
+        raise EmbeddingError(f"{label} holds a tensor of {found.dtype}; {EXPECTED}")
+    if found.ndim not in (1, 2) or found.shape[:-1].numel() != 1 or not 1 <= found.shape[-1] <= MAX_DIM:
+        raise EmbeddingError(f"{label} holds a tensor {list(found.shape)}; {EXPECTED}")
     vector = found.detach().reshape(1, -1)
     if not vector.isfinite().all():
-        raise EmbeddingError(f"{name} holds {int((~vector.isfinite()).sum())} values that are not finite; {expected}")
+        raise EmbeddingError(f"{label} holds {int((~vector.isfinite()).sum())} values that are not finite; {EXPECTED}")
     if not vector.any():
-        raise EmbeddingError(f"{name} holds nothing but zeros; {expected}")
+        raise EmbeddingError(f"{label} holds nothing but zeros; {EXPECTED}")
     return vector

@@ -86,6 +86,8 @@ class Personaliser:
 
     The copy is filled from the untouched weights at the *start* of every run, never at the end: a run may
     be abandoned or cancelled at any point, inside a `finally` too, and must leave nothing for the next.
+
+    There is one copy: one run at a time, and none inside torch.inference_mode.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -97,5 +99,4 @@ class Personaliser:
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
         """Personalise the prompt `input_ids` towards `aesthetic`; arguments and stops as in `ascend`."""
         self._working.load_state_dict(self._pristine.state_dict())
-        self._working.zero_grad()
         yield from ascend(self._working, input_ids, aesthetic, steps=steps, lr=lr)

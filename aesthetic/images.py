@@ -9,6 +9,7 @@ import bz2
 import gzip
 import hashlib
 import io
+import logging
 import tarfile
 import warnings
 import zipfile
@@ -25,9 +26,15 @@ from .errors import PictureError
 
 __all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_pictures"]
 
+log = logging.getLogger(__name__)
+
+Member = tuple[str, bytes | None]  # a name, and the encoded bytes if it should be a picture
+
 MEGABYTE = 10**6
+ARCHIVES = "a zip or tar of pictures (plain, gzip or bzip2)"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+MAX_ASPECT = 50  # CLIP scales the shorter side to 224 pixels: a thin line would become gigabytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +43,14 @@ class Caps:
 
     pictures: int | None  # in one folder or archive
     total_bytes: int | None  # of all that an archive unpacks to
+    total_pixels: int | None  # of all pictures in it, decoded
+    entries: int = 100_000  # of an archive, pictures or not
     picture_bytes: int = 100 * MEGABYTE  # of one encoded picture
     picture_pixels: int = 100 * MEGABYTE  # of one decoded picture; the largest phone cameras have 200 million
 
 
-UPLOAD = Caps(pictures=500, total_bytes=500 * MEGABYTE)
-LOCAL = Caps(pictures=None, total_bytes=None)
+UPLOAD = Caps(pictures=500, total_bytes=500 * MEGABYTE, total_pixels=2000 * MEGABYTE, entries=5000)
+LOCAL = Caps(pictures=None, total_bytes=None, total_pixels=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,34 +62,46 @@ class Picture:
     sha256: str
 
 
-def read_pictures(path: Path, caps: Caps) -> Iterator[Picture]:
+def read_pictures(path: Path, caps: Caps, *, label: str | None = None) -> Iterator[Picture]:
     """The pictures at `path`, one at a time, in the order of their names (in a tar: in its own order).
 
     path: a picture, a zip, a tar (plain, gzip or bzip2), or a folder with folders in it. What a file is,
-    its first bytes say, not its name. Inside folders and archives, what has no picture's suffix, and
-    what is hidden, is passed over.
+    its first bytes say, not its name. Inside folders and archives, what has no picture's suffix is passed
+    over with a warning, and what is hidden without one.
+    label: what messages call it; its own name if None.
 
     Pictures are turned upright by their EXIF orientation; transparency is laid on white; of an animation the
     first frame counts; CMYK, palette, grey and 16-bit pictures become 8-bit RGB.
 
     Raises PictureError for whatever cannot be read in full or goes beyond `caps`, and if there is no picture.
     """
-    count = 0
-    for member, data in _members(path, caps):
+    label = label or path.name
+    count = pixels = 0
+    passed_over = []
+    for member, data in _members(path, caps, label):
         name = _shown(member)
+        if data is None:
+            passed_over.append(name)
+            continue
         count += 1
         if caps.pictures is not None and count > caps.pictures:
             raise PictureError(
-                f"{path.name} holds more than {caps.pictures} pictures; make an aesthetic from so many with "
+                f"{label} holds more than {caps.pictures} pictures; make an aesthetic from so many with "
                 "'python -m aesthetic embed' and send the file"
             )
-        yield Picture(name=name, image=_decode(name, data, caps), sha256=hashlib.sha256(data).hexdigest())
+        image = _decode(name, data, caps)
+        pixels += image.width * image.height
+        if caps.total_pixels is not None and pixels > caps.total_pixels:
+            raise PictureError(f"{label} holds more than {caps.total_pixels:,} pixels in all")
+        yield Picture(name=name, image=image, sha256=hashlib.sha256(data).hexdigest())
     if count == 0:
-        raise PictureError(f"{path.name} holds no picture ({', '.join(sorted(SUFFIXES))})")
+        raise PictureError(f"{label} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    if passed_over:
+        log.warning("Passed over %d files that are no pictures, for instance %s", len(passed_over), passed_over[0])
 
 
-def _members(path: Path, caps: Caps) -> Iterator[tuple[str, bytes]]:
-    """Name and encoded bytes of everything at `path` that should be a picture."""
+def _members(path: Path, caps: Caps, label: str) -> Iterator[Member]:
+    """Everything at `path` that is not hidden."""
     if path.is_dir():
         yield from _folder(path, caps)
         return
@@ -90,36 +111,44 @@ def _members(path: Path, caps: Caps) -> Iterator[tuple[str, bytes]]:
         start = file.read(512)
         file.seek(0)
         if not start:
-            raise PictureError(f"{path.name} is empty; a picture, a zip or a tar was expected")
+            raise PictureError(f"{label} is empty; a picture, a zip or a tar was expected")
         if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-            yield from _zip(path.name, file, caps)
+            yield from _zip(label, file, caps)
         elif start.startswith(b"\x1f\x8b"):
-            yield from _tar(path.name, gzip.GzipFile(fileobj=file), caps)
+            yield from _tar(label, gzip.GzipFile(fileobj=file), caps)
         elif start.startswith(b"BZh"):
-            yield from _tar(path.name, bz2.BZ2File(file), caps)
+            yield from _tar(label, bz2.BZ2File(file), caps)
         elif start[257:262] == b"ustar":
-            yield from _tar(path.name, file, caps)
+            yield from _tar(label, file, caps)
         else:
-            yield path.name, _read(path.name, file, caps.picture_bytes)
+            yield label, _read(label, file, caps.picture_bytes)
 
 
-def _folder(folder: Path, caps: Caps) -> Iterator[tuple[str, bytes]]:
+def _folder(folder: Path, caps: Caps) -> Iterator[Member]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and _is_picture(name):
-            with path.open("rb") as file:
-                yield name, _read(name, file, caps.picture_bytes)
+        if not path.is_file() or _is_hidden(name):
+            continue
+        if not _is_picture(name):
+            yield name, None
+            continue
+        with path.open("rb") as file:
+            yield name, _read(name, file, caps.picture_bytes)
 
 
-def _zip(archive: str, file: IO[bytes], caps: Caps) -> Iterator[tuple[str, bytes]]:
+def _zip(archive: str, file: IO[bytes], caps: Caps) -> Iterator[Member]:
     try:
         with zipfile.ZipFile(file) as members:
             infos = sorted(members.infolist(), key=lambda info: info.filename)
+            _check_entries(archive, len(infos), caps)
             for info in infos:
                 _check_name(archive, info.filename)
-            wanted = [info for info in infos if not info.is_dir() and _is_picture(info.filename)]
-            _check_total(archive, sum(info.file_size for info in wanted), caps)
-            for info in wanted:
+            infos = [info for info in infos if not info.is_dir() and not _is_hidden(info.filename)]
+            _check_total(archive, sum(info.file_size for info in infos if _is_picture(info.filename)), caps)
+            for info in infos:
+                if not _is_picture(info.filename):
+                    yield info.filename, None
+                    continue
                 # zipfile also knows LZMA, whose headers may ask for gigabytes of memory.
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise PictureError(f"{_shown(info.filename)} in {archive} is not stored or deflated")
@@ -133,13 +162,19 @@ def _zip(archive: str, file: IO[bytes], caps: Caps) -> Iterator[tuple[str, bytes
         raise PictureError(f"{archive} is a damaged zip: {error}") from error
 
 
-def _tar(archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> Iterator[tuple[str, bytes]]:
+def _tar(archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> Iterator[Member]:
     counted = io.BufferedReader(_Counted(archive, file, caps))
     try:
         with tarfile.open(fileobj=counted, mode="r|") as members:
-            for info in members:
+            for number, info in enumerate(members, start=1):
+                _check_entries(archive, number, caps)
                 _check_name(archive, info.name)
+                if info.issparse():  # its holes are not in the archive, and would not be counted
+                    raise PictureError(f"{archive} holds {_shown(info.name)}, which is a sparse file")
+                if info.isdir() or _is_hidden(info.name):
+                    continue
                 if not info.isfile() or not _is_picture(info.name):
+                    yield info.name, None
                     continue
                 member = members.extractfile(info)
                 assert member is not None  # it is a file
@@ -169,9 +204,11 @@ class _Counted(io.RawIOBase):
 
 
 def _is_picture(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
 def _shown(name: str) -> str:
@@ -181,8 +218,13 @@ def _shown(name: str) -> str:
 
 def _check_name(archive: str, name: str) -> None:
     path = PureWindowsPath(name)  # splits at both kinds of slash
-    if path.drive or path.root or ".." in path.parts:
+    if path.root or ".." in path.parts:
         raise PictureError(f"{archive} holds {_shown(name)}, which points outside of the archive")
+
+
+def _check_entries(archive: str, count: int, caps: Caps) -> None:
+    if count > caps.entries:
+        raise PictureError(f"{archive} holds more than {caps.entries} files")
 
 
 def _check_total(archive: str, total: int, caps: Caps) -> None:
@@ -204,21 +246,28 @@ def _decode(name: str, data: bytes, caps: Caps) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > caps.picture_pixels:
                     raise Image.DecompressionBombError
+                if max(image.size) > MAX_ASPECT * min(image.size):
+                    raise PictureError(
+                        f"{name} has {image.width} × {image.height} pixels; "
+                        f"one side may be at most {MAX_ASPECT} times the other"
+                    )
                 return _rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} has more than {caps.picture_pixels // 10**6} million pixels") from error
+    except PictureError:
+        raise
     except UnidentifiedImageError as error:
-        kinds = ", ".join(FORMATS)
-        raise PictureError(f"{name} is neither a picture ({kinds}) nor a zip or tar of pictures") from error
+        raise PictureError(f"{name} is neither a picture ({', '.join(FORMATS)}) nor {ARCHIVES}") from error
     except Exception as error:  # whatever a damaged file makes of Pillow's many decoders
         raise PictureError(f"{name} is a damaged picture: {error}") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     """The picture in 8-bit RGB, on white where it is transparent."""
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip instead of scale
-        grey = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits a pixel have no known range")
+    if image.mode.startswith("I;16"):  # which convert() would clip instead of scale
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

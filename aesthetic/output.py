@@ -6,6 +6,7 @@ picture in the file: of a batch, picture i says seed + i and one output. Neither
 that the same request gives the same bytes.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -55,10 +56,8 @@ class Recipe:
         kept = {name: value for name, value in asdict(request).items() if not isinstance(value, Path)}
         return cls(request=kept, **facts)
 
-    def rebuild(self, aesthetic_embedding_file: Path | None = None) -> Request:
-        """The request again.
-
-        aesthetic_embedding_file: the file, if the aesthetic came from one or from pictures; it is not in here.
+    def settings(self) -> Request:
+        """The request again, but for a file that its aesthetic came from, or was made of.
 
         Raises RequestError if the recipe is none, or has been tampered with.
         """
@@ -66,8 +65,29 @@ class Recipe:
             request = Request(**self.request)
         except TypeError as error:
             raise RequestError(f"the recipe is not one of this version's: {error}") from error
-        if aesthetic_embedding_file is None:
+        if request.seed is None:
+            raise RequestError("the recipe names no seed")
+        return request
+
+    def rebuild(self, aesthetic_embedding_file: Path | None = None) -> Request:
+        """The request again, which draws the same picture.
+
+        aesthetic_embedding_file: where the aesthetic came from a file, that file; where it was made of pictures,
+        the file that `python -m aesthetic embed` makes of them.
+
+        Raises RequestError as `settings` does, and if a file is needed and missing, or is another one.
+        """
+        request, source = self.settings(), self.aesthetic.get("source", "name")
+        if source == "name":
             return request
+        if aesthetic_embedding_file is None:
+            raise RequestError(f"the aesthetic came from {source}, sha256 {self.aesthetic['sha256']}: give the file")
+        sha256 = hashlib.sha256(aesthetic_embedding_file.read_bytes()).hexdigest()
+        if source == "file" and sha256 != self.aesthetic["sha256"]:
+            raise RequestError(
+                f"{aesthetic_embedding_file} has the sha256 {sha256}, and the picture was drawn with "
+                f"{self.aesthetic['sha256']}"
+            )
         return replace(request, aesthetic_embedding_file=aesthetic_embedding_file)
 
 

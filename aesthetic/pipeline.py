@@ -77,7 +77,7 @@ class Model:
         return device
 
     @property
-    def width(self) -> int:
+    def dim(self) -> int:
         """Dimensions of the CLIP space."""
         return int(self.encoder.text_projection.weight.shape[0])
 
@@ -133,7 +133,7 @@ def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         folder,
         dtype=dtype,
-        variant=_variant(folder.glob("*/*.safetensors")),
+        variant=_variant(folder.glob("*/*.safetensors"), dtype),
         use_safetensors=True,
         local_files_only=True,
         requires_safety_checker="safety_checker" not in components,
@@ -141,6 +141,10 @@ def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
     )
     if pipeline.feature_extractor is not None:
         pipeline.register_modules(feature_extractor=_processor(folder / "feature_extractor"))
+    for name in ("unet", "vae"):  # where a file lacks a weight, diffusers leaves its place empty
+        lacking = [weight for weight, values in getattr(pipeline, name).named_parameters() if values.is_meta]
+        if lacking:
+            raise CheckpointError(f"the weights in {folder / name} lack {lacking[0]} and {len(lacking) - 1} others")
     return pipeline.to(device)
 
 
@@ -165,7 +169,7 @@ def _load_tower(kind: Any, folder: Path, may_lack: Set[str] = frozenset(), **cha
     tower, report = kind.from_pretrained(
         folder,
         dtype=torch.float32,
-        variant=_variant(folder.glob("*.safetensors")),
+        variant=_variant(folder.glob("*.safetensors"), torch.float32),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
@@ -174,7 +178,7 @@ def _load_tower(kind: Any, folder: Path, may_lack: Set[str] = frozenset(), **cha
     lacking = sorted(set(report["missing_keys"]) - may_lack)
     if lacking:
         raise CheckpointError(f"the weights in {folder} lack {lacking[0]} and {len(lacking) - 1} others")
-    return tower.eval().requires_grad_(False)
+    return tower.requires_grad_(False)
 
 
 def _load_vision(snapshot: Snapshot, space: str, device: torch.device) -> Vision | None:
@@ -210,5 +214,9 @@ def _processor(folder: Path) -> Any:
     return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
 
-def _variant(files: Iterable[Path]) -> str | None:
-    return "fp16" if any(path.name.endswith(".fp16.safetensors") for path in files) else None
+def _variant(files: Iterable[Path], dtype: torch.dtype) -> str | None:
+    """Which files to load where there are two of each: those in half precision, unless more is wanted and there."""
+    paths = set(files)
+    half = {path for path in paths if path.name.endswith(".fp16.safetensors")}
+    whole = {path.with_name(path.name.replace(".fp16.", ".")) for path in half}
+    return "fp16" if half and (dtype == torch.float16 or not whole <= paths) else None

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as brief
 from typing import TYPE_CHECKING
 
 from .errors import CheckpointError, EmbeddingError, RequestError
@@ -53,7 +54,7 @@ class Registry:
         the one that the index describes.
         """
         if name not in self.entries:
-            raise RequestError(f"there is no aesthetic {name!r}; there are {', '.join(self.entries)}")
+            raise RequestError(f"there is no aesthetic {brief(name)}; there are {', '.join(self.entries)}")
         entry, path = self.entries[name], self.path(name)
         if not path.is_file():
             raise EmbeddingError(f"the aesthetic {name} has not been downloaded: run script/download-weights")

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from . import schedulers
-from .errors import DrawingError
 from .pipeline import Model
 from .prompt import Conditioning
 from .request import Request
@@ -43,11 +42,11 @@ def denoise(model: Model, conditioning: Conditioning, request: Request) -> Tenso
     )
 
 
-def decode(model: Model, latents: Tensor) -> Iterator[Tensor]:
+def decode(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
     """Each picture [1, 3, height, width], nominally in -1..1, one at a time: the decoder is hungry for memory.
 
-    fp16 can overflow in the decoder; such a picture is decoded again in fp32. Raises DrawingError if that
-    gives nothing finite either, as when the latents themselves have overflowed.
+    fp16 can overflow in the decoder; such a picture is decoded again in fp32. None stands for one of which
+    that gives nothing finite either, as when its latents have overflowed.
     """
     vae = model.pipeline.vae
     for latent in (latents / vae.config.scaling_factor).split(1):
@@ -56,18 +55,13 @@ def decode(model: Model, latents: Tensor) -> Iterator[Tensor]:
             if not image.isfinite().all():
                 exact = copy.deepcopy(vae).float()  # a copy: a prediction may be cancelled, and must change nothing
                 image = exact.decode(latent.float(), return_dict=False)[0]
-        if not image.isfinite().all():
-            raise DrawingError(
-                "the denoising overflowed and left no picture: try another seed or scheduler, a lower "
-                "guidance_scale or a lower aesthetic_lr"
-            )
-        yield image
+        yield image if image.isfinite().all() else None
 
 
 def is_unsafe(model: Model, image: Tensor) -> bool:
     """Whether the model's safety checker, if it has one, would not show a picture [1, 3, height, width]."""
     pipeline = model.pipeline
-    _, flags = pipeline.run_safety_checker(image.clone(), model.device, pipeline.unet.dtype)
+    _, flags = pipeline.run_safety_checker(image, model.device, pipeline.unet.dtype)
     return bool(flags and flags[0])
 
 

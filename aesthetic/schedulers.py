@@ -15,7 +15,7 @@ __all__ = ["TABLE", "build"]
 
 # name on the form -> (class in diffusers, what it sets beyond the model's configuration)
 TABLE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "PNDM": ("PNDMScheduler", {}),
+    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),  # as in PLMS, one UNet call a step
     "DDIM": ("DDIMScheduler", {}),
     "DPMSolverMultistep": ("DPMSolverMultistepScheduler", {}),
     "K_EULER": ("EulerDiscreteScheduler", {}),

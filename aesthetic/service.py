@@ -29,11 +29,12 @@ from .gradient import Personaliser
 from .registry import Registry
 from .request import Request
 
-__all__ = ["Drawing", "Service", "locate", "look"]
+__all__ = ["Drawing", "Service", "encode_pictures", "locate"]
 
 log = logging.getLogger(__name__)
 
 BATCH = 32  # pictures through the vision tower at once
+UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +91,7 @@ class Service:
             conditioning, similarity = self._condition(request, aesthetic)
         with self._timed(seconds, "denoise"):
             latents = sample.denoise(self.model, conditioning, request)
-        shown = list(self._shown(request, latents, seconds))
-        blocked = request.num_outputs - len(shown)
-        if blocked:
-            log.warning("The safety checker kept %d of %d pictures back", blocked, request.num_outputs)
-        if not shown:
-            raise DrawingError("the safety checker kept every picture back: try another prompt or seed")
+        shown, blocked = self._shown(request, latents, seconds)
         return Drawing(
             request=request,
             pictures=[(image, self._recipe(request, aesthetic, i)) for i, image in shown],
@@ -118,21 +114,22 @@ class Service:
         """The aesthetic to follow; None if the plain model is to draw."""
         if request.aesthetic_steps == 0:
             return None
-        if request.aesthetic_embedding_file is not None:
-            with _blaming("aesthetic_embedding_file"):
-                aesthetic = embedding.read(request.aesthetic_embedding_file)
-        elif request.aesthetic_images is not None:
+        if request.aesthetic_images is not None:
             with _blaming("aesthetic_images"):
-                aesthetic = self._from_pictures(request.aesthetic_images)
-        else:
-            aesthetic = self.registry.read(request.aesthetic_embedding or self.registry.default(self.model.space))
-        embedding.require_fit(aesthetic, space=self.model.space, width=self.model.width)
+                return self._from_pictures(request.aesthetic_images)
+        name = request.aesthetic_embedding
+        with _blaming("aesthetic_embedding_file" if request.aesthetic_embedding_file else "aesthetic_embedding"):
+            if request.aesthetic_embedding_file is not None:
+                aesthetic = embedding.read(request.aesthetic_embedding_file, label=UPLOAD)
+            else:
+                aesthetic = self.registry.read(name or self.registry.default(self.model.space))
+            embedding.require_fit(aesthetic, space=self.model.space, dim=self.model.dim)
         return aesthetic
 
     def _from_pictures(self, path: Path) -> Aesthetic:
         if self.model.vision is None:
             raise RequestError(f"the model {self.model.snapshot.name} has no vision tower to look at pictures with")
-        vector, sha256s = look(self.model.vision, path, images.UPLOAD)
+        vector, sha256s = encode_pictures(self.model.vision, path, images.UPLOAD, label=UPLOAD)
         sha256 = embedding.digest_of(sha256s)
         return Aesthetic(
             vector=embedding.unit(vector),
@@ -147,8 +144,12 @@ class Service:
     ) -> tuple[prompt.Conditioning, tuple[float, float] | None]:
         """What the UNet is steered by, and the similarity before and after, if there was something to follow."""
         tokens = prompt.tokenize(self.model, request.prompt)
-        if tokens.lost:
-            log.warning("The prompt is longer than CLIP can read. What is lost: %s", tokens.lost)
+        for kind, lost in (
+            ("prompt", tokens.lost),
+            ("negative prompt", prompt.tokenize(self.model, request.negative_prompt).lost),
+        ):
+            if lost:
+                log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, lost)
         plain = prompt.encode(self.model, request.prompt, request.negative_prompt)
         if aesthetic is None:
             return plain, None
@@ -169,16 +170,33 @@ class Service:
         log.info("Similarity to %s: %.4f before, %.4f after", aesthetic.name, before, after)
         return replace(plain, positive=positive), (before, after)
 
-    def _shown(self, request: Request, latents: Tensor, seconds: dict[str, float]) -> Iterator[tuple[int, Image.Image]]:
-        """The pictures that may be shown, with their places in the batch."""
+    def _shown(
+        self, request: Request, latents: Tensor, seconds: dict[str, float]
+    ) -> tuple[list[tuple[int, Image.Image]], int]:
+        """The pictures that may be shown, with their places in the batch, and how many the checker kept back."""
+        shown, blocked = [], 0
         pictures = sample.decode(self.model, latents)
         for i in range(request.num_outputs):
             with self._timed(seconds, "decode"):
                 picture = next(pictures)
+            if picture is None:
+                log.warning("Picture %d overflowed and is left out", i)
+                continue
             with self._timed(seconds, "safety"):
                 unsafe = not request.disable_safety_checker and sample.is_unsafe(self.model, picture)
-            if not unsafe:
-                yield i, sample.to_pil(self.model, picture)
+            if unsafe:
+                log.warning("The safety checker kept picture %d back", i)
+                blocked += 1
+            else:
+                shown.append((i, sample.to_pil(self.model, picture)))
+        if not shown and blocked:
+            raise DrawingError("the safety checker kept every picture back: try another prompt or seed")
+        if not shown:
+            raise DrawingError(
+                "the denoising overflowed and left no picture: try another seed or scheduler, a lower "
+                "guidance_scale or a lower aesthetic_lr"
+            )
+        return shown, blocked
 
     def _recipe(self, request: Request, aesthetic: Aesthetic | None, i: int) -> output.Recipe:
         """How to draw picture i of the request, alone."""
@@ -214,7 +232,9 @@ def locate(model: str | None = None) -> checkpoint.Snapshot:
     return checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), checkpoint.home() / "weights")
 
 
-def look(vision: pipeline.Vision, path: Path, caps: images.Caps) -> tuple[Tensor, list[str]]:
+def encode_pictures(
+    vision: pipeline.Vision, path: Path, caps: images.Caps, *, label: str | None = None
+) -> tuple[Tensor, list[str]]:
     """The mean raw CLIP features [1, D] of the pictures at `path`, and the sha256 of each.
 
     Where `caps` limit their number, all are read before the first is looked at, so that a bad one is refused
@@ -223,7 +243,9 @@ def look(vision: pipeline.Vision, path: Path, caps: images.Caps) -> tuple[Tensor
     sha256s: list[str] = []
 
     def prepared() -> Iterator[Tensor]:
-        for picture in tqdm(images.read_pictures(path, caps), desc="Looking at pictures", unit=" pictures"):
+        for picture in tqdm(
+            images.read_pictures(path, caps, label=label), desc="Looking at pictures", unit=" pictures"
+        ):
             sha256s.append(picture.sha256)
             yield vision.prepare(picture.image)
 
@@ -239,7 +261,7 @@ def _batches(pixels: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _blaming(name: str) -> Iterator[None]:
-    """Begin the message with the input that is to blame: uploaded files have names that mean nothing to users."""
+    """Begin the message with the input that is to blame."""
     try:
         yield
     except AestheticError as error:

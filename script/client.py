@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from aesthetic.errors import AestheticError
+
 from . import schema, server
 
 
@@ -36,13 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the server has a session of its own and would live on
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         inputs = parse_inputs(options.inputs, options.folder)
         with running_server() as address:
             prediction = predict(address, inputs)
         for path in write_outputs(prediction["output"], options.folder):
             print(path)
-    except RefusedError as error:
+    except (RefusedError, AestheticError) as error:
         print(f"script/predict: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -182,7 +186,11 @@ class Log:
 
 def _value(name: str, text: str, kind: dict[str, Any], folder: Path) -> Any:
     if kind.get("format") == "uri":
-        return _data_url(name, folder / text[1:]) if text.startswith("@") else text
+        if text.startswith(("http://", "https://", "data:")):
+            return text
+        if not text.startswith("@"):
+            raise RefusedError(f"{name} takes a file, as {name}=@{text}, or an http(s) URL")
+        return _data_url(name, folder / text[1:])
     if kind["type"] == "string":
         return text
     try:

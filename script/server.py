@@ -6,6 +6,7 @@ tiny model with random weights is written to a temporary folder and served, so t
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aesthetic import checkpoint
-from aesthetic.errors import CheckpointError
+from aesthetic.errors import AestheticError
 
 from . import schema
 
@@ -41,7 +42,14 @@ def environment(port: int) -> Iterator[dict[str, str]]:
 
 def main() -> int:
     """Serve until stopped, with a readable log; returns the exit status."""
-    port = int(os.environ.get("PORT") or 5000)
+    port = _port()
+    try:
+        return _serve(port)
+    except AestheticError as error:
+        raise SystemExit(f"script/serve: {error}") from error
+
+
+def _serve(port: int) -> int:
     with environment(port) as variables:
         print(f"Serving on http://127.0.0.1:{port} (0: a free port, see below); Ctrl-C stops", file=sys.stderr)
         with subprocess.Popen(COMMAND, cwd=ROOT, env={"LOG_FORMAT": "console", **variables}) as server:
@@ -53,14 +61,21 @@ def main() -> int:
                 return 0
 
 
-def _has_no_model() -> bool:
-    if os.environ.get("AESTHETIC_MODEL"):
-        return False
+def _port() -> int:
+    """PORT, if it can be listened at: Cog's server would end in a traceback."""
+    wanted = os.environ.get("PORT") or "5000"
     try:
-        checkpoint.locate(None, checkpoint.home() / "weights")
-    except CheckpointError:
-        return True
-    return False
+        with socket.create_server(("127.0.0.1", int(wanted))):
+            return int(wanted)
+    except (ValueError, OverflowError, OSError) as error:
+        raise SystemExit(f"script/serve: PORT={wanted} can't be used ({error}); set PORT to a free one") from error
+
+
+def _has_no_model() -> bool:
+    """Whether nothing was downloaded and nothing else was asked for. What is half there is left to fail and say so."""
+    weights = checkpoint.home() / "weights"
+    downloaded = any((weights / name).is_dir() for name in checkpoint.read_manifest(weights))
+    return not downloaded and not os.environ.get("AESTHETIC_MODEL")
 
 
 def _random_home(folder: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """One tiny home with random weights, and one service on it, for the whole run."""
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -11,12 +12,15 @@ from aesthetic.registry import Registry
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import snapshot
+from tests.snapshot import ROOT
 
 # The first draw of text reads Unicode's tables, which takes longer than Hypothesis likes.
 hypothesis.settings.register_profile("here", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None)
 hypothesis.settings.load_profile("here")
 
-SHARED = Path(__file__).parent.parent.parent / "shared"
+# Files that are not ours to hand on: aesthetic_embeddings/ with the published ones, and cog/ with Cog's own schema of
+# cog.yaml. Tests that need them are skipped where they are not.
+TEST_DATA = Path(os.environ.get("TEST_DATA") or "none")
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +58,8 @@ def _no_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def published(name: str) -> Path:
-    """A published embedding, from beside the checkout. They are not ours to keep in it."""
-    path = SHARED / "aesthetic_embeddings" / f"{name}.pt"
-    if not path.is_file():
-        pytest.skip(f"the published embeddings are not in {path.parent}")
-    return path
+    """A published embedding: one of TEST_DATA, or one that script/download-weights has fetched."""
+    for folder in (TEST_DATA / "aesthetic_embeddings", ROOT / "embeddings"):
+        if (folder / f"{name}.pt").is_file():
+            return folder / f"{name}.pt"
+    pytest.skip("the published embeddings have not been downloaded")

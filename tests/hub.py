@@ -23,6 +23,7 @@ class Hub:
         self.missing: set[str] = set()
         self.cut: dict[str, int] = {}  # file name -> how many bytes come before the connection breaks, once
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, range
+        self.tokens: set[tuple[str, str | None]] = set()  # host, and the token that it was given
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         port = self._server.server_address[1]
         self.address, self.storage = f"http://127.0.0.1:{port}", f"http://localhost:{port}/storage"
@@ -73,6 +74,7 @@ class Hub:
                 found = hub.content(self.path)
                 if "/resolve/" in self.path:  # huggingface_hub has business of its own with the hub
                     hub.requests.append((self.command, self.path, wanted))
+                    hub.tokens.add((self.headers["Host"].partition(":")[0], self.headers["Authorization"]))
                 if found is None:
                     self.send_response(404)
                     self.send_header("X-Error-Code", "EntryNotFound")
@@ -90,6 +92,11 @@ class Hub:
                     self.end_headers()
                     return
                 start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+                if wanted and start >= len(data):
+                    self.send_response(416)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 self.send_response(206 if wanted else 200)
                 self.send_header("Content-Length", str(len(data) - start))
                 self.send_header("ETag", f'"{_git_sha1(data)}"')

@@ -74,7 +74,7 @@ def is_whole(home: Path) -> bool:
 def test_fetches_everything_and_then_nothing(empty: Path, hub: Hub, home: Path) -> None:
     first = run(empty, hub.address)
     assert first.returncode == 0, first.stderr
-    assert "Everything is there, and every sha256 is right." in first.stdout
+    assert "Everything is there, and every digest is right." in first.stdout
     assert "CreativeML Open RAIL-M" in first.stdout
     assert is_whole(empty)
     for path in (home / "embeddings").iterdir():
@@ -132,6 +132,28 @@ def test_an_interrupted_download_goes_on_in_the_next_run(empty: Path, hub: Hub, 
     assert run(empty, hub.address).returncode == 0
     assert is_whole(empty)
     assert ranges(hub) == ["bytes=50000-"]
+
+
+@pytest.mark.parametrize("surplus", [0, 5])
+def test_what_is_left_of_a_run_that_was_killed_does_no_harm(empty: Path, hub: Hub, home: Path, surplus: int) -> None:
+    partial = empty / "weights" / ".partial"
+    partial.mkdir()
+    index = json.loads((empty / "embeddings/index.json").read_text())
+    [name, *_] = index
+    for path in (home / "weights" / MODEL / UNET, home / "embeddings" / index[name]["file"]):
+        (partial / snapshot.sha256(path)).write_bytes(path.read_bytes() + b"+" * surplus)
+    answer = run(empty, hub.address)
+    assert answer.returncode == 0, answer.stderr
+    assert is_whole(empty)
+    assert (empty / "embeddings" / index[name]["file"]).is_file()
+    assert ranges(hub) == [None] * bool(surplus)
+
+
+def test_the_token_goes_to_the_hub_alone(empty: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert run(empty, hub.address, MODEL).returncode == 0
+    assert ("127.0.0.1", "Bearer hf_secret") in hub.tokens
+    assert {token for host, token in hub.tokens if host == "localhost"} == {None}
 
 
 def test_a_wrong_digest_is_thrown_away(empty: Path, hub: Hub, home: Path) -> None:

@@ -54,8 +54,11 @@ def test_any_float_type_and_either_shape_will_do(tmp_path: Path, dtype: torch.dt
     assert vector.norm().item() == pytest.approx(1, abs=1e-6)
 
 
-def test_large_fp16_values_have_a_norm(tmp_path: Path) -> None:
-    vector = embedding.read(saved(tmp_path / "a.pt", torch.full((768,), 60000.0).half())).vector
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(60000.0, torch.float16), (1e300, torch.float64), (5e-324, torch.float64)]
+)
+def test_extreme_values_have_a_direction(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    vector = embedding.read(saved(tmp_path / "a.pt", torch.full((768,), value, dtype=dtype))).vector
     assert vector.norm().item() == pytest.approx(1, abs=1e-6)
 
 
@@ -77,7 +80,7 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
 def test_the_first_bytes_say_what_it_is_not_the_name(tmp_path: Path) -> None:
     torch.save(torch.randn(8), tmp_path / "upload.bin")
     embedding.save(tmp_path / "upload", torch.randn(1, 8), {})
-    assert embedding.read(tmp_path / "upload.bin").width == embedding.read(tmp_path / "upload").width == 8
+    assert embedding.read(tmp_path / "upload.bin").dim == embedding.read(tmp_path / "upload").dim == 8
 
 
 class Bomb:
@@ -97,12 +100,14 @@ class Bomb:
         (torch.randn(0), "a tensor [0]"),
         (torch.randn(1, 1, 768), "a tensor [1, 1, 768]"),
         (torch.zeros(1).expand(10**9), "a tensor [1000000000]"),
-        (torch.arange(768), "a torch.strided tensor of torch.int64"),
-        (torch.randn(768, dtype=torch.complex64), "a torch.strided tensor of torch.complex64"),
-        (torch.randn(768).to_sparse(), "a torch.sparse_coo tensor"),
-        ({"string_to_param": {"*": torch.randn(1, 768)}}, "a dict ('string_to_param'), perhaps a textual inversion"),
-        (OrderedDict({"<cat>": torch.randn(768)}), "a dict ('<cat>'), perhaps a textual inversion"),
-        ([torch.randn(768)], "a list"),
+        (torch.arange(768), "a tensor of torch.int64"),
+        (torch.randn(768, dtype=torch.complex64), "a tensor of torch.complex64"),
+        (torch.randn(768).to(torch.float8_e4m3fn), "something else than a tensor"),
+        (torch.randn(768, device="meta"), "something else than a tensor"),
+        (torch.randn(768).to_sparse(), "something else than a tensor"),
+        ({"string_to_param": {"*": torch.randn(1, 768)}}, "a dictionary, perhaps a textual inversion"),
+        (OrderedDict({"<cat>": torch.randn(768)}), "a dictionary, perhaps a textual inversion"),
+        ([torch.randn(768)], "something else than a tensor"),
         ("text", "a str"),
     ],
 )
@@ -114,7 +119,7 @@ def test_refuses_what_is_no_aesthetic(tmp_path: Path, content: object, found: st
 
 def test_nothing_in_a_pickle_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "more than a tensor, and it was not opened" in refusal(saved(tmp_path / "a.pt", Bomb()))
+    assert "something else than a tensor, and it was not opened" in refusal(saved(tmp_path / "a.pt", Bomb()))
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Bomb()))
     assert "neither a .safetensors file nor a .pt file" in refusal(tmp_path / "b.pt")
     assert not (tmp_path / "ran").exists()
@@ -144,10 +149,52 @@ def test_refuses_a_pt_file_that_unpacks_to_much(tmp_path: Path) -> None:
     assert "a.pt unpacks to more than 1000 kB" in refusal(tmp_path / "a.pt")
 
 
+def test_a_tensor_from_a_gpu_is_read_without_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(saved(tmp_path / "a.pt", torch.ones(8))) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, content.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"))
+    with zipfile.ZipFile(tmp_path / "b.pt") as archive:
+        assert any(b"cuda:0" in archive.read(info) for info in archive.infolist())
+    assert embedding.read(tmp_path / "b.pt").vector.device.type == "cpu"
+
+
+def pickled(path: Path, program: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/version", "3")
+    return path
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        # A dictionary whose key takes 2^64 steps to hash, a gigabyte of zeros, and a tuple of tuples of tuples.
+        b"\x80\x02})q\x00" + b"h\x00\x86q\x00" * 64 + b"K\x01s.",
+        b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x40\x85R.",
+        b"\x80\x02)q\x00" + b"h\x00\x86q\x00" * 64 + b".",
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v3\n)R.",
+    ],
+)
+def test_a_pickle_that_asks_for_much_is_not_opened(
+    tmp_path: Path, program: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was opened"))
+    assert "a.pt holds " in refusal(pickled(tmp_path / "a.pt", program))
+
+
+def test_the_pickle_that_is_checked_is_the_one_that_is_opened(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", torch.ones(8))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("other/data.pkl", b"\x80\x02N.")
+    assert "is no file of torch.save's" in refusal(path)
+
+
 def test_refuses_safetensors_with_anything_else_in_them(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"emb_params": torch.randn(1, 768)}, path)
-    assert "1 tensors ('emb_params' [1, 768]), perhaps a textual inversion" in refusal(path)
+    assert "holds 1 tensors ('emb_params' [1, 768]), and one named 'aesthetic' was expected" in refusal(path)
     safetensors.torch.save_file({"aesthetic": torch.randn(768), "more": torch.randn(768)}, path)
     assert "holds 2 tensors" in refusal(path)
 
@@ -176,16 +223,21 @@ def test_the_mean_is_of_the_raw_features_however_they_are_batched() -> None:
         torch.testing.assert_close(embedding.mean(torch.split(features, size)), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_the_mean_loses_nothing_to_the_number_of_batches() -> None:
+    features = [torch.tensor([[2.0**24]]), *[torch.tensor([[1.0]])] * 7]
+    assert embedding.mean(features).item() == torch.tensor((2**24 + 7) / 8).item()
+
+
 def aesthetic(width: int, space: str | None) -> Aesthetic:
     return Aesthetic(vector=torch.ones(1, width), name="mine", sha256="", space=space)
 
 
 def test_another_width_and_another_space_name_both_sides() -> None:
-    embedding.require_fit(aesthetic(24, "here"), space="here", width=24)
-    embedding.require_fit(aesthetic(24, None), space="here", width=24)
+    embedding.require_fit(aesthetic(24, "here"), space="here", dim=24)
+    embedding.require_fit(aesthetic(24, None), space="here", dim=24)
     with pytest.raises(
         EmbeddingError, match=r"mine has 768 dimensions \(CLIP space 'there'\), the model's CLIP space here has 24"
     ):
-        embedding.require_fit(aesthetic(768, "there"), space="here", width=24)
+        embedding.require_fit(aesthetic(768, "there"), space="here", dim=24)
     with pytest.raises(EmbeddingError, match="mine was made in the CLIP space 'there', and the model works in here"):
-        embedding.require_fit(aesthetic(24, "there"), space="here", width=24)
+        embedding.require_fit(aesthetic(24, "there"), space="here", dim=24)

@@ -4,12 +4,15 @@ import bz2
 import gzip
 import hashlib
 import io
+import os
 import struct
+import subprocess
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from PIL import Image
 from aesthetic.errors import PictureError
 from aesthetic.images import LOCAL, UPLOAD, Caps, read_pictures
 
-SMALL = Caps(pictures=3, total_bytes=20_000, picture_bytes=10_000, picture_pixels=10_000)
+SMALL = Caps(pictures=3, total_bytes=20_000, total_pixels=None, picture_bytes=10_000, picture_pixels=10_000)
 
 
 def encoded(image: Image.Image | None = None, kind: str = "PNG", **options: object) -> bytes:
@@ -159,6 +162,13 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
         (zipped({"/etc/evil.png": encoded()}), "holds /etc/evil.png, which points outside of the archive"),
         (zipped({"C:\\evil.png": encoded()}), "which points outside of the archive"),
         (tarred({"../evil.png": encoded()}), "holds ../evil.png, which points outside of the archive"),
+        (tarred({"../x.txt": b""}), "which points outside of the archive"),
+        (encoded(Image.new("L", (510, 10))), "file has 510 × 10 pixels; one side may be at most 50 times the other"),
+        (encoded(Image.new("F", (8, 8)), "TIFF"), "32 bits a pixel have no known range"),
+        (encoded(Image.new("I", (8, 8)), "TIFF"), "32 bits a pixel have no known range"),
+        (encoded(Image.new("RGB", (8, 8)), "TGA"), "file is neither a picture"),
+        (zipped({f"{i}.txt": b"" for i in range(5001)}), "file holds more than 5000 files"),
+        (tarred({f"{i}.txt": b"" for i in range(5001)}), "file holds more than 5000 files"),
         (zipped({"a.png": encoded()}, zipfile.ZIP_LZMA), "a.png in file is not stored or deflated"),
         (zipped({"a.png": encoded()})[:-30], "file is a damaged zip"),
         (gzip.compress(b"no tar" * 200), "file is a damaged tar"),
@@ -167,6 +177,42 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
 )
 def test_refuses(tmp_path: Path, data: bytes, message: str) -> None:
     assert message in refusal(tmp_path, data)
+
+
+def test_limits_of_uploads() -> None:
+    assert (
+        Caps(
+            pictures=500,
+            total_bytes=500 * 10**6,
+            total_pixels=2 * 10**9,
+            entries=5000,
+            picture_bytes=100 * 10**6,
+            picture_pixels=100 * 10**6,
+        )
+        == UPLOAD
+    )
+
+
+def test_refuses_more_pixels_than_it_may_hold(tmp_path: Path) -> None:
+    large = {f"{i}.png": encoded(Image.new("1", (100, 100))) for i in range(3)}
+    assert len(read(tmp_path, zipped(large), replace(SMALL, total_pixels=30_000))) == 3
+    message = refusal(tmp_path, zipped(large), replace(SMALL, total_pixels=29_999))
+    assert message == "file holds more than 29,999 pixels in all"
+
+
+def test_refuses_sparse_files_in_a_tar(tmp_path: Path) -> None:
+    (tmp_path / "hole.png").touch()
+    os.truncate(tmp_path / "hole.png", 10**6)
+    subprocess.run(["tar", "-cSf", "hole.tar", "hole.png"], cwd=tmp_path, check=True)
+    assert "holds hole.png, which is a sparse file" in refusal(tmp_path, (tmp_path / "hole.tar").read_bytes())
+
+
+def test_says_what_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = {"a.heic": b"", "b.png": encoded(), "c.txt": b"", ".hidden": b""}
+    for data in (zipped(members), tarred(members)):
+        caplog.clear()
+        read(tmp_path, data)
+        assert "Passed over 2 files that are no pictures, for instance a.heic" in caplog.text
 
 
 def test_names_are_harmless_in_messages(tmp_path: Path) -> None:

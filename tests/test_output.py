@@ -1,5 +1,6 @@
 """PNG files that know how they were made."""
 
+import hashlib
 import json
 from contextlib import suppress
 from dataclasses import replace
@@ -81,15 +82,25 @@ def test_values_with_commas_are_quoted(tmp_path: Path) -> None:
         assert image.info["parameters"].endswith('Version: "torch 2, diffusers 3"')
 
 
-def test_every_scheduler_has_a_name_there() -> None:
+def test_every_scheduler_has_the_name_that_it_has_there() -> None:
     assert tuple(output.SAMPLERS) == SCHEDULERS
+    names = "PLMS", "DDIM", "DPM++ 2M", "Euler", "Euler a", "LMS", "Heun", "DPM++ 2M Karras"
+    assert tuple(output.SAMPLERS.values()) == names
 
 
 def test_files_are_not_named_but_can_be_given_again(tmp_path: Path) -> None:
     request = Request(seed=1, aesthetic_embedding_file=tmp_path / "secret.pt")
-    path = written(tmp_path / "a.png", recipe(request, name="abc", source="file", sha256="abc"))
+    (tmp_path / "secret.pt").write_bytes(b"an aesthetic")
+    sha256 = hashlib.sha256(b"an aesthetic").hexdigest()
+    path = written(tmp_path / "a.png", recipe(request, name="abc", source="file", sha256=sha256))
     assert b"secret" not in path.read_bytes()
-    assert output.read_recipe(path).rebuild(tmp_path / "secret.pt") == request
+    found = output.read_recipe(path)
+    assert found.rebuild(tmp_path / "secret.pt") == request
+    with pytest.raises(RequestError, match=f"came from file, sha256 {sha256}: give the file"):
+        found.rebuild()
+    (tmp_path / "other.pt").write_bytes(b"another")
+    with pytest.raises(RequestError, match=f"and the picture was drawn with {sha256}"):
+        found.rebuild(tmp_path / "other.pt")
 
 
 def test_a_picture_without_a_recipe_says_so(tmp_path: Path) -> None:
@@ -123,6 +134,9 @@ def test_a_tampered_request_is_refused(tmp_path: Path) -> None:
         output.read_recipe(path).rebuild()
     path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"evil": 1}}))
     with pytest.raises(RequestError, match="not one of this version's"):
+        output.read_recipe(path).rebuild()
+    path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"seed": None}}))
+    with pytest.raises(RequestError, match="the recipe names no seed"):
         output.read_recipe(path).rebuild()
     facts["model"]["name"] = "\x1b[31m"
     path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {}}))

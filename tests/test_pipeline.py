@@ -1,6 +1,7 @@
 """Loading, through the files that the real snapshots have."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_the_projection_and_the_vision_tower_are_clips(model: Model, home: Path)
     clip = CLIPModel.from_pretrained(home / "weights" / CLIP)
     assert torch.equal(model.encoder.text_projection.weight, clip.text_projection.weight)
     assert model.space == "openai/clip-vit-large-patch14"
-    assert model.width == 24
+    assert model.dim == 24
     image = Image.effect_noise((70, 50), 80).convert("RGB")
     processor = CLIPImageProcessorPil.from_pretrained(home / "weights" / CLIP)
     plain = clip.get_image_features(processor(image, return_tensors="pt").pixel_values).pooler_output
@@ -88,7 +89,7 @@ def test_a_snapshot_may_bring_a_clip_of_its_own(weights: Path) -> None:
     model = load(weights)
     assert torch.equal(model.encoder.text_projection.weight, own.half().float())
     assert model.space.startswith("clip-")
-    assert model.width == 20
+    assert model.dim == 20
     assert model.vision is not None
     image = Image.new("RGB", (40, 40))
     assert model.vision.features([model.vision.prepare(image)]).shape == (1, 20)
@@ -124,6 +125,36 @@ def test_weights_that_are_not_in_the_file_are_not_made_up(weights: Path) -> None
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lack text_model\.final_layer_norm\.weight"):
         load(weights)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_part_that_lacks_a_weight_is_refused(weights: Path, part: str) -> None:
+    file = weights / MODEL / part / "diffusion_pytorch_model.fp16.safetensors"
+    tensors = load_file(file)
+    lost = sorted(tensors)[0]
+    del tensors[lost]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{part} lack {re.escape(lost)} and 0 others"):
+        load(weights)
+
+
+def test_on_a_cpu_files_in_full_precision_are_preferred(weights: Path) -> None:
+    for half in (weights / MODEL).glob("*/*.fp16.safetensors"):
+        tensors = {name: tensor.float() + 1e-5 for name, tensor in load_file(half).items()}
+        save_file(tensors, half.with_name(half.name.replace(".fp16", "")), metadata={"format": "pt"})
+    model = load(weights)
+    for name, found in (("unet", model.pipeline.unet), ("text_encoder", model.encoder)):
+        [whole] = [file for file in (weights / MODEL / name).glob("*.safetensors") if "fp16" not in file.name]
+        key, tensor = next(item for item in load_file(whole).items() if "position" not in item[0])
+        assert torch.equal(found.state_dict()[key], tensor)
+
+
+def test_pickled_weights_are_not_read(weights: Path) -> None:
+    file = weights / MODEL / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+    torch.save(load_file(file), file.with_name("diffusion_pytorch_model.fp16.bin"))
+    file.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        pipeline.load(checkpoint.locate(str(weights / MODEL), weights), CPU)
 
 
 def test_a_snapshot_without_a_safety_checker_loads(weights: Path) -> None:

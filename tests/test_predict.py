@@ -11,10 +11,13 @@ import pytest
 import yaml
 
 from aesthetic import request
+from aesthetic.errors import RequestError
 from aesthetic.registry import Registry
 from aesthetic.request import Request
+from aesthetic.service import Service
+from predict import Predictor
 from script import schema
-from tests.conftest import SHARED
+from tests.conftest import TEST_DATA
 from tests.snapshot import ROOT
 
 ORDER = [
@@ -146,7 +149,7 @@ def test_cog_yaml_fits_its_schema_and_the_files() -> None:
     config = yaml.safe_load((ROOT / "cog.yaml").read_text())
     assert config["predict"] == "predict.py:Predictor"
     assert (ROOT / config["build"]["python_requirements"]).is_file()
-    path = SHARED / "cog" / "config_schema_v1.0.json"
+    path = TEST_DATA / "cog" / "config_schema_v1.0.json"
     if not path.is_file():
         pytest.skip(f"the schema of cog.yaml is not in {path.parent}")
     jsonschema.validate(config, json.loads(path.read_text()))
@@ -163,3 +166,19 @@ def test_weights_are_not_kept_out_of_the_image() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert not any(line.startswith(("weights/stable", "weights/clip", "embeddings")) for line in ignored)
     assert Path(ROOT / "weights" / "manifest.json").is_file()
+
+
+def test_tracebacks_are_of_our_faults_only(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    predictor = Predictor()
+    predictor.service = service
+    monkeypatch.setattr(predictor, "_fresh_folder", lambda *_: tmp_path)
+    given: dict[str, Any] = {name: FIELDS[name].default if name in FIELDS else None for name in ORDER}
+    with pytest.raises(RequestError):
+        predictor.predict(**given | {"prompt": None})
+    assert "Traceback" not in caplog.text
+    monkeypatch.setattr(Service, "predict", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        predictor.predict(**given)
+    assert "Traceback" in caplog.text

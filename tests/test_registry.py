@@ -39,6 +39,12 @@ def test_there_is_one_default_for_a_space() -> None:
         OURS.default("elsewhere")
 
 
+def test_what_it_reads_is_of_the_space_that_the_index_says(home: Path) -> None:
+    registry = Registry(home / "embeddings")
+    found = registry.read("fantasy")
+    assert (found.space, found.source, found.name) == (registry.entries["fantasy"].space, "name", "fantasy")
+
+
 def test_an_unknown_name_lists_the_known_ones(home: Path) -> None:
     with pytest.raises(RequestError, match="there is no aesthetic 'nonsense'; there are sac_8plus, laion_7plus"):
         Registry(home / "embeddings").read("nonsense")

@@ -1,6 +1,7 @@
 """Every limit, and every contradiction."""
 
 import dataclasses
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,12 @@ def test_a_blank_seed_is_drawn_anew() -> None:
     seeds = {Request(num_outputs=8).seeded().seed for _ in range(50)}
     assert len(seeds) > 45
     assert all(seed is not None and 0 <= seed <= MAX_SEED - 7 for seed in seeds)
+
+
+def test_a_drawn_seed_leaves_room_for_all_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "randbelow", lambda limit: limit - 1)
+    assert Request(num_outputs=8).seeded().seed == MAX_SEED - 7
+    assert Request().seeded().seed == MAX_SEED
 
 
 def test_schedulers_are_those_of_the_table() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -57,6 +58,7 @@ def test_predict_sends_files(tmp_path: Path, home: Path) -> None:
     [
         (["-i", "nonsense=1"], "there is no input 'nonsense'; there are prompt, negative_prompt,"),
         (["-i", "prompt"], "-i takes NAME=VALUE, not 'prompt'"),
+        (["-i", "aesthetic_embedding_file=mine.pt"], "takes a file, as aesthetic_embedding_file=@mine.pt"),
         (["-i", "aesthetic_images=@nothing.zip"], "aesthetic_images: there is no file"),
         (["-i", "aesthetic_steps=many", "-i", "seed=-1"], "aesthetic_steps: "),
         (["-i", "width=1024", "-i", "height=1024"], "width × height must be at most 786432 pixels"),
@@ -79,6 +81,43 @@ def test_without_weights_it_says_loudly_that_it_draws_noise(tmp_path: Path) -> N
     assert "NO WEIGHTS HAVE BEEN DOWNLOADED" in answer.stderr
     assert "Model: random-weights" in answer.stderr
     assert (tmp_path / "output.0.png").is_file()
+
+
+def test_a_wrong_home_says_so_and_draws_nothing(tmp_path: Path) -> None:
+    for command in ("predict", "serve"):
+        environment = {**os.environ, "AESTHETIC_HOME": str(tmp_path / "nowhere"), "PORT": "0"}
+        answer = subprocess.run(
+            [ROOT / "script" / command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 1
+        assert f"script/{command}: there is no {tmp_path}/nowhere/weights/manifest.json" in answer.stderr
+        assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize("port", ["abc", "99999999", "taken"])
+def test_a_port_that_cannot_be_used_says_so(home: Path, port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {**os.environ, "AESTHETIC_HOME": str(home), "PORT": port}
+        if port == "taken":
+            environment["PORT"] = str(taken.getsockname()[1])
+        answer = subprocess.run(
+            [ROOT / "script" / "serve"], env=environment, capture_output=True, text=True, check=False
+        )
+    assert answer.returncode == 1
+    assert f"PORT={environment['PORT']} can't be used" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_predict_takes_its_server_along_when_it_is_ended(tmp_path: Path, home: Path) -> None:
+    environment = {**os.environ, "AESTHETIC_HOME": str(home), "TMPDIR": str(tmp_path)}
+    command = [str(ROOT / "script" / "predict"), "-i", "num_inference_steps=500"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if "Seed:" in line)
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        assert process.stderr.read() is not None  # the end of it: nobody holds it open any more
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

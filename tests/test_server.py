@@ -267,13 +267,37 @@ def test_files_as_data_urls(address: str, home: Path) -> None:
     assert files(by_picture) == files(by_archive)
 
 
-def test_the_log_has_the_traceback(address: str) -> None:
+def test_the_log_of_a_bad_input_has_no_traceback(address: str) -> None:
     with webhook() as (url, events):
         body = {"id": "bad", "input": {**QUICK, "aesthetic_images": data_url(b"text")}, "webhook": url}
         call(f"{address}/predictions", body, Prefer="respond-async")
         event = finished(events, "bad")
     assert event["status"] == "failed"
-    assert "Traceback" in event["logs"]
+    assert "aesthetic_images: the file is neither" in event["error"]
+    assert "Traceback" not in event["logs"]
+
+
+@contextmanager
+def broken_host() -> Iterator[str]:
+    """A URL of a file of which only the first half comes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "200000")
+            self.end_headers()
+            self.wfile.write(b"x" * 100_000)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    listener = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.server_address[1]}/likes.zip"
+    finally:
+        listener.shutdown()
+        listener.server_close()
 
 
 def test_nothing_is_left_in_the_temporary_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +314,8 @@ def test_nothing_is_left_in_the_temporary_folder(home: Path, tmp_path: Path, mon
         call(f"{found}/predictions/slow/cancel", {})
         wait_until_idle(found)
         draw(found, aesthetic_images=upload, num_outputs=3)
+        with broken_host() as url:
+            assert draw(found, aesthetic_images=url)["status"] == "failed"
         draw(found, aesthetic_images=data_url(b"text"))
         assert left() == []  # a failed one draws nothing, and the next one has cleaned up
         draw(found)

@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from aesthetic import embedding, output, prompt, sample
-from aesthetic.errors import DrawingError, EmbeddingError, PictureError, RequestError
+from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, PictureError, RequestError
 from aesthetic.pipeline import Model, Vision
 from aesthetic.request import Request
 from aesthetic.service import Service
@@ -153,7 +155,9 @@ def test_after_anything_the_next_picture_is_that_of_a_fresh_process(
     assert png(service, quick, tmp_path / "next") == first
     (tmp_path / "fresh").mkdir()
     command = [sys.executable, "-c", FRESH, str(tmp_path / "first" / "output.0.png"), str(tmp_path / "fresh")]
-    subprocess.run(command, cwd=snapshot.ROOT, env={"AESTHETIC_HOME": str(home)}, check=True, capture_output=True)
+    subprocess.run(
+        command, cwd=snapshot.ROOT, env={**os.environ, "AESTHETIC_HOME": str(home)}, check=True, capture_output=True
+    )
     assert (tmp_path / "fresh" / "output.0.png").read_bytes() == first
 
 
@@ -189,7 +193,7 @@ def test_blocked_pictures_are_left_out(
     monkeypatch.setattr(sample, "is_unsafe", lambda *_: next(flags))
     drawing = service.draw(request)
     assert drawing.blocked == 1
-    assert "kept 1 of 2 pictures back" in caplog.text
+    assert "kept picture 0 back" in caplog.text
     [(image, recipe)] = drawing.pictures
     assert image.tobytes() == whole.pictures[1][0].tobytes()
     assert recipe.request["seed"] == 8
@@ -221,12 +225,43 @@ def test_a_picture_that_overflows_is_decoded_again_in_fp32(model: Model, monkeyp
     monkeypatch.setattr(type(vae), "decode", overflowing)
     pictures = list(sample.decode(model, latents))
     assert [one is vae for one in calls] == [True, False, True]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(pictures, expected, strict=True))
+    for ours, theirs in zip(pictures, expected, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours, theirs)
 
 
-def test_latents_that_overflow_are_no_picture(model: Model) -> None:
-    with pytest.raises(DrawingError, match="the denoising overflowed"):
-        list(sample.decode(model, torch.full((1, 4, 16, 16), float("nan"))))
+def test_pictures_that_overflow_are_left_out(
+    service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = replace(quick, num_outputs=3)
+    latents = torch.randn(3, 4, 16, 16)
+    latents[1] = float("nan")
+    monkeypatch.setattr(sample, "denoise", lambda *_: latents)
+    drawing = service.draw(request)
+    assert [recipe.request["seed"] for _, recipe in drawing.pictures] == [7, 9]
+    assert drawing.blocked == 0
+    assert "Picture 1 overflowed and is left out" in caplog.text
+    latents[:] = float("nan")
+    with pytest.raises(DrawingError, match="the denoising overflowed and left no picture"):
+        service.draw(request)
+
+
+def test_what_is_lost_of_either_prompt_is_said(
+    service: Service, quick: Request, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.draw(replace(quick, prompt="cat " * 80, negative_prompt="dog " * 80))
+    assert "The prompt is longer than CLIP can read. What is lost: cat" in caplog.text
+    assert "The negative prompt is longer than CLIP can read. What is lost: dog" in caplog.text
+
+
+def test_messages_do_not_speak_of_temporary_names(service: Service, quick: Request, tmp_path: Path) -> None:
+    (tmp_path / "tmpabc").write_text("text")
+    for name in ("aesthetic_embedding_file", "aesthetic_images"):
+        given: dict[str, Any] = {name: tmp_path / "tmpabc"}
+        with pytest.raises(AestheticError, match=f"{name}: the file is neither") as error:
+            service.draw(replace(quick, **given))
+        assert "tmpabc" not in str(error.value)
 
 
 def test_a_personalisation_that_diverges_says_so(
