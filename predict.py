@@ -5,6 +5,7 @@ stand in Input(...), and a description must be one string. A cancelled predictio
 point, inside a `finally` too: nothing here or below cleans up at the end, everything starts clean instead.
 """
 
+import atexit
 import logging
 import shutil
 import tempfile
@@ -30,8 +31,9 @@ class Predictor(BasePredictor):
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         self.service = Service.load()
-        self.temporary = tempfile.TemporaryDirectory(prefix="aesthetic-")
-        tempfile.tempdir = self.temporary.name  # Cog's too, for what it downloads
+        self.temporary = LocalPath(tempfile.mkdtemp(prefix="aesthetic-"))
+        atexit.register(shutil.rmtree, self.temporary, ignore_errors=True)
+        tempfile.tempdir = str(self.temporary)  # Cog's too, for what it downloads
 
     def predict(
         self,
@@ -165,9 +167,8 @@ class Predictor(BasePredictor):
 
         Cog reads the pictures after predict has returned and never deletes them, nor what it failed to download.
         """
-        temporary = LocalPath(self.temporary.name)
-        temporary.mkdir(mode=0o700, parents=True, exist_ok=True)  # a server may outlive what its host keeps in /tmp
-        for path in temporary.iterdir():
+        self.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)  # a server may outlive what its host keeps in /tmp
+        for path in self.temporary.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             elif path not in map(LocalPath, filter(None, inputs)):
