@@ -167,7 +167,9 @@ class Predictor(BasePredictor):
 
         Cog reads the pictures after predict has returned and never deletes them, nor what it failed to download.
         """
-        self.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)  # a server may outlive what its host keeps in /tmp
+        self.temporary.mkdir(
+            mode=0o700, parents=True, exist_ok=True
+        )  # a server may outlive what its host keeps in /tmp
         for path in self.temporary.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

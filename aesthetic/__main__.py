@@ -7,6 +7,7 @@ at the top answers --help and bad values at once; torch and the models come in w
 import argparse
 import datetime as dt
 import logging
+import os
 import re
 import shlex
 import sys
@@ -81,8 +82,8 @@ def txt2img(options: argparse.Namespace) -> None:
 
 def embed(options: argparse.Namespace) -> None:
     """Make an aesthetic from pictures and write it down, with where it came from."""
-    if options.output.suffix != ".safetensors" or not options.output.parent.is_dir():
-        raise RequestError(f"-o must name a .safetensors file in a folder that is there, not {str(options.output)!r}")
+    if options.output.suffix != ".safetensors" or not os.access(options.output.parent, os.W_OK):
+        raise RequestError(f"-o must name a .safetensors file where one can be written, not {str(options.output)!r}")
     from . import embedding, images, pipeline, service
 
     snapshot = service.locate(options.ckpt)

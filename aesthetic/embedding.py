@@ -180,7 +180,7 @@ def _check_pickle(label: str, pickled: bytes) -> None:
             raise EmbeddingError(f"{label} holds a dictionary, perhaps a textual inversion; {EXPECTED}")
         known = instruction.name in INSTRUCTIONS and count < MAX_INSTRUCTIONS
         if not known or (instruction.name == "GLOBAL" and not GLOBALS.fullmatch(str(argument))):
-            raise EmbeddingError(f"{label} holds something else than a tensor, and it was not opened; {EXPECTED}")
+            raise EmbeddingError(f"{label} holds something other than a tensor, and it was not opened; {EXPECTED}")
 
 
 def _read_safetensors(label: str, path: Path) -> tuple[object, dict[str, str]]:

@@ -117,12 +117,11 @@ class Service:
         if request.aesthetic_images is not None:
             with _blaming("aesthetic_images"):
                 return self._from_pictures(request.aesthetic_images)
-        name = request.aesthetic_embedding
         with _blaming("aesthetic_embedding_file" if request.aesthetic_embedding_file else "aesthetic_embedding"):
             if request.aesthetic_embedding_file is not None:
                 aesthetic = embedding.read(request.aesthetic_embedding_file, label=UPLOAD)
             else:
-                aesthetic = self.registry.read(name or self.registry.default(self.model.space))
+                aesthetic = self.registry.read(request.aesthetic_embedding or self.registry.default(self.model.space))
             embedding.require_fit(aesthetic, space=self.model.space, dim=self.model.dim)
         return aesthetic
 

@@ -102,12 +102,12 @@ class Bomb:
         (torch.zeros(1).expand(10**9), "a tensor [1000000000]"),
         (torch.arange(768), "a tensor of torch.int64"),
         (torch.randn(768, dtype=torch.complex64), "a tensor of torch.complex64"),
-        (torch.randn(768).to(torch.float8_e4m3fn), "something else than a tensor"),
-        (torch.randn(768, device="meta"), "something else than a tensor"),
-        (torch.randn(768).to_sparse(), "something else than a tensor"),
+        (torch.randn(768).to(torch.float8_e4m3fn), "something other than a tensor"),
+        (torch.randn(768, device="meta"), "something other than a tensor"),
+        (torch.randn(768).to_sparse(), "something other than a tensor"),
         ({"string_to_param": {"*": torch.randn(1, 768)}}, "a dictionary, perhaps a textual inversion"),
         (OrderedDict({"<cat>": torch.randn(768)}), "a dictionary, perhaps a textual inversion"),
-        ([torch.randn(768)], "something else than a tensor"),
+        ([torch.randn(768)], "something other than a tensor"),
         ("text", "a str"),
     ],
 )
@@ -119,7 +119,7 @@ def test_refuses_what_is_no_aesthetic(tmp_path: Path, content: object, found: st
 
 def test_nothing_in_a_pickle_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "something else than a tensor, and it was not opened" in refusal(saved(tmp_path / "a.pt", Bomb()))
+    assert "something other than a tensor, and it was not opened" in refusal(saved(tmp_path / "a.pt", Bomb()))
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Bomb()))
     assert "neither a .safetensors file nor a .pt file" in refusal(tmp_path / "b.pt")
     assert not (tmp_path / "ran").exists()

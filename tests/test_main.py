@@ -238,7 +238,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["txt2img", "--ckpt=nonsense"], "there is no model 'nonsense'"),
         (["embed", "nothing", "-o", "a.safetensors"], "there is no file nothing"),
         (["embed", "nothing", "-o", "a.pt"], "-o must name a .safetensors file"),
-        (["embed", "nothing", "-o", "nowhere/a.safetensors"], "in a folder that is there"),
+        (["embed", "nothing", "-o", "nowhere/a.safetensors"], "where one can be written"),
         (["txt2img", "--n_iter=0"], "--n_iter must be 1 or more"),
         (["txt2img", "--outdir=empty.txt/x", *SMALL], "Not a directory"),
         (["recipe", "nothing.png"], "there is no file nothing.png"),
