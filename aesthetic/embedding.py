@@ -123,7 +123,7 @@ def require_fit(aesthetic: Aesthetic, *, space: str, dim: int) -> None:
     if aesthetic.dim != dim:
         raise EmbeddingError(
             f"the aesthetic {aesthetic.name} has {aesthetic.dim} dimensions "
-            f"(CLIP space {brief(aesthetic.space)}), the model's CLIP space {space} has {dim}"
+            f"(CLIP space {brief(aesthetic.space or 'not named')}), the model's CLIP space {space} has {dim}"
         )
     if aesthetic.space is not None and aesthetic.space != space:
         raise EmbeddingError(
