@@ -170,9 +170,10 @@ class Predictor(BasePredictor):
         self.temporary.mkdir(
             mode=0o700, parents=True, exist_ok=True
         )  # a server may outlive what its host keeps in /tmp
-        for path in self.temporary.iterdir():
+        kept = {LocalPath(path) for path in inputs if path is not None}
+        for path in set(self.temporary.iterdir()) - kept:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-            elif path not in map(LocalPath, filter(None, inputs)):
+            else:
                 path.unlink(missing_ok=True)
         return LocalPath(tempfile.mkdtemp())

@@ -119,7 +119,7 @@ def embeddings(options: argparse.Namespace) -> None:
 
 def recipe(options: argparse.Namespace) -> None:
     """What made a picture, and the command that makes it again."""
-    from . import output
+    from . import checkpoint, output
 
     found = output.read_recipe(options.png)
     request = found.settings()
@@ -128,18 +128,20 @@ def recipe(options: argparse.Namespace) -> None:
     for name, value in {**settings, **facts, **found.versions}.items():
         print(f"{name:<24}{_escaped(str(value))}")
     print("\nTo draw it again:\n")
-    print(" ".join(map(_quoted, _command(found, request))))
-    if _is_local(found):
+    manifest = checkpoint.read_manifest(checkpoint.home() / "weights")
+    model = found.model["name"] if found.model["name"] in manifest else "MODEL"
+    print(" ".join(map(_quoted, _command(found, request, model))))
+    if model == "MODEL":
         print(f"\nMODEL is the folder of the model called {found.model['name']}.")
     if found.aesthetic and found.aesthetic["source"] != "name":
         kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the pictures"}
         print(f"\nFILE is {kinds.get(found.aesthetic['source'])} with the sha256 {found.aesthetic['sha256']}.")
 
 
-def _command(found: "Recipe", request: Request) -> list[str]:
+def _command(found: "Recipe", request: Request, model: str) -> list[str]:
     """The txt2img command line of a recipe. Files that are not ours to know have to be put in by hand."""
     flags: dict[str, object] = {
-        "--ckpt": "MODEL" if _is_local(found) else found.model["name"],
+        "--ckpt": model,
         "--prompt": request.prompt,
         "--negative_prompt": request.negative_prompt,
         "--seed": request.seed,
@@ -158,12 +160,6 @@ def _command(found: "Recipe", request: Request) -> list[str]:
     if request.disable_safety_checker:
         command.append("--disable_safety_checker")
     return command + [f"{flag}={value}" for flag, value in flags.items()]
-
-
-def _is_local(found: "Recipe") -> bool:
-    from . import checkpoint
-
-    return found.model["name"] not in checkpoint.read_manifest(checkpoint.home() / "weights")
 
 
 def _escaped(text: str) -> str:

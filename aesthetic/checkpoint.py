@@ -97,7 +97,8 @@ def locate(model: str | None, weights: Path) -> Snapshot:
     clip = weights / CLIP
     has_clip = CLIP in manifest and not missing(clip, manifest[CLIP])
     if not model:
-        model = next((name for name in models if not missing(weights / name, manifest[name])), "".join(models[:1]))
+        present = [name for name in models if not missing(weights / name, manifest[name])]
+        model = next(iter(present + models), "")
     if model in models:
         _require(weights / model, model, manifest[model])
         folder, revision = weights / model, manifest[model].revision

@@ -109,9 +109,6 @@ def _fetch(remote: _Remote, file: checkpoint.File, target: Path, partial: Path) 
     unfinished = partial / file.sha256
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if _is_right(unfinished, file, remote):  # stopped between the last byte and the move
-        unfinished.replace(target)
-        return
     with unfinished.open("ab") as stream:
         if remote.size is None or stream.tell() > remote.size:
             stream.seek(0)
@@ -120,14 +117,15 @@ def _fetch(remote: _Remote, file: checkpoint.File, target: Path, partial: Path) 
         free = shutil.disk_usage(partial).free
         if remote.size is not None and remote.size - done > free:
             raise OSError(errno.ENOSPC, f"{remote.size - done} bytes are needed, {free} are free")
-        http_get(
-            remote.url,
-            stream,
-            resume_size=done,
-            headers=build_hf_headers() if remote.token_wanted else None,
-            expected_size=remote.size,
-            displayed_filename=f"{target.parent.name}/{target.name}",
-        )
+        if done != remote.size:  # as it is after a stop between the last byte and the move
+            http_get(
+                remote.url,
+                stream,
+                resume_size=done,
+                headers=build_hf_headers() if remote.token_wanted else None,
+                expected_size=remote.size,
+                displayed_filename=f"{target.parent.name}/{target.name}",
+            )
     if not _is_right(unfinished, file, remote):
         found = _sha256(unfinished)
         unfinished.unlink()

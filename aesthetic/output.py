@@ -82,12 +82,13 @@ class Recipe:
             return request
         if aesthetic_embedding_file is None:
             raise RequestError(f"the aesthetic came from {source}, sha256 {self.aesthetic['sha256']}: give the file")
-        sha256 = hashlib.sha256(aesthetic_embedding_file.read_bytes()).hexdigest()
-        if source == "file" and sha256 != self.aesthetic["sha256"]:
-            raise RequestError(
-                f"{aesthetic_embedding_file} has the sha256 {sha256}, and the picture was drawn with "
-                f"{self.aesthetic['sha256']}"
-            )
+        if source == "file":
+            sha256 = hashlib.sha256(aesthetic_embedding_file.read_bytes()).hexdigest()
+            if sha256 != self.aesthetic["sha256"]:
+                raise RequestError(
+                    f"{aesthetic_embedding_file} has the sha256 {sha256}, and the picture was drawn with "
+                    f"{self.aesthetic['sha256']}"
+                )
         return replace(request, aesthetic_embedding_file=aesthetic_embedding_file)
 
 

@@ -36,10 +36,11 @@ def denoise(model: Model, conditioning: Conditioning, request: Request) -> Tenso
     sources = generators(request)
     together = len(sources) if model.device.type == "cuda" else 1
     parts = [sources[i : i + together] for i in range(0, len(sources), together)]
-    titles = [f"Denoising {i} of {len(parts)}" for i in range(1, len(parts) + 1)] if len(parts) > 1 else ["Denoising"]
-    return torch.cat(
-        [_denoise(model, conditioning, request, part, title) for part, title in zip(parts, titles, strict=True)]
-    )
+    latents = []
+    for i, part in enumerate(parts, start=1):
+        title = "Denoising" if len(parts) == 1 else f"Denoising {i} of {len(parts)}"
+        latents.append(_denoise(model, conditioning, request, part, title))
+    return torch.cat(latents)
 
 
 def decode(model: Model, latents: Tensor) -> Iterator[Tensor | None]:

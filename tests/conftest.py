@@ -6,12 +6,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from transformers import CLIPModel
 
 from aesthetic import checkpoint, pipeline
 from aesthetic.registry import Registry
 from aesthetic.request import Request
 from aesthetic.service import Service
-from tests import snapshot
+from tests import original, snapshot
 from tests.snapshot import ROOT
 
 # The first draw of text reads Unicode's tables, which takes longer than Hypothesis likes.
@@ -39,6 +40,12 @@ def model(home: Path) -> pipeline.Model:
 def service(home: Path, model: pipeline.Model) -> Service:
     """A service on `model`: shared, since nothing that it is asked may change what it draws next."""
     return Service(model, Registry(home / "embeddings"))
+
+
+@pytest.fixture
+def clip(home: Path) -> CLIPModel:
+    """The CLIP that the original code would use with `model`; its loop changes it."""
+    return original.load_clip(home)
 
 
 @pytest.fixture

@@ -21,14 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import CLIPModel, CLIPTextModel
+from PIL import Image, ImageChops
 
 from aesthetic import prompt
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import original, snapshot
-from tests.test_gradient import difference
+from tests.original import difference
 from tests.test_service import weights
 
 REQUEST = Request(prompt="a painting of a virus monster playing guitar", seed=1, aesthetic_embedding="sac_8plus")
@@ -124,14 +123,8 @@ def _compare(service: Service, home: Path) -> list[str]:
     target = service.registry.read("sac_8plus").vector
     steps = service._personalise(tokens, target.to(device), steps=10, lr=1e-4)
     *_, last = steps
-    clip = CLIPModel.from_pretrained(home / "weights" / snapshot.CLIP, dtype=torch.float32)
-    folder = home / "weights" / snapshot.MODEL / "text_encoder"
-    tower = CLIPTextModel.from_pretrained(folder, variant="fp16", dtype=torch.float32)
-    clip.text_model.load_state_dict(tower.state_dict())
-    clip = clip.eval()
-    on_cpu = original.conditioning(clip, tokens.cpu(), target, steps=10, lr=1e-4)
-    clip.text_model.load_state_dict(tower.state_dict())
-    here = original.conditioning(clip.to(device), tokens, target.to(device), steps=10, lr=1e-4)
+    on_cpu = original.conditioning(original.load_clip(home), tokens.cpu(), target, steps=10, lr=1e-4)
+    here = original.conditioning(original.load_clip(home).to(device), tokens, target.to(device), steps=10, lr=1e-4)
     lines = [
         f"conditioning after 10 steps, relative difference to the original loop here: "
         f"{difference(last.conditioning, here):.1e}, on the CPU: {difference(last.conditioning.cpu(), on_cpu):.1e}"
@@ -141,10 +134,9 @@ def _compare(service: Service, home: Path) -> list[str]:
     means: list[float] = []
     for i, (image, _) in enumerate(batch):
         [(alone, _)] = service.draw(replace(REQUEST, seed=1 + i)).pictures
-        pixels = [torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8).int() for one in (image, alone)]
-        apart = (pixels[0] - pixels[1]).abs()
+        apart = np.asarray(ImageChops.difference(image, alone))
         worst = max(worst, int(apart.max()))
-        means.append(float(apart.float().mean()))
+        means.append(float(apart.mean()))
     lines.append(f"a batch of 4 against its pictures alone: mean {statistics.mean(means):.2f}, at most {worst} of 255")
     return lines
 

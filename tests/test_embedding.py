@@ -140,24 +140,27 @@ def test_refuses_files_that_are_none(tmp_path: Path) -> None:
     assert refusal(path) == "a.pt has 100.0 MB; an aesthetic has a few kB"
 
 
+def repacked(path: Path, content: object, old: bytes = b"", new: bytes = b"") -> Path:
+    """What torch.save writes, compressed, and with `new` in the place of `old`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with zipfile.ZipFile(buffer) as records, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for info in records.infolist():
+            archive.writestr(info.filename, records.read(info).replace(old, new))
+    return path
+
+
 def test_refuses_a_pt_file_that_unpacks_to_much(tmp_path: Path) -> None:
-    torch.save(torch.zeros(10**8 // 4), tmp_path / "large.pt")
-    with zipfile.ZipFile(tmp_path / "large.pt") as large, zipfile.ZipFile(tmp_path / "a.pt", "w") as packed:
-        for record in large.infolist():
-            packed.writestr(record.filename, large.read(record), zipfile.ZIP_DEFLATED)
-    assert (tmp_path / "a.pt").stat().st_size < embedding.MAX_BYTES
-    assert "a.pt unpacks to more than 1000 kB" in refusal(tmp_path / "a.pt")
+    path = repacked(tmp_path / "a.pt", torch.zeros(10**8 // 4))
+    assert path.stat().st_size < embedding.MAX_BYTES
+    assert "a.pt unpacks to more than 1000 kB" in refusal(path)
 
 
 def test_a_tensor_from_a_gpu_is_read_without_one(tmp_path: Path) -> None:
-    with zipfile.ZipFile(saved(tmp_path / "a.pt", torch.ones(8))) as archive:
-        records = {info.filename: archive.read(info) for info in archive.infolist()}
-    with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
-        for name, content in records.items():
-            archive.writestr(name, content.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"))
-    with zipfile.ZipFile(tmp_path / "b.pt") as archive:
+    path = repacked(tmp_path / "a.pt", torch.ones(8), b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0")
+    with zipfile.ZipFile(path) as archive:
         assert any(b"cuda:0" in archive.read(info) for info in archive.infolist())
-    assert embedding.read(tmp_path / "b.pt").vector.device.type == "cpu"
+    assert embedding.read(path).vector.device.type == "cpu"
 
 
 def pickled(path: Path, program: bytes) -> Path:

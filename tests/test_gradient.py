@@ -1,34 +1,19 @@
 """The idea: equal to the original code, and from pristine weights every time."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
-from transformers import CLIPModel, CLIPTextModel
+from transformers import CLIPModel
 
 from aesthetic import prompt
 from aesthetic.gradient import Personaliser, similarity
 from aesthetic.pipeline import Model
 from aesthetic.service import Service
-from tests import original, snapshot
+from tests import original
+from tests.original import difference
 
 STEPS = (0, 1, 5, 20)
 RATES = (1e-4, 3e-3)
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
-
-
-@pytest.fixture
-def clip(home: Path) -> CLIPModel:
-    """A whole CLIP as the original code had it: its text tower is the one that Stable Diffusion uses."""
-    model = CLIPModel.from_pretrained(home / "weights" / snapshot.CLIP, dtype=torch.float32)
-    folder = home / "weights" / snapshot.MODEL / "text_encoder"
-    tower = CLIPTextModel.from_pretrained(folder, variant="fp16", dtype=torch.float32)
-    model.text_model.load_state_dict(tower.state_dict())
-    return model.eval()
 
 
 @pytest.fixture

@@ -139,8 +139,6 @@ def test_inputs_are_plain_literals() -> None:
 
 
 def test_predict_is_not_decorated() -> None:
-    from predict import Predictor
-
     assert inspect.isfunction(Predictor.predict)
     assert not hasattr(Predictor.predict, "__wrapped__")
 

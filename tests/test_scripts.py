@@ -18,14 +18,13 @@ from tests.test_images import encoded
 SMALL = ["-i", "width=128", "-i", "height=128", "-i", "num_inference_steps=2"]
 
 
-def predict(folder: Path, home: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(command: str, folder: Path, home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """What a script answers that is run in `folder`, with no settings but these."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AESTHETIC_")}
-    if home is not None:
-        environment["AESTHETIC_HOME"] = str(home)
     return subprocess.run(
-        [ROOT / "script" / "predict", *arguments],
+        [ROOT / "script" / command, *arguments],
         cwd=folder,
-        env=environment,
+        env={**environment, "AESTHETIC_HOME": str(home), **settings},
         capture_output=True,
         text=True,
         check=False,
@@ -33,7 +32,7 @@ def predict(folder: Path, home: Path | None, *arguments: str) -> subprocess.Comp
 
 
 def test_predict_draws_and_says_so(tmp_path: Path, home: Path) -> None:
-    answer = predict(tmp_path, home, "-i", "prompt=the cat = the dog", "-i", "num_outputs=2", *SMALL)
+    answer = run("predict", tmp_path, home, "-i", "prompt=the cat = the dog", "-i", "num_outputs=2", *SMALL)
     assert answer.returncode == 0, answer.stderr
     paths = [tmp_path / "output.0.png", tmp_path / "output.1.png"]
     assert answer.stdout.split() == [str(path) for path in paths]
@@ -47,7 +46,7 @@ def test_predict_draws_and_says_so(tmp_path: Path, home: Path) -> None:
 
 def test_predict_sends_files(tmp_path: Path, home: Path) -> None:
     (tmp_path / "mine.png").write_bytes(encoded())
-    answer = predict(tmp_path, home, "-i", "aesthetic_images=@mine.png", *SMALL)
+    answer = run("predict", tmp_path, home, "-i", "aesthetic_images=@mine.png", *SMALL)
     assert answer.returncode == 0, answer.stderr
     with Image.open(tmp_path / "output.0.png") as image:
         assert '"source": "pictures"' in image.info["aesthetic"]
@@ -65,7 +64,7 @@ def test_predict_sends_files(tmp_path: Path, home: Path) -> None:
     ],
 )
 def test_predict_says_what_is_wrong(tmp_path: Path, home: Path, arguments: list[str], message: str) -> None:
-    answer = predict(tmp_path, home, *arguments)
+    answer = run("predict", tmp_path, home, *arguments)
     assert answer.returncode == 1
     assert message in answer.stderr
     assert not list(tmp_path.iterdir())
@@ -76,7 +75,7 @@ def test_without_weights_it_says_loudly_that_it_draws_noise(tmp_path: Path) -> N
     for name in ("weights/manifest.json", "embeddings/index.json"):
         (tmp_path / "home" / name).parent.mkdir(parents=True)
         (tmp_path / "home" / name).write_bytes((ROOT / name).read_bytes())
-    answer = predict(tmp_path, tmp_path / "home", "-i", "prompt=a castle", "-i", "aesthetic_steps=5", *SMALL)
+    answer = run("predict", tmp_path, tmp_path / "home", "-i", "prompt=a castle", "-i", "aesthetic_steps=5", *SMALL)
     assert answer.returncode == 0, answer.stderr
     assert "NO WEIGHTS HAVE BEEN DOWNLOADED" in answer.stderr
     assert "Model: random-weights" in answer.stderr
@@ -85,26 +84,20 @@ def test_without_weights_it_says_loudly_that_it_draws_noise(tmp_path: Path) -> N
 
 def test_a_wrong_home_says_so_and_draws_nothing(tmp_path: Path) -> None:
     for command in ("predict", "serve"):
-        environment = {**os.environ, "AESTHETIC_HOME": str(tmp_path / "nowhere"), "PORT": "0"}
-        answer = subprocess.run(
-            [ROOT / "script" / command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        answer = run(command, tmp_path, tmp_path / "nowhere", PORT="0")
         assert answer.returncode == 1
         assert f"script/{command}: there is no {tmp_path}/nowhere/weights/manifest.json" in answer.stderr
         assert "Traceback" not in answer.stderr
 
 
 @pytest.mark.parametrize("port", ["abc", "99999999", "taken"])
-def test_a_port_that_cannot_be_used_says_so(home: Path, port: str) -> None:
+def test_a_port_that_cannot_be_used_says_so(tmp_path: Path, home: Path, port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        environment = {**os.environ, "AESTHETIC_HOME": str(home), "PORT": port}
         if port == "taken":
-            environment["PORT"] = str(taken.getsockname()[1])
-        answer = subprocess.run(
-            [ROOT / "script" / "serve"], env=environment, capture_output=True, text=True, check=False
-        )
+            port = str(taken.getsockname()[1])
+        answer = run("serve", tmp_path, home, PORT=port)
     assert answer.returncode == 1
-    assert f"PORT={environment['PORT']} can't be used" in answer.stderr
+    assert f"PORT={port} can't be used" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 

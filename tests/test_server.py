@@ -30,7 +30,7 @@ SLOW = {**QUICK, "aesthetic_steps": 100, "num_inference_steps": 500}
 
 
 @pytest.fixture(scope="module")
-def address(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(home: Path) -> Iterator[str]:
     """A server with the schema that `cog build` would write."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AESTHETIC_HOME", str(home))
@@ -94,27 +94,48 @@ def wait_until_idle(address: str) -> None:
     raise TimeoutError("the server stays busy")
 
 
+class _Quiet(BaseHTTPRequestHandler):
+    """A handler that keeps its log to itself."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def listening(handler: type[_Quiet]) -> Iterator[str]:
+    """The URL of a small server of our own."""
+    listener = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.server_address[1]}/"
+    finally:
+        listener.shutdown()
+        listener.server_close()
+
+
 @contextmanager
 def webhook() -> Iterator[tuple[str, "queue.Queue[dict[str, Any]]"]]:
     """A URL, and what is posted to it."""
     events: queue.Queue[dict[str, Any]] = queue.Queue()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(_Quiet):
         def do_POST(self) -> None:
             events.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_: Any) -> None:
-            pass
+    with listening(Handler) as url:
+        yield url, events
 
-    listener = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listener.server_address[1]}/", events
-    finally:
-        listener.shutdown()
-        listener.server_close()
+
+class _HalfAFile(_Quiet):
+    """Announces a file and sends the first half of it."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "200000")
+        self.end_headers()
+        self.wfile.write(b"x" * 100_000)
 
 
 def finished(events: "queue.Queue[dict[str, Any]]", prediction: str) -> dict[str, Any]:
@@ -277,29 +298,6 @@ def test_the_log_of_a_bad_input_has_no_traceback(address: str) -> None:
     assert "Traceback" not in event["logs"]
 
 
-@contextmanager
-def broken_host() -> Iterator[str]:
-    """A URL of a file of which only the first half comes."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "200000")
-            self.end_headers()
-            self.wfile.write(b"x" * 100_000)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    listener = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listener.server_address[1]}/likes.zip"
-    finally:
-        listener.shutdown()
-        listener.server_close()
-
-
 def test_nothing_is_left_in_the_temporary_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AESTHETIC_HOME", str(home))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -314,8 +312,8 @@ def test_nothing_is_left_in_the_temporary_folder(home: Path, tmp_path: Path, mon
         call(f"{found}/predictions/slow/cancel", {})
         wait_until_idle(found)
         draw(found, aesthetic_images=upload, num_outputs=3)
-        with broken_host() as url:
-            assert draw(found, aesthetic_images=url)["status"] == "failed"
+        with listening(_HalfAFile) as url:
+            assert draw(found, aesthetic_images=f"{url}likes.zip")["status"] == "failed"
         draw(found, aesthetic_images=data_url(b"text"))
         assert left() == []  # a failed one draws nothing, and the next one has cleaned up
         draw(found)

@@ -27,8 +27,8 @@ from aesthetic.pipeline import Model, Vision
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import original, snapshot
+from tests.original import difference
 from tests.snapshot import MODEL
-from tests.test_gradient import clip, difference  # noqa: F401
 from tests.test_images import encoded, zipped
 
 
@@ -86,7 +86,7 @@ def test_without_steps_it_is_plain_diffusers(service: Service, plain: StableDiff
 def test_with_steps_it_is_plain_diffusers_on_the_originals_conditioning(
     service: Service,
     plain: StableDiffusionPipeline,
-    clip: CLIPModel,  # noqa: F811
+    clip: CLIPModel,
     quick: Request,
 ) -> None:
     target = service.registry.read("sac_8plus").vector
