@@ -128,6 +128,46 @@ class Predictor(BasePredictor):
         disable_safety_checker: bool = Input(
             description="Show pictures that the safety checker would keep back.", default=False
         ),
+        aesthetic_sweep: Optional[str] = Input(
+            description="To see how far is right: numbers of steps, as 0,2,5,10,20. Draws a picture for each from the same noise, and last a sheet of all of them. Takes the place of aesthetic_steps.",
+            default=None,
+            max_length=100,
+        ),
+        aesthetic_until: Optional[float] = Input(
+            description="Stop earlier, once the similarity of prompt and aesthetic has risen by this much, say 0.1: one setting for all prompts. aesthetic_steps is then the most that is taken.",
+            default=None,
+            ge=0,
+            le=2,
+        ),
+        aesthetic_mix: Optional[str] = Input(
+            description="Several aesthetics in place of one, with weights: fantasy:0.7 gloomcore:0.5 laion_7plus:-0.2. A negative weight steers away.",
+            default=None,
+            max_length=1000,
+        ),
+        aesthetic_weight: float = Input(
+            description="Weakens the effect without taking fewer steps: 0 draws from the prompt as it is, 1 from the personalised one.",
+            default=1.0,
+            ge=0,
+            le=1,
+        ),
+        aesthetic_slerp: bool = Input(
+            description="With a weight between 0 and 1: go from the one to the other on the sphere, token by token, rather than straight.",
+            default=False,
+        ),
+        aesthetic_text: str = Input(
+            description="A phrase that turns the aesthetic towards what it says, for what the pictures lack: more colourful.",
+            default="",
+            max_length=2000,
+        ),
+        aesthetic_text_angle: float = Input(
+            description="How far the phrase turns the aesthetic: 0 not at all, 1 all the way to the phrase.",
+            default=0.2,
+            ge=0,
+            le=1,
+        ),
+        aesthetic_text_negative: bool = Input(
+            description="Turn the aesthetic away from the phrase instead.", default=False
+        ),
         n_samples: Optional[int] = Input(
             description="Old name of num_outputs.", default=None, ge=1, le=8, deprecated=True
         ),
@@ -155,6 +195,8 @@ class Predictor(BasePredictor):
             raise
         self.record_metric("seed", drawing.request.seed)
         self.record_metric("blocked", drawing.blocked)
+        self.record_metric("steps", drawing.steps)
+        self.record_metric("drift", drawing.drift)
         if drawing.similarity is not None:
             self.record_metric("similarity.before", drawing.similarity[0])
             self.record_metric("similarity.after", drawing.similarity[1])

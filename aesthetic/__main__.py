@@ -1,4 +1,4 @@
-"""The command line: python -m aesthetic txt2img | embed | embeddings | recipe.
+"""The command line: python -m aesthetic txt2img | sweep | embed | embeddings | recipe.
 
 txt2img takes the flags of the original code's scripts/txt2img.py and names its files alike. What is imported here
 at the top answers --help and bad values at once; torch and the models come in with the command that needs them.
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IGNORED = ("C", "f", "config", "precision", "laion400m")  # the model's files say all this
+STEERING = (
+    "aesthetic_mix",
+    "aesthetic_until",
+    "aesthetic_weight",
+    "aesthetic_slerp",
+    "aesthetic_text",
+    "aesthetic_text_angle",
+    "aesthetic_text_negative",
+)
 DEFAULTS = {spec.name: spec.default for spec in fields(Request)}
 
 
@@ -80,6 +89,44 @@ def txt2img(options: argparse.Namespace) -> None:
         print(path)
 
 
+def sweep(options: argparse.Namespace) -> None:
+    """One sheet of aesthetics × steps: a row for each aesthetic, a column for each number of steps, one noise."""
+    stops = ",".join(map(str, options.steps))
+    requests = [
+        Request(
+            prompt=options.prompt,
+            negative_prompt=options.negative_prompt,
+            **_aesthetic(name),
+            aesthetic_sweep=stops,
+            aesthetic_lr=options.aesthetic_lr,
+            width=options.W,
+            height=options.H,
+            num_inference_steps=options.ddim_steps,
+            guidance_scale=options.scale,
+            scheduler=options.scheduler,
+            seed=options.seed,
+            disable_safety_checker=options.disable_safety_checker,
+        )
+        for name in options.aesthetics
+    ]
+    if options.output.suffix != ".png" or not os.access(options.output.parent, os.W_OK):
+        raise RequestError(f"-o must name a .png file where one can be written, not {str(options.output)!r}")
+    for request in requests:
+        _check_aesthetic(request)
+    from . import output
+    from .service import Service
+
+    service = Service.load(options.ckpt)
+    rows = []
+    for request in requests:
+        shown = {recipe.request["aesthetic_steps"]: image for image, recipe in service.draw(request).pictures}
+        rows.append([shown.get(steps) for steps in options.steps])
+    names = [Path(name).stem for name in options.aesthetics]
+    columns = [f"{steps} steps" for steps in options.steps]
+    output.contact_sheet(rows, columns=columns, labels=names).save(options.output)
+    print(options.output)
+
+
 def embed(options: argparse.Namespace) -> None:
     """Make an aesthetic from pictures and write it down, with where it came from."""
     if options.output.suffix != ".safetensors" or not os.access(options.output.parent, os.W_OK):
@@ -133,7 +180,7 @@ def recipe(options: argparse.Namespace) -> None:
     print(" ".join(map(_quoted, _command(found, request, model))))
     if model == "MODEL":
         print(f"\nMODEL is the folder of the model called {found.model['name']}.")
-    if found.aesthetic and found.aesthetic["source"] != "name":
+    if found.aesthetic and found.aesthetic["source"] not in ("name", "mix"):
         kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the pictures"}
         print(f"\nFILE is {kinds.get(found.aesthetic['source'])} with the sha256 {found.aesthetic['sha256']}.")
 
@@ -155,10 +202,14 @@ def _command(found: "Recipe", request: Request, model: str) -> list[str]:
     }
     if found.aesthetic:
         flags["--aesthetic_lr"] = request.aesthetic_lr
-        flags["--aesthetic_embedding"] = request.aesthetic_embedding or "FILE"
+        if request.aesthetic_mix is None:
+            flags["--aesthetic_embedding"] = request.aesthetic_embedding or "FILE"
+    for name in (*STEERING, "disable_safety_checker"):
+        value = getattr(request, name)
+        if value is not True and value != DEFAULTS[name]:
+            flags[f"--{name}"] = value
     command = ["python", "-m", "aesthetic", "txt2img", "--n_samples", "1", "--n_iter", "1", "--skip_grid"]
-    if request.disable_safety_checker:
-        command.append("--disable_safety_checker")
+    command += [f"--{name}" for name in (*STEERING, "disable_safety_checker") if getattr(request, name) is True]
     return command + [f"{flag}={value}" for flag, value in flags.items()]
 
 
@@ -198,6 +249,7 @@ def _requests(options: argparse.Namespace) -> Iterator[Request]:
                 scheduler=scheduler,
                 seed=seed,
                 ddim_eta=options.ddim_eta,
+                **{name: getattr(options, name) for name in STEERING},
                 disable_safety_checker=options.disable_safety_checker,
             )
             if not options.fixed_code:
@@ -231,12 +283,13 @@ def _check_aesthetic(request: Request) -> None:
     from . import checkpoint, embedding
     from .registry import Registry
 
-    if request.aesthetic_steps == 0:
+    if request.is_plain:
         return
     if request.aesthetic_embedding_file is not None:
         embedding.read(request.aesthetic_embedding_file)
-    if request.aesthetic_embedding is not None:
-        Registry(checkpoint.home() / "embeddings").read(request.aesthetic_embedding)
+    for name in (request.aesthetic_embedding, *request.mix):
+        if name is not None:
+            Registry(checkpoint.home() / "embeddings").read(name)
 
 
 def _next(folder: Path, prefix: str, digits: int) -> Path:
@@ -249,6 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m aesthetic", description="Aesthetic gradients.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_txt2img(commands.add_parser("txt2img", help="draw pictures, with the flags of the original script"))
+    _add_sweep(commands.add_parser("sweep", help="draw a sheet of aesthetics × steps"))
     command = commands.add_parser("embed", help="make an aesthetic from pictures")
     command.add_argument("pictures", type=Path, help="a folder, a zip, a tar or one picture")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
@@ -268,17 +322,39 @@ def _add_ckpt(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_txt2img(parser: argparse.ArgumentParser) -> None:
+def _add_drawing(parser: argparse.ArgumentParser) -> None:
+    """The flags that txt2img and sweep share."""
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.set_defaults(run=txt2img)
     flag = parser.add_argument
     flag("--prompt", default=DEFAULTS["prompt"], help="what to draw")
-    flag("--from-file", type=Path, metavar="FILE", help="draw each line of this file instead, once in each iteration")
     flag("--negative_prompt", default="", help="what to keep out")
+    flag("--ddim_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
+    flag("--H", type=int, default=DEFAULTS["height"], help="height in pixels")
+    flag("--W", type=int, default=DEFAULTS["width"], help="width in pixels")
+    flag("--scale", type=float, default=DEFAULTS["guidance_scale"], help="guidance scale")
+    flag("--seed", type=int, default=42, help="of the first picture; each takes the one after it")
+    flag("--aesthetic_lr", type=float, default=DEFAULTS["aesthetic_lr"], help="length of a step")
+    flag("--disable_safety_checker", action="store_true", help="show pictures that it would keep back")
+    _add_ckpt(parser)
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    _add_drawing(parser)
+    parser.set_defaults(run=sweep)
+    flag = parser.add_argument
+    flag("--aesthetics", nargs="+", required=True, metavar="PATH_OR_NAME", help="a row each")
+    flag("--steps", nargs="+", type=int, default=[0, 2, 5, 10, 20], help="towards the aesthetic, a column each")
+    flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
+    flag("-o", "--output", type=Path, default=Path("sweep.png"), metavar="NAME.png", help="where to write")
+
+
+def _add_txt2img(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=txt2img)
+    flag = parser.add_argument
+    flag("--from-file", type=Path, metavar="FILE", help="draw each line of this file instead, once in each iteration")
     flag("--outdir", type=Path, default=Path("outputs/txt2img-samples"), help="where to write")
     flag("--skip_grid", action="store_true", help="write no grid")
     flag("--skip_save", action="store_true", help="write no single pictures")
-    flag("--ddim_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
     flag("--plms", action="store_true", help="sample with PLMS (the scheduler PNDM) instead of DDIM")
     flag("--scheduler", choices=SCHEDULERS, help="any other sampler")
     flag("--ddim_eta", type=float, default=0.0, help="DDIM's noise; 0 is deterministic")
@@ -286,17 +362,18 @@ def _add_txt2img(parser: argparse.ArgumentParser) -> None:
     flag("--n_iter", type=int, default=2, help="batches of each prompt")
     flag("--n_samples", type=int, default=3, help="pictures in a batch")
     flag("--n_rows", type=int, default=0, help="pictures in a row of the grid; 0: n_samples")
-    flag("--H", type=int, default=DEFAULTS["height"], help="height in pixels")
-    flag("--W", type=int, default=DEFAULTS["width"], help="width in pixels")
-    flag("--scale", type=float, default=DEFAULTS["guidance_scale"], help="guidance scale")
-    flag("--seed", type=int, default=42, help="of the first picture; each takes the one after it")
     flag(
         "--aesthetic_steps", type=int, default=DEFAULTS["aesthetic_steps"], help="steps towards the aesthetic; 0: none"
     )
-    flag("--aesthetic_lr", type=float, default=DEFAULTS["aesthetic_lr"], help="length of these steps")
     flag("--aesthetic_embedding", metavar="PATH_OR_NAME", help="the aesthetic; blank: the model's default")
-    flag("--disable_safety_checker", action="store_true", help="show pictures that it would keep back")
-    _add_ckpt(parser)
+    flag("--aesthetic_mix", metavar="MIX", help="several instead, as fantasy:0.7 gloomcore:-0.2")
+    flag("--aesthetic_until", type=float, metavar="RISE", help="stop once the similarity has risen by this much")
+    flag("--aesthetic_weight", type=float, default=1.0, help="0: the prompt as it is; 1: the personalised one")
+    flag("--aesthetic_slerp", action="store_true", help="weigh on the sphere, token by token")
+    flag("--aesthetic_text", default="", metavar="PHRASE", help="turn the aesthetic towards what this says")
+    flag("--aesthetic_text_angle", type=float, default=DEFAULTS["aesthetic_text_angle"], help="how far, 0 to 1")
+    flag("--aesthetic_text_negative", action="store_true", help="turn away from it instead")
+    _add_drawing(parser)
     for name in IGNORED:
         flag(f"--{name}", help=argparse.SUPPRESS, nargs="?", const="")
 

@@ -47,7 +47,7 @@ class Aesthetic:
     vector: [1, D], fp32, unit norm, on the CPU.
     name:   what people call it; for a file or pictures, the start of its sha256.
     sha256: of the file that it was read from, or of the pictures it was made from (see `digest_of`).
-    source: where it came from: a name, a file, or pictures.
+    source: where it came from: a name, a mix of names, a file, or pictures.
     space:  the CLIP space it lives in; None where the file does not say.
     notes:  what else the file says of itself.
     """

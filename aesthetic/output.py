@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from .errors import PictureError, RequestError
 from .request import Request
 
-__all__ = ["Recipe", "grid", "read_recipe", "write_png"]
+__all__ = ["Recipe", "contact_sheet", "grid", "read_recipe", "write_png"]
 
 KEY = "aesthetic"
 MODEL_FACTS = ("name", "revision", "precision")
@@ -41,7 +41,7 @@ class Recipe:
 
     request:   the fields of its Request, without files: a file is known by its sha256.
     model:     name, revision on the hub, and precision.
-    aesthetic: name, source (name, file or pictures), sha256; empty if the model drew without one.
+    aesthetic: name, source (name, mix, file or pictures), sha256; empty if the model drew without one.
     versions:  of this code and of the libraries that decide what is drawn.
     """
 
@@ -78,7 +78,7 @@ class Recipe:
         Raises RequestError as `settings` does, and if a file is needed and missing, or is another one.
         """
         request, source = self.settings(), self.aesthetic.get("source", "name")
-        if source == "name":
+        if source in ("name", "mix"):
             return request
         if aesthetic_embedding_file is None:
             raise RequestError(f"the aesthetic came from {source}, sha256 {self.aesthetic['sha256']}: give the file")
@@ -130,6 +130,28 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image | None]], *, columns: Sequence[str], labels: Sequence[str] = ()
+) -> Image.Image:
+    """Small pictures in rows, with a word above each column and one before each row; None leaves a place empty."""
+    size, gap, font = 256, 8, ImageFont.load_default(20)
+    left = max([gap, *(int(font.getlength(label)) + 2 * gap for label in labels)])
+    top = 20 + 2 * gap
+    sheet = Image.new("RGB", (left + len(columns) * (size + gap), top + len(rows) * (size + gap)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for x, column in enumerate(columns):
+        pen.text((left + x * (size + gap) + size / 2, top / 2), column, "black", font, anchor="mm")
+    for y, row in enumerate(rows):
+        for label in labels[y : y + 1]:
+            pen.text((gap, top + y * (size + gap) + size / 2), label, "black", font, anchor="lm")
+        for x, image in enumerate(row):
+            if image is not None:
+                small = ImageOps.contain(image, (size, size))
+                corner = (left + x * (size + gap), top + y * (size + gap))
+                sheet.paste(small, (corner[0] + (size - small.width) // 2, corner[1] + (size - small.height) // 2))
+    return sheet
+
+
 def _strings(facts: Mapping[str, Any], required: Sequence[str] = ()) -> dict[str, str]:
     """`facts` if they are all text that may be shown on a terminal, and none is missing."""
     if not all(isinstance(text, str) and (name + text).isprintable() for name, text in facts.items()):
@@ -158,6 +180,13 @@ def _parameters(recipe: Recipe) -> str:
             "Aesthetic steps": request["aesthetic_steps"],
             "Aesthetic LR": request["aesthetic_lr"],
         }
+        if request["aesthetic_weight"] != 1:
+            settings["Aesthetic weight"] = request["aesthetic_weight"]
+            settings["Aesthetic slerp"] = request["aesthetic_slerp"]
+        if request["aesthetic_text"]:
+            settings["Aesthetic text"] = request["aesthetic_text"]
+            settings["Aesthetic text scale"] = request["aesthetic_text_angle"]
+            settings["Aesthetic text negative"] = request["aesthetic_text_negative"]
     settings["Version"] = ", ".join(f"{name} {version}" for name, version in recipe.versions.items())
     lines = [request["prompt"]]
     if request["negative_prompt"]:

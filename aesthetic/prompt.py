@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .pipeline import Model
 
-__all__ = ["Conditioning", "Tokens", "encode", "tokenize"]
+__all__ = ["Conditioning", "Tokens", "embed", "encode", "tokenize"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +54,11 @@ def encode(model: Model, prompt: str, negative_prompt: str) -> Conditioning:
         negative_prompt=negative_prompt,
     )
     return Conditioning(positive=positive, negative=negative)
+
+
+@torch.no_grad()
+def embed(model: Model, text: str) -> Tensor:
+    """The text embedding [1, D] of a phrase, fp32, unit norm, by the untouched encoder with CLIP's projection."""
+    embeds: Tensor = model.encoder(tokenize(model, text).input_ids).text_embeds
+    unit: Tensor = embeds / embeds.norm(dim=-1, keepdim=True)
+    return unit

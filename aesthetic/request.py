@@ -7,12 +7,14 @@ because Cog reads them as literals; a test holds the two together. Files are nam
 import math
 import secrets
 import unicodedata
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, Self
 
+from . import notation
 from .errors import RequestError
 
 __all__ = ["MAX_AREA", "MAX_SEED", "SCHEDULERS", "SIZES", "Request"]
@@ -48,6 +50,14 @@ class Request:
     aesthetic_lr: float = _limited(1e-4, ge=0.0, le=0.1)  # Adam's learning rate
     aesthetic_embedding_file: Path | None = None  # .pt or .safetensors
     aesthetic_images: Path | None = None  # a picture, or a zip or tar of pictures
+    aesthetic_mix: str | None = _limited(None, max_length=1000)  # names and weights: see notation.parse_mix
+    aesthetic_weight: float = _limited(1.0, ge=0.0, le=1.0)  # 0: the prompt's own conditioning; 1: the personalised
+    aesthetic_slerp: bool = False  # whether the weight goes along the sphere, token by token
+    aesthetic_text: str = _limited("", max_length=2000)  # a phrase that turns the aesthetic
+    aesthetic_text_angle: float = _limited(0.2, ge=0.0, le=1.0)  # share of the way to the phrase, or to its opposite
+    aesthetic_text_negative: bool = False  # whether to turn away from the phrase
+    aesthetic_until: float | None = _limited(None, ge=0.0, le=2.0)  # rise of the cosine at which to stop
+    aesthetic_sweep: str | None = _limited(None, max_length=100)  # numbers of steps: see notation.parse_stops
     width: int = _limited(512, choices=SIZES)  # pixels
     height: int = _limited(512, choices=SIZES)  # pixels
     num_outputs: int = _limited(1, ge=1, le=8)  # pictures
@@ -89,6 +99,21 @@ class Request:
             return self
         return replace(self, seed=secrets.randbelow(MAX_SEED + 2 - self.num_outputs))
 
+    @property
+    def mix(self) -> Mapping[str, float]:
+        """The weights of aesthetic_mix by name; empty if there is none."""
+        return notation.parse_mix(self.aesthetic_mix) if self.aesthetic_mix is not None else {}
+
+    @property
+    def sweep(self) -> tuple[int, ...]:
+        """The numbers of steps of aesthetic_sweep; empty if there is none."""
+        return notation.parse_stops(self.aesthetic_sweep) if self.aesthetic_sweep is not None else ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the plain model is asked for, so that no aesthetic is needed."""
+        return (self.sweep or (self.aesthetic_steps,))[-1] == 0 or self.aesthetic_weight == 0
+
     def _check_together(self) -> None:
         if self.width * self.height > MAX_AREA:
             raise RequestError(
@@ -98,6 +123,11 @@ class Request:
         sources = [name for name in _SOURCES if getattr(self, name) is not None]
         if len(sources) > 1:
             raise RequestError(f"give only one of {' and '.join(sources)}: an aesthetic has one source")
+        _ = self.mix  # which raises if it can't be read
+        if self.sweep and self.num_outputs > 1:
+            raise RequestError(f"a sweep draws one picture at each stop: num_outputs must be 1, not {self.num_outputs}")
+        if self.sweep and self.aesthetic_until is not None:
+            raise RequestError("give only one of aesthetic_sweep and aesthetic_until: both say where to stop")
         if self.seed is not None and self.seed + self.num_outputs - 1 > MAX_SEED:
             raise RequestError(
                 f"seed must be at most {MAX_SEED + 1 - self.num_outputs} for {self.num_outputs} pictures, "
@@ -105,7 +135,7 @@ class Request:
             )
 
 
-_SOURCES = ("aesthetic_embedding", "aesthetic_embedding_file", "aesthetic_images")
+_SOURCES = ("aesthetic_embedding", "aesthetic_mix", "aesthetic_embedding_file", "aesthetic_images")
 
 
 def _rename(inputs: dict[str, Any], name: str, new_name: str, value: Any, new_value: Any) -> None:
@@ -119,7 +149,7 @@ def _rename(inputs: dict[str, Any], name: str, new_name: str, value: Any, new_va
 
 def _checked(name: str, kind: Any, value: Any, limits: Any) -> Any:
     """`value` as the field's own type and within its limits."""
-    if value is None and kind in (int | None, str | None, Path | None):
+    if value is None and kind in (int | None, float | None, str | None, Path | None):
         return None
     value = _CHECKS[kind](name, value)
     if "max_length" in limits and len(value) > limits["max_length"]:
@@ -176,6 +206,7 @@ _CHECKS: dict[Any, Any] = {
     int: _integer,
     int | None: _integer,
     float: _number,
+    float | None: _number,
     bool: _boolean,
     Path | None: _path,
 }

@@ -9,7 +9,7 @@ anything for the next one: weights are only read, and the one copy that moves is
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -22,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import __version__, checkpoint, embedding, images, output, pipeline, prompt, sample
+from . import __version__, checkpoint, embedding, images, output, pipeline, prompt, sample, steering
 from .embedding import Aesthetic
 from .errors import AestheticError, DrawingError, RequestError
 from .gradient import Personaliser
 from .registry import Registry
 from .request import Request
+from .stops import Stop, condition
 
 __all__ = ["Drawing", "Service", "encode_pictures", "locate"]
 
@@ -44,6 +45,8 @@ class Drawing:
     request:    as it was drawn: with a seed.
     pictures:   those that may be shown, each with its recipe.
     similarity: cosine of prompt and aesthetic, before and after; None if the model drew without one.
+    drift:      how far the conditioning moved from the prompt's own, relative to its length.
+    steps:      taken towards the aesthetic.
     blocked:    pictures that the safety checker kept back.
     seconds:    by stage.
     """
@@ -51,6 +54,8 @@ class Drawing:
     request: Request
     pictures: list[tuple[Image.Image, output.Recipe]]
     similarity: tuple[float, float] | None
+    drift: float
+    steps: int
     blocked: int
     seconds: dict[str, float]
 
@@ -87,15 +92,30 @@ class Service:
         seconds: dict[str, float] = {}
         with self._timed(seconds, "aesthetic"):
             aesthetic = self._aesthetic(request)
+            target = self._target(request, aesthetic)
         with self._timed(seconds, "personalise"):
-            conditioning, similarity = self._condition(request, aesthetic)
-        with self._timed(seconds, "denoise"):
-            latents = sample.denoise(self.model, conditioning, request)
-        shown, blocked = self._shown(request, latents, seconds)
+            start, stops = condition(self.model, self._personalise, request, target)
+        end, similarity = stops[-1], None
+        if aesthetic is not None and start.similarity is not None and end.similarity is not None:
+            similarity = (start.similarity, end.similarity)
+            log.info(
+                "Similarity to %s: %.4f before, %.4f after %d steps; the conditioning moved by %.0f %%",
+                *(aesthetic.name, *similarity, end.steps, 100 * end.drift),
+            )
+        pictures, blocked = [], 0
+        for stop in stops:
+            with self._timed(seconds, "denoise"):
+                latents = sample.denoise(self.model, stop.conditioning, request)
+            shown, kept = self._shown(request, latents, seconds)
+            pictures += [(image, self._recipe(request, aesthetic, stop, i)) for i, image in shown]
+            blocked += kept
+        _require_some(pictures, blocked)
         return Drawing(
             request=request,
-            pictures=[(image, self._recipe(request, aesthetic, i)) for i, image in shown],
+            pictures=pictures,
             similarity=similarity,
+            drift=end.drift,
+            steps=end.steps,
             blocked=blocked,
             seconds=seconds,
         )
@@ -108,12 +128,19 @@ class Service:
             for i, (image, recipe) in enumerate(drawing.pictures):
                 paths.append(folder / f"output.{i}.png")
                 output.write_png(paths[-1], image, recipe)
+            if request.sweep:
+                paths.append(folder / f"output.{len(paths)}.png")
+                labels = [f"{recipe.request['aesthetic_steps']} steps" for _, recipe in drawing.pictures]
+                output.contact_sheet([[image for image, _ in drawing.pictures]], columns=labels).save(paths[-1])
         return paths, drawing
 
     def _aesthetic(self, request: Request) -> Aesthetic | None:
         """The aesthetic to follow; None if the plain model is to draw."""
-        if request.aesthetic_steps == 0:
+        if request.is_plain:
             return None
+        if request.mix:
+            with _blaming("aesthetic_mix"):
+                return self._mixed(request.mix)
         if request.aesthetic_images is not None:
             with _blaming("aesthetic_images"):
                 return self._from_pictures(request.aesthetic_images)
@@ -124,6 +151,18 @@ class Service:
                 aesthetic = self.registry.read(request.aesthetic_embedding or self.registry.default(self.model.space))
             embedding.require_fit(aesthetic, space=self.model.space, dim=self.model.dim)
         return aesthetic
+
+    def _mixed(self, weights: Mapping[str, float]) -> Aesthetic:
+        parts = [self.registry.read(name) for name in weights]
+        for part in parts:
+            embedding.require_fit(part, space=self.model.space, dim=self.model.dim)
+        return Aesthetic(
+            vector=steering.mix([part.vector for part in parts], list(weights.values())),
+            name=" ".join(f"{name}:{weight:g}" for name, weight in weights.items()),
+            sha256=embedding.digest_of(part.sha256 for part in parts),
+            source="mix",
+            space=self.model.space,
+        )
 
     def _from_pictures(self, path: Path) -> Aesthetic:
         if self.model.vision is None:
@@ -138,36 +177,15 @@ class Service:
             space=self.model.space,
         )
 
-    def _condition(
-        self, request: Request, aesthetic: Aesthetic | None
-    ) -> tuple[prompt.Conditioning, tuple[float, float] | None]:
-        """What the UNet is steered by, and the similarity before and after, if there was something to follow."""
-        tokens = prompt.tokenize(self.model, request.prompt)
-        for kind, lost in (
-            ("prompt", tokens.lost),
-            ("negative prompt", prompt.tokenize(self.model, request.negative_prompt).lost),
-        ):
-            if lost:
-                log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, lost)
-        plain = prompt.encode(self.model, request.prompt, request.negative_prompt)
+    def _target(self, request: Request, aesthetic: Aesthetic | None) -> Tensor | None:
+        """The direction [1, D] to follow: the aesthetic's, turned if a phrase is given."""
         if aesthetic is None:
-            return plain, None
-        target = aesthetic.vector.to(self.model.device)
-        with tqdm(total=request.aesthetic_steps, desc="Personalising") as bar:
-            steps = self._personalise(tokens.input_ids, target, steps=request.aesthetic_steps, lr=request.aesthetic_lr)
-            first = last = next(steps)
-            for step in steps:
-                last = step
-                bar.update()
-        positive = last.conditioning.to(plain.positive.dtype)
-        if not positive.isfinite().all():
-            raise DrawingError(
-                f"the personalisation diverged: lower aesthetic_lr ({request.aesthetic_lr}) "
-                f"or aesthetic_steps ({request.aesthetic_steps})"
-            )
-        before, after = first.similarity.item(), last.similarity.item()
-        log.info("Similarity to %s: %.4f before, %.4f after", aesthetic.name, before, after)
-        return replace(plain, positive=positive), (before, after)
+            return None
+        if not request.aesthetic_text:
+            return aesthetic.vector
+        phrase = prompt.embed(self.model, request.aesthetic_text).cpu()
+        angle, away = request.aesthetic_text_angle, request.aesthetic_text_negative
+        return steering.turn(aesthetic.vector, phrase, angle, away=away)
 
     def _shown(
         self, request: Request, latents: Tensor, seconds: dict[str, float]
@@ -188,21 +206,21 @@ class Service:
                 blocked += 1
             else:
                 shown.append((i, sample.to_pil(self.model, picture)))
-        if not shown and blocked:
-            raise DrawingError("the safety checker kept every picture back: try another prompt or seed")
-        if not shown:
-            raise DrawingError(
-                "the denoising overflowed and left no picture: try another seed or scheduler, a lower "
-                "guidance_scale or a lower aesthetic_lr"
-            )
         return shown, blocked
 
-    def _recipe(self, request: Request, aesthetic: Aesthetic | None, i: int) -> output.Recipe:
-        """How to draw picture i of the request, alone."""
+    def _recipe(self, request: Request, aesthetic: Aesthetic | None, stop: Stop, i: int) -> output.Recipe:
+        """How to draw picture i of the request at a stop, alone."""
         assert request.seed is not None
-        alone = replace(request, seed=request.seed + i, num_outputs=1)
+        alone = replace(
+            request,
+            seed=request.seed + i,
+            num_outputs=1,
+            aesthetic_steps=stop.steps,
+            aesthetic_sweep=None,
+            aesthetic_until=None,
+        )
         facts = {}
-        if aesthetic is not None:
+        if aesthetic is not None and stop.steps:
             facts = {"name": aesthetic.name, "source": aesthetic.source, "sha256": aesthetic.sha256}
             if aesthetic.source == "name":
                 alone = replace(alone, aesthetic_embedding=aesthetic.name)
@@ -256,6 +274,16 @@ def _batches(pixels: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     rest = iter(pixels)
     while batch := list(islice(rest, BATCH)):
         yield batch
+
+
+def _require_some(pictures: Sequence[object], blocked: int) -> None:
+    if not pictures and blocked:
+        raise DrawingError("the safety checker kept every picture back: try another prompt or seed")
+    if not pictures:
+        raise DrawingError(
+            "the denoising overflowed and left no picture: try another seed or scheduler, a lower "
+            "guidance_scale or a lower aesthetic_lr"
+        )
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from tests.snapshot import ROOT
 LAYERS = [  # from the top; whoever stands in a line may import from the lines below it
     {"predict", "__main__"},
     {"service"},
-    {"sample", "output", "download"},
+    {"sample", "output", "download", "stops"},
     {"prompt", "registry"},
     {"embedding", "pipeline"},
-    {"gradient", "schedulers", "images", "checkpoint"},
+    {"gradient", "steering", "schedulers", "images", "checkpoint"},
     {"request"},
+    {"notation"},
     {"errors", "__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

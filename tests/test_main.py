@@ -118,12 +118,21 @@ def test_skip_save_leaves_the_grid(tmp_path: Path) -> None:
     assert names(tmp_path / "o") == ["grid-0000.png"]
 
 
+@pytest.mark.parametrize(
+    "steering",
+    [
+        [],
+        ["--aesthetic_mix=fantasy:0.7 gloomcore:-0.5", "--aesthetic_weight=0.5", "--aesthetic_slerp"],
+        ["--aesthetic_text=the dog, 'big'", "--aesthetic_text_angle=0.4", "--aesthetic_text_negative"],
+        ["--aesthetic_until=0.0001"],
+    ],
+)
 def test_a_recipe_is_shown_and_its_command_draws_the_same_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steering: list[str]
 ) -> None:
     prompt = 'it\'s "the" cat; $(rm -rf /)'
     arguments = ["--prompt", prompt, "--negative_prompt=-x", "--n_samples=2", "--n_iter=1", "--scheduler=KLMS"]
-    assert main(["txt2img", *arguments, "--outdir=first", *SMALL]) == 0
+    assert main(["txt2img", *arguments, *steering, "--outdir=first", *SMALL]) == 0
     drawn = tmp_path / "first" / "samples" / "00001.png"
     capsys.readouterr()
     assert main(["recipe", str(drawn)]) == 0
@@ -226,6 +235,21 @@ def test_a_prompt_that_gives_nothing_does_not_stop_the_others(
     assert "there is no picture to show" in complaint(capsys, *arguments)
 
 
+def test_a_sweep_is_a_sheet_of_aesthetics_and_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--W=128", "--H=128", "--ddim_steps=1", "--aesthetic_lr=0.01"]
+    assert main(["sweep", "--aesthetics", "fantasy", "gloomcore", "--steps", "0", "3", "-o", "all.png", *small]) == 0
+    assert capsys.readouterr().out == "all.png\n"
+    with Image.open(tmp_path / "all.png") as sheet:
+        left, top = sheet.width - 2 * 264, sheet.height - 2 * 264
+        cells = [
+            [sheet.crop((left + x * 264, top + y * 264, left + x * 264 + 256, top + y * 264 + 256)) for x in (0, 1)]
+            for y in (0, 1)
+        ]
+    pixels = [[cell.tobytes() for cell in row] for row in cells]
+    assert pixels[0][0] == pixels[1][0]  # no steps, no aesthetic
+    assert len({*pixels[0], *pixels[1]}) == 3
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     for arguments, message in (
@@ -235,6 +259,10 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["txt2img", "--aesthetic_embedding=x.pt"], "there is no file x.pt"),
         (["txt2img", "--from-file=nothing.txt"], "--from-file nothing.txt can't be read"),
         (["txt2img", "--from-file=empty.txt"], "holds no prompt"),
+        (["txt2img", "--aesthetic_mix=fantasy nonsense"], "there is no aesthetic 'nonsense'"),
+        (["sweep", "--aesthetics", "fantasy", "nonsense"], "there is no aesthetic 'nonsense'"),
+        (["sweep", "--aesthetics", "fantasy", "--steps", "5", "2"], "aesthetic_sweep takes 1 to 12 rising numbers"),
+        (["sweep", "--aesthetics", "fantasy", "-o", "nowhere/x.png"], "-o must name a .png file where one can be"),
         (["txt2img", "--ckpt=nonsense"], "there is no model 'nonsense'"),
         (["embed", "nothing", "-o", "a.safetensors"], "there is no file nothing"),
         (["embed", "nothing", "-o", "a.pt"], "-o must name a .safetensors file"),

@@ -154,10 +154,19 @@ def test_a_synchronous_prediction(address: str) -> None:
     metrics = prediction["metrics"]
     assert metrics["seed"] == 7
     assert metrics["blocked"] == 0
+    assert metrics["steps"] == 3
+    assert metrics["drift"] > 0
     assert metrics["similarity"]["before"] < metrics["similarity"]["after"]
     assert set(metrics["timing"]) == {"aesthetic", "personalise", "denoise", "decode", "safety", "png"}
     for line in ("Seed: 7", "Personalising: 100%", "Denoising: 100%", "Similarity to sac_8plus:"):
         assert line in prediction["logs"]
+
+
+def test_a_sweep_ends_with_its_sheet(address: str) -> None:
+    *pictures, sheet = files(draw(address, aesthetic_sweep="0,3"))
+    assert pictures[1:] == files(draw(address))
+    with Image.open(io.BytesIO(sheet)) as image:
+        assert image.width > 2 * 256
 
 
 def test_the_same_request_gives_the_same_file(address: str, bare: str) -> None:

@@ -26,6 +26,7 @@ from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, Pictu
 from aesthetic.pipeline import Model, Vision
 from aesthetic.request import Request
 from aesthetic.service import Service
+from aesthetic.stops import condition
 from tests import original, snapshot
 from tests.original import difference
 from tests.snapshot import MODEL
@@ -92,10 +93,12 @@ def test_with_steps_it_is_plain_diffusers_on_the_originals_conditioning(
     target = service.registry.read("sac_8plus").vector
     tokens = plain.tokenizer("the cat", padding="max_length", return_tensors="pt").input_ids
     theirs = original.conditioning(clip, tokens, target, steps=3, lr=1e-4)
-    ours, similarity = service._condition(quick, service._aesthetic(quick))
+    start, [end] = condition(service.model, service._personalise, quick, target)
+    ours = end.conditioning
     assert difference(ours.positive, theirs) <= 1e-5
-    assert similarity is not None
-    assert similarity[0] < similarity[1]
+    assert start.similarity is not None
+    assert end.similarity is not None
+    assert start.similarity < end.similarity
     # The negative prompt is the business of the untouched encoder.
     with torch.no_grad():
         assert torch.equal(ours.negative, plain.encode_prompt("", "cpu", 1, False)[0])
@@ -137,6 +140,7 @@ sys.addaudithook(no_network)
 from pathlib import Path
 from aesthetic.output import read_recipe
 from aesthetic.service import Service
+from aesthetic.stops import condition
 Service.load().predict(read_recipe(Path(sys.argv[1])).rebuild(), Path(sys.argv[2]))
 """
 

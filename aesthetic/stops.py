@@ -1,0 +1,96 @@
+"""The conditioning of a request: the prompt's own, and what becomes of it on the way to an aesthetic.
+
+One run of the personalisation serves every stop of a sweep: what is taken along the way equals what a run of so
+many steps ends with.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from tqdm import tqdm
+
+from . import prompt, steering
+from .errors import DrawingError
+from .gradient import Personaliser, Step
+from .pipeline import Model
+from .prompt import Conditioning
+from .request import Request
+
+__all__ = ["Stop", "condition"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """A conditioning to draw from.
+
+    steps:      towards the aesthetic.
+    similarity: -1..1, cosine of the prompt and the aesthetic there; None if there is no aesthetic.
+    drift:      0 or more, how far the conditioning is from the prompt's own, relative to its length.
+    """
+
+    steps: int
+    conditioning: Conditioning
+    similarity: float | None
+    drift: float
+
+
+def condition(
+    model: Model, personalise: Personaliser, request: Request, target: Tensor | None
+) -> tuple[Stop, list[Stop]]:
+    """Where the way starts, and the stops to draw at, in order: one, or those of the sweep.
+
+    target: [1, D] fp32, unit norm; None for the plain model, whose way ends where it starts.
+
+    Raises DrawingError if the personalisation diverges.
+    """
+    tokens = prompt.tokenize(model, request.prompt)
+    _warn("prompt", tokens.lost)
+    _warn("negative prompt", prompt.tokenize(model, request.negative_prompt).lost)
+    plain = prompt.encode(model, request.prompt, request.negative_prompt)
+    if target is None:
+        start = Stop(steps=0, conditioning=plain, similarity=None, drift=0.0)
+        return start, [start]
+    wanted = request.sweep or (request.aesthetic_steps,)
+    stops = []
+    with tqdm(total=wanted[-1], desc="Personalising") as bar:
+        for step in personalise(tokens.input_ids, target.to(model.device), steps=wanted[-1], lr=request.aesthetic_lr):
+            if step.index == 0:
+                first, start = step, _stop(request, plain, step)
+            else:
+                bar.update()
+            is_enough = step.index > 0 and _has_risen(first, step, request.aesthetic_until)
+            if step.index in wanted or is_enough:
+                stops.append(_stop(request, plain, step) if step.index else start)
+            if is_enough:
+                break
+    return start, stops
+
+
+def _has_risen(first: Step, step: Step, wanted: float | None) -> bool:
+    return wanted is not None and (step.similarity - first.similarity).item() >= wanted
+
+
+def _stop(request: Request, plain: Conditioning, step: Step) -> Stop:
+    own = plain.positive
+    if step.index == 0:
+        return Stop(steps=0, conditioning=plain, similarity=step.similarity.item(), drift=0.0)
+    if not step.conditioning.to(own.dtype).isfinite().all():
+        raise DrawingError(
+            f"the personalisation diverged: lower aesthetic_lr ({request.aesthetic_lr}) "
+            f"or aesthetic_steps ({step.index})"
+        )
+    moved = steering.blend(own.float(), step.conditioning, request.aesthetic_weight, spherical=request.aesthetic_slerp)
+    return Stop(
+        steps=step.index,
+        conditioning=replace(plain, positive=moved.to(own.dtype)),
+        similarity=step.similarity.item(),
+        drift=((moved - own).norm() / own.float().norm()).item(),
+    )
+
+
+def _warn(kind: str, lost: str) -> None:
+    if lost:
+        log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, lost)

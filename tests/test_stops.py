@@ -1,0 +1,157 @@
+"""Ways to steer, through the service."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from aesthetic import prompt, sample
+from aesthetic.errors import AestheticError, RequestError
+from aesthetic.output import read_recipe
+from aesthetic.request import Request
+from aesthetic.service import Drawing, Service
+
+
+@pytest.fixture
+def strong(quick: Request) -> Request:
+    """Steps that change the pictures of a tiny random model."""
+    return replace(quick, aesthetic_lr=0.01)
+
+
+def pixels(drawing: Drawing) -> list[bytes]:
+    return [image.tobytes() for image, _ in drawing.pictures]
+
+
+def test_a_sweep_is_its_stops_alone(service: Service, strong: Request, tmp_path: Path) -> None:
+    paths, sweep = service.predict(replace(strong, aesthetic_sweep="0,1,3,6"), tmp_path)
+    for (image, recipe), steps in zip(sweep.pictures, (0, 1, 3, 6), strict=True):
+        [(alone, same)] = service.draw(replace(strong, aesthetic_steps=steps)).pictures
+        assert image.tobytes() == alone.tobytes()
+        assert recipe == same
+    assert len(set(pixels(sweep))) == 4
+    assert [path.name for path in paths] == [f"output.{i}.png" for i in range(5)]
+    assert read_recipe(paths[2]).rebuild().aesthetic_steps == 3
+    with Image.open(paths[4]) as sheet:
+        assert sheet.width > 4 * 256 > sheet.height > 256
+
+
+def test_a_weight_of_0_is_the_plain_model_and_1_the_papers(service: Service, strong: Request) -> None:
+    for slerp in (False, True):
+        changed = replace(strong, aesthetic_slerp=slerp)
+        plain, half, full = (service.draw(replace(changed, aesthetic_weight=weight)) for weight in (0, 0.5, 1))
+        assert pixels(plain) == pixels(service.draw(replace(strong, aesthetic_steps=0)))
+        assert pixels(full) == pixels(service.draw(strong))
+        assert plain.drift == 0 < half.drift < full.drift
+        assert len({*pixels(plain), *pixels(half), *pixels(full)}) == 3
+
+
+def test_a_mix_of_one_is_that_one_and_a_negative_weight_steers_away(service: Service, strong: Request) -> None:
+    def similarity(**aesthetic: str) -> float:
+        drawing = service.draw(replace(strong, **aesthetic))  # type: ignore[arg-type]
+        assert drawing.similarity is not None
+        return drawing.similarity[1] - drawing.similarity[0]
+
+    alone = similarity(aesthetic_embedding="fantasy")
+    assert similarity(aesthetic_mix="fantasy:0.3") == pytest.approx(alone, abs=1e-5)
+    [one, other] = (service.registry.read(name).vector for name in ("fantasy", "gloomcore"))
+    target = service._target(strong, service._aesthetic(replace(strong, aesthetic_mix="fantasy:2 gloomcore:-1")))
+    assert target is not None
+    expected = 2 * one - other
+    torch.testing.assert_close(target, expected / expected.norm())
+
+
+def test_a_mix_tells_what_is_wrong(service: Service, quick: Request) -> None:
+    with pytest.raises(RequestError, match="aesthetic_mix: there is no aesthetic 'nonsense'; there are sac_8plus"):
+        service.draw(replace(quick, aesthetic_mix="fantasy nonsense:0.5"))
+
+
+def test_a_mix_is_in_the_recipe(service: Service, strong: Request, tmp_path: Path) -> None:
+    request = replace(strong, aesthetic_mix="fantasy:0.7,gloomcore:-0.5", aesthetic_weight=0.5)
+    [path], _ = service.predict(request, tmp_path)
+    recipe = read_recipe(path)
+    assert (recipe.aesthetic["name"], recipe.aesthetic["source"]) == ("fantasy:0.7 gloomcore:-0.5", "mix")
+    assert recipe.rebuild() == request
+
+
+def test_a_phrase_turns_the_aesthetic(service: Service, strong: Request) -> None:
+    aesthetic = service.registry.read("fantasy")
+    phrase = prompt.embed(service.model, "the dog")
+    cosines = []
+    for away, angle in ((True, 0.5), (False, 0.0), (False, 0.5), (False, 1.0)):
+        request = replace(strong, aesthetic_text="the dog", aesthetic_text_angle=angle, aesthetic_text_negative=away)
+        target = service._target(request, aesthetic)
+        assert target is not None
+        cosines.append((target @ phrase.T).item())
+    assert cosines == sorted(cosines)
+    assert cosines[-1] == pytest.approx(1)
+    same = replace(strong, aesthetic_text="the dog", aesthetic_text_angle=0)
+    assert pixels(service.draw(same)) == pixels(service.draw(strong))
+
+
+def test_it_stops_once_the_similarity_has_risen(service: Service, strong: Request) -> None:
+    rises = []
+    for steps in (1, 2):
+        similarity = service.draw(replace(strong, aesthetic_steps=steps)).similarity
+        assert similarity is not None
+        rises.append(similarity[1] - similarity[0])
+    early = service.draw(replace(strong, aesthetic_steps=50, aesthetic_until=rises[1]))
+    assert early.steps == 2
+    assert pixels(early) == pixels(service.draw(replace(strong, aesthetic_steps=2)))
+    assert early.pictures[0][1].rebuild().aesthetic_steps == 2
+    assert service.draw(replace(strong, aesthetic_until=2.0)).steps == strong.aesthetic_steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aesthetic_sweep": "0,2", "num_outputs": 2}, "a sweep draws one picture at each stop: num_outputs must be 1"),
+        ({"aesthetic_sweep": "0,2", "aesthetic_until": 0.1}, "give only one of aesthetic_sweep and aesthetic_until"),
+        ({"aesthetic_mix": "a", "aesthetic_embedding": "b"}, "only one of aesthetic_embedding and aesthetic_mix"),
+    ],
+)
+def test_what_contradicts_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request(**changes)
+
+
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "aesthetic_embedding": st.sampled_from([None, "fantasy", "nonsense"]),
+    "aesthetic_mix": st.sampled_from([None, "fantasy:1 gloomcore:-0.5", "fantasy:1 nonsense", ""]),
+    "aesthetic_steps": st.integers(0, 2),
+    "aesthetic_sweep": st.sampled_from([None, "0", "0,1", "1 2", "2,1"]),
+    "aesthetic_until": st.sampled_from([None, 0.0, 0.001, 2.0]),
+    "aesthetic_weight": st.sampled_from([0, 0.3, 1]),
+    "aesthetic_slerp": st.booleans(),
+    "aesthetic_text": st.sampled_from(["", "the dog"]),
+    "aesthetic_text_angle": st.sampled_from([0, 0.3, 1]),
+    "aesthetic_text_negative": st.booleans(),
+    "num_outputs": st.sampled_from([1, 2]),
+    "guidance_scale": st.sampled_from([1, 7.5]),
+    "scheduler": st.sampled_from(["DDIM", "K_EULER"]),
+}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.fixed_dictionaries({}, optional=OPTIONS))
+def test_every_combination_works_or_is_refused_before_the_model_works(
+    service: Service, quick: Request, options: dict[str, Any]
+) -> None:
+    worked = []
+    with pytest.MonkeyPatch.context() as patch:
+        denoise = sample.denoise
+        patch.setattr(sample, "denoise", lambda *inputs: worked.append(1) or denoise(*inputs))  # type: ignore[func-returns-value]
+        message = ""
+        try:
+            drawing = service.draw(replace(quick, num_inference_steps=1, **options))
+        except AestheticError as error:
+            message = str(error)
+    if message:
+        assert not worked
+        assert any(name in message for name in options)
+    else:
+        assert len(drawing.pictures) == len(worked) * options.get("num_outputs", 1)
