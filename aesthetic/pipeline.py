@@ -23,10 +23,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from .checkpoint import CLIP, Snapshot
+from .checkpoint import CLIP, Snapshot, home
 from .errors import CheckpointError
 
-__all__ = ["Model", "Vision", "default_device", "load", "load_vision"]
+__all__ = ["Model", "Vision", "default_device", "load", "load_vision", "read_projection"]
 
 PROJECTION = "text_projection.weight"
 
@@ -114,6 +114,19 @@ def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
     if vision is None:
         raise CheckpointError(f"{snapshot.name} has no vision tower (image_encoder) to look at pictures with")
     return vision
+
+
+def read_projection(clip: Path | None = None) -> Tensor:
+    """The text projection [dim, hidden], fp32, of the CLIP snapshot in a folder, or of the one that was downloaded.
+
+    Raises CheckpointError if it is not there.
+    """
+    path = (clip or home() / "weights" / CLIP) / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"there is no {path}: run script/download-weights {CLIP}")
+    with safetensors.safe_open(path, framework="pt") as file:
+        projection: Tensor = file.get_tensor(PROJECTION)
+    return projection.float()
 
 
 def _hush() -> None:
@@ -205,8 +218,7 @@ def _projection(snapshot: Snapshot) -> tuple[Tensor, str]:
             f"{snapshot.name} brings no CLIP projection of its own and needs {CLIP}, which is not there "
             f"in full: run script/download-weights {CLIP}"
         )
-    with safetensors.safe_open(snapshot.clip / "model.safetensors", framework="pt") as file:
-        return file.get_tensor(PROJECTION).float(), snapshot.clip_space
+    return read_projection(snapshot.clip), snapshot.clip_space
 
 
 def _processor(folder: Path) -> Any:

@@ -10,7 +10,7 @@ from tests.snapshot import ROOT
 LAYERS = [  # from the top; whoever stands in a line may import from the lines below it
     {"predict", "__main__"},
     {"service"},
-    {"sample", "output", "download", "stops"},
+    {"sample", "output", "download", "stops", "embeds"},
     {"prompt", "registry"},
     {"embedding", "pipeline"},
     {"gradient", "steering", "schedulers", "images", "checkpoint"},

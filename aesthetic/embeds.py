@@ -1,0 +1,70 @@
+"""Personalised conditioning for a diffusers pipeline of one's own: of whichever kind.
+
+    pipe(**prompt_embeds(pipe, "a castle", aesthetic, steps=5), num_inference_steps=20)
+
+The pipeline is left as it is: what comes back are the tensors that it takes in place of words.
+"""
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import gradient, pipeline
+
+__all__ = ["prompt_embeds"]
+
+
+def prompt_embeds(
+    pipe: Any,
+    prompt: str,
+    aesthetic: Tensor,
+    *,
+    negative_prompt: str = "",
+    steps: int = 10,
+    lr: float = 1e-4,
+    projection: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """What to call `pipe` with, in place of prompt and negative_prompt, to draw `prompt` towards `aesthetic`.
+
+    pipe:       any pipeline of diffusers with a CLIP text encoder and its tokenizer, as all of the Stable Diffusion
+                1.x family have.
+    aesthetic:  [1, dim], unit norm, as `embedding.read(path).vector` gives it.
+    steps, lr:  as in `gradient.ascend`; 0 steps give what the pipeline makes of the words itself.
+    projection: CLIP's text projection [dim, hidden]; None takes that of the CLIP which script/download-weights fetches.
+
+    Returns prompt_embeds and negative_prompt_embeds, [1, tokens, hidden] each, on the pipeline's device and in its
+    precision. The negative prompt is the business of the untouched encoder.
+
+    Raises CheckpointError if there is no projection, and ValueError if it does not fit text encoder and aesthetic.
+    """
+    device = pipe.text_encoder.device
+    positive, negative = pipe.encode_prompt(prompt, device, 1, True, negative_prompt)
+    if steps > 0:
+        weight = pipeline.read_projection() if projection is None else projection
+        encoder = _Encoder(pipe.text_encoder, weight.to(device), aesthetic)
+        tokens = pipe.tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        *_, last = gradient.ascend(encoder, tokens, aesthetic.to(device), steps=steps, lr=lr)
+        positive = last.conditioning.to(positive.dtype)
+    return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+
+
+class _Encoder(nn.Module):
+    """A copy of a text encoder, in fp32, with CLIP's projection on top: what `gradient.ascend` moves."""
+
+    def __init__(self, text_encoder: Any, projection: Tensor, aesthetic: Tensor) -> None:
+        super().__init__()
+        dim, hidden = projection.shape
+        if hidden != text_encoder.config.hidden_size or aesthetic.shape != (1, dim):
+            raise ValueError(
+                f"the text encoder is {text_encoder.config.hidden_size} wide, the projection is {dim} × {hidden} "
+                f"and the aesthetic {list(aesthetic.shape)}: they don't belong together"
+            )
+        self.text_model = copy.deepcopy(text_encoder).float().requires_grad_(True)
+        self.register_buffer("projection", projection.float())
+
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        output = self.text_model(input_ids)
+        text_embeds = nn.functional.linear(output.pooler_output, self.get_buffer("projection"))
+        return SimpleNamespace(text_embeds=text_embeds, last_hidden_state=output.last_hidden_state)
