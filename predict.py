@@ -128,6 +128,17 @@ class Predictor(BasePredictor):
         disable_safety_checker: bool = Input(
             description="Show pictures that the safety checker would keep back.", default=False
         ),
+        output_format: str = Input(
+            description="png keeps every pixel; webp and jpg are smaller. Each carries its recipe.",
+            default="png",
+            choices=["png", "webp", "jpg"],
+        ),
+        output_quality: int = Input(
+            description="How much of the picture webp and jpg keep: more is better and larger.",
+            default=90,
+            ge=1,
+            le=100,
+        ),
         aesthetic_sweep: Optional[str] = Input(
             description="To see how far is right: numbers of steps, as 0,2,5,10,20. Draws a picture for each from the same noise, and last a sheet of all of them. Takes the place of aesthetic_steps.",
             default=None,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import AestheticError, DrawingError, RequestError
-from .request import SCHEDULERS, Request
+from .request import FORMATS, SCHEDULERS, Request
 
 if TYPE_CHECKING:
     from .output import Recipe
@@ -34,6 +34,7 @@ STEERING = (
     "aesthetic_text_angle",
     "aesthetic_text_negative",
 )
+WRITING = ("output_format", "output_quality")
 DEFAULTS = {spec.name: spec.default for spec in fields(Request)}
 
 
@@ -78,8 +79,8 @@ def txt2img(options: argparse.Namespace) -> None:
             if not options.skip_grid:
                 images.append(image)
             if not options.skip_save:
-                path = _next(samples, "", 5)
-                output.write_png(path, image, recipe)
+                path = _next(samples, "", 5, options.output_format)
+                output.write(path, image, recipe)
                 print(path)
     if not drawn:
         raise DrawingError("there is no picture to show")
@@ -168,7 +169,7 @@ def recipe(options: argparse.Namespace) -> None:
     """What made a picture, and the command that makes it again."""
     from . import checkpoint, output
 
-    found = output.read_recipe(options.png)
+    found = output.read_recipe(options.picture)
     request = found.settings()
     settings = {name: value for name, value in asdict(request).items() if value is not None}
     facts = {f"{kind} {name}": text for kind in ("model", "aesthetic") for name, text in getattr(found, kind).items()}
@@ -204,7 +205,7 @@ def _command(found: "Recipe", request: Request, model: str) -> list[str]:
         flags["--aesthetic_lr"] = request.aesthetic_lr
         if request.aesthetic_mix is None:
             flags["--aesthetic_embedding"] = request.aesthetic_embedding or "FILE"
-    for name in (*STEERING, "disable_safety_checker"):
+    for name in (*STEERING, *WRITING, "disable_safety_checker"):
         value = getattr(request, name)
         if value is not True and value != DEFAULTS[name]:
             flags[f"--{name}"] = value
@@ -249,7 +250,7 @@ def _requests(options: argparse.Namespace) -> Iterator[Request]:
                 scheduler=scheduler,
                 seed=seed,
                 ddim_eta=options.ddim_eta,
-                **{name: getattr(options, name) for name in STEERING},
+                **{name: getattr(options, name) for name in (*STEERING, *WRITING)},
                 disable_safety_checker=options.disable_safety_checker,
             )
             if not options.fixed_code:
@@ -292,10 +293,10 @@ def _check_aesthetic(request: Request) -> None:
             Registry(checkpoint.home() / "embeddings").read(name)
 
 
-def _next(folder: Path, prefix: str, digits: int) -> Path:
-    """The first number after all that are taken: nothing is ever overwritten."""
-    taken = [int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(rf"{prefix}(\d+)\.png", path.name))]
-    return folder / f"{prefix}{max(taken, default=-1) + 1:0{digits}}.png"
+def _next(folder: Path, prefix: str, digits: int, suffix: str = "png") -> Path:
+    """The first number after all that are taken, in whatever format: nothing is ever overwritten."""
+    taken = [int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(rf"{prefix}(\d+)\.\w+", path.name))]
+    return folder / f"{prefix}{max(taken, default=-1) + 1:0{digits}}.{suffix}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -311,7 +312,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("embeddings", help="list the named aesthetics")
     command.set_defaults(run=embeddings)
     command = commands.add_parser("recipe", help="tell what made a picture, and how to make it again")
-    command.add_argument("png", type=Path)
+    command.add_argument("picture", type=Path, help="a PNG, WebP or JPEG that was drawn here")
     command.set_defaults(run=recipe)
     return parser
 
@@ -366,6 +367,8 @@ def _add_txt2img(parser: argparse.ArgumentParser) -> None:
         "--aesthetic_steps", type=int, default=DEFAULTS["aesthetic_steps"], help="steps towards the aesthetic; 0: none"
     )
     flag("--aesthetic_embedding", metavar="PATH_OR_NAME", help="the aesthetic; blank: the model's default")
+    flag("--output_format", choices=FORMATS, default=DEFAULTS["output_format"], help="of the single pictures")
+    flag("--output_quality", type=int, default=DEFAULTS["output_quality"], help="of webp and jpg, 1 to 100")
     flag("--aesthetic_mix", metavar="MIX", help="several instead, as fantasy:0.7 gloomcore:-0.2")
     flag("--aesthetic_until", type=float, metavar="RISE", help="stop once the similarity has risen by this much")
     flag("--aesthetic_weight", type=float, default=1.0, help="0: the prompt as it is; 1: the personalised one")

@@ -1,9 +1,10 @@
-"""Pictures become PNG files that know how they were made; and what such a file knows is read back.
+"""Pictures become files that know how they were made; and what such a file knows is read back.
 
-Each PNG carries two texts. `parameters` is the convention of the Stable Diffusion web UIs, for people and for
+Each file carries two texts. `parameters` is the convention of the Stable Diffusion web UIs, for people and for
 the tools that read it. `aesthetic` is JSON, a Recipe, from which the Request is rebuilt. Both speak of the one
 picture in the file: of a batch, picture i says seed + i and one output. Neither holds a time or a path, so
-that the same request gives the same bytes.
+that the same request gives the same bytes. A PNG has texts of its own; a WebP and a JPEG have Exif, where the web UIs
+put `parameters` into the user's comment, and the JSON is the description of the image.
 """
 
 import hashlib
@@ -18,9 +19,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from .errors import PictureError, RequestError
 from .request import Request
 
-__all__ = ["Recipe", "contact_sheet", "grid", "read_recipe", "write_png"]
+__all__ = ["Recipe", "contact_sheet", "grid", "read_recipe", "write"]
 
 KEY = "aesthetic"
+DESCRIPTION, EXIF, COMMENT = 0x010E, 0x8769, 0x9286  # Exif's numbers: of the image, of a section, of the user's comment
+UTF_16 = b"UNICODE\0"  # how such a comment begins
 MODEL_FACTS = ("name", "revision", "precision")
 AESTHETIC_FACTS = ("name", "source", "sha256")
 SAMPLERS = {  # what the web UIs call them
@@ -92,19 +95,28 @@ class Recipe:
         return replace(request, aesthetic_embedding_file=aesthetic_embedding_file)
 
 
-def write_png(path: Path, image: Image.Image, recipe: Recipe) -> None:
-    """Write one picture with its recipe."""
-    texts = PngImagePlugin.PngInfo()
-    texts.add_text("parameters", _parameters(recipe))
-    texts.add_text(KEY, json.dumps(asdict(recipe), ensure_ascii=False, sort_keys=True))
-    image.save(path, format="PNG", pnginfo=texts)
+def write(path: Path, image: Image.Image, recipe: Recipe) -> None:
+    """Write one picture with its recipe, in the format of the recipe's request, whose name is the path's suffix."""
+    parameters, facts = _parameters(recipe), json.dumps(asdict(recipe), ensure_ascii=False, sort_keys=True)
+    if recipe.request["output_format"] == "png":
+        texts = PngImagePlugin.PngInfo()
+        texts.add_text("parameters", parameters)
+        texts.add_text(KEY, facts)
+        image.save(path, pnginfo=texts)
+    else:
+        exif = Image.Exif()
+        exif[DESCRIPTION] = facts.encode()
+        exif.get_ifd(EXIF)[COMMENT] = UTF_16 + parameters.encode("utf-16-be")
+        image.save(path, quality=recipe.request["output_quality"], exif=exif)
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a PNG. Raises PictureError if there is none that can be read."""
+    """The recipe in a picture. Raises PictureError if there is none that can be read."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            facts = json.loads(image.info[KEY])
+        with Image.open(path, formats=["PNG", "WEBP", "JPEG"]) as image:
+            facts = json.loads(
+                image.info[KEY] if image.format == "PNG" else image.getexif()[DESCRIPTION].encode("latin-1")
+            )
         return Recipe(
             request=dict(facts["request"]),
             model=_strings(facts["model"], required=MODEL_FACTS),
@@ -114,7 +126,7 @@ def read_recipe(path: Path) -> Recipe:
     except FileNotFoundError as error:
         raise PictureError(f"there is no file {path}") from error
     except Exception as error:  # the file is anybody's
-        raise PictureError(f"{path.name} carries no recipe: it is no PNG that this service drew") from error
+        raise PictureError(f"{path.name} carries no recipe: it is no picture that this service drew") from error
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

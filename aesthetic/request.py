@@ -17,7 +17,7 @@ from typing import Any, Self
 from . import notation
 from .errors import RequestError
 
-__all__ = ["MAX_AREA", "MAX_SEED", "SCHEDULERS", "SIZES", "Request"]
+__all__ = ["FORMATS", "MAX_AREA", "MAX_SEED", "SCHEDULERS", "SIZES", "Request"]
 
 SIZES = tuple(range(128, 1025, 64))  # pixels; Stable Diffusion's UNet halves latents of 1/8 three times
 MAX_AREA = 1024 * 768  # pixels
@@ -32,6 +32,7 @@ SCHEDULERS = (
     "HeunDiscrete",
     "KarrasDPM",
 )
+FORMATS = ("png", "webp", "jpg")
 RENAMED = {"n_samples": "num_outputs", "scale": "guidance_scale", "ddim_steps": "num_inference_steps"}
 
 
@@ -66,6 +67,8 @@ class Request:
     scheduler: str = _limited("PNDM", choices=SCHEDULERS)
     seed: int | None = _limited(None, ge=0, le=MAX_SEED)  # of the first picture; None: drawn by `seeded`
     disable_safety_checker: bool = False
+    output_format: str = _limited("png", choices=FORMATS)
+    output_quality: int = _limited(90, ge=1, le=100)  # of webp and jpg; png loses nothing
     ddim_eta: float = _limited(0.0, ge=0.0, le=1.0)  # DDIM's noise; only on the command line
 
     def __post_init__(self) -> None:

@@ -121,17 +121,21 @@ class Service:
         )
 
     def predict(self, request: Request, folder: Path) -> tuple[list[Path], Drawing]:
-        """Draw, and write the pictures to `folder` as output.0.png, output.1.png, … in order. Raises as `draw`."""
+        """Draw, and write the pictures to `folder` as output.0.png, output.1.png, … in order. Raises as `draw`.
+
+        Of a sweep, the last one is a sheet of all the others.
+        """
         drawing = self.draw(request)
         paths = []
-        with self._timed(drawing.seconds, "png"):
+        with self._timed(drawing.seconds, "encode"):
             for i, (image, recipe) in enumerate(drawing.pictures):
-                paths.append(folder / f"output.{i}.png")
-                output.write_png(paths[-1], image, recipe)
+                paths.append(folder / f"output.{i}.{request.output_format}")
+                output.write(paths[-1], image, recipe)
             if request.sweep:
-                paths.append(folder / f"output.{len(paths)}.png")
+                paths.append(folder / f"output.{len(paths)}.{request.output_format}")
                 labels = [f"{recipe.request['aesthetic_steps']} steps" for _, recipe in drawing.pictures]
-                output.contact_sheet([[image for image, _ in drawing.pictures]], columns=labels).save(paths[-1])
+                sheet = output.contact_sheet([[image for image, _ in drawing.pictures]], columns=labels)
+                sheet.save(paths[-1], quality=request.output_quality)  # which PNG passes over
         return paths, drawing
 
     def _aesthetic(self, request: Request) -> Aesthetic | None:

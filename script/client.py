@@ -116,10 +116,12 @@ def predict(address: str, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_outputs(urls: list[str], folder: Path) -> Iterator[Path]:
-    """Write the pictures, which come as data URLs, to output.0.png, output.1.png, … in `folder`."""
+    """Write the pictures, which come as data URLs, to output.0.png, output.1.png, … in `folder`, by their types."""
     for i, url in enumerate(urls):
-        path = folder / f"output.{i}.png"
-        path.write_bytes(base64.b64decode(url.partition(",")[2]))
+        kind, _, data = url.partition(",")
+        suffix = mimetypes.guess_extension(kind.removeprefix("data:").partition(";")[0], strict=False)
+        path = folder / f"output.{i}{suffix}"
+        path.write_bytes(base64.b64decode(data))
         yield path
 
 

@@ -31,7 +31,7 @@ from tests.original import difference
 from tests.test_service import weights
 
 REQUEST = Request(prompt="a painting of a virus monster playing guitar", seed=1, aesthetic_embedding="sac_8plus")
-STAGES = ("aesthetic", "personalise", "denoise", "decode", "safety", "png")
+STAGES = ("aesthetic", "personalise", "denoise", "decode", "safety", "encode")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""PNG files that know how they were made."""
+"""Files that know how they were made."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from aesthetic import output
 from aesthetic.errors import AestheticError, PictureError, RequestError
 from aesthetic.output import Recipe
-from aesthetic.request import MAX_SEED, SCHEDULERS, Request
+from aesthetic.request import FORMATS, MAX_SEED, SCHEDULERS, Request
 
 RED = Image.new("RGB", (4, 4), "red")
 
@@ -26,7 +26,7 @@ def recipe(request: Request, **aesthetic: str) -> Recipe:
 
 
 def written(path: Path, content: Recipe) -> Path:
-    output.write_png(path, RED, content)
+    output.write(path, RED, content)
     return path
 
 
@@ -40,15 +40,42 @@ def forged(path: Path, text: str) -> Path:
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=50)
 
 
-@given(prompt=TEXT, negative_prompt=TEXT, seed=st.integers(0, MAX_SEED), scheduler=st.sampled_from(SCHEDULERS))
-def test_what_is_written_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, prompt: str, negative_prompt: str, seed: int, scheduler: str
-) -> None:
-    request = Request(prompt=prompt, negative_prompt=negative_prompt, seed=seed, scheduler=scheduler)
+@given(
+    prompt=TEXT,
+    negative_prompt=TEXT,
+    seed=st.integers(0, MAX_SEED),
+    scheduler=st.sampled_from(SCHEDULERS),
+    output_format=st.sampled_from(FORMATS),
+)
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, **inputs: Any) -> None:
+    request = Request(**inputs)
     content = recipe(request)
-    path = written(tmp_path_factory.mktemp("png") / "a.png", content)
+    path = written(tmp_path_factory.mktemp("picture") / f"a.{request.output_format}", content)
     assert output.read_recipe(path) == content
     assert output.read_recipe(path).rebuild() == request
+
+
+@pytest.mark.parametrize("suffix", ["webp", "jpg"])
+def test_other_formats_carry_what_the_web_uis_read(tmp_path: Path, suffix: str) -> None:
+    request = Request(prompt="😀" * 2000, negative_prompt="é" * 2000, seed=1, output_format=suffix)
+    path = written(tmp_path / f"a.{suffix}", recipe(request))
+    with Image.open(path) as image:
+        assert image.format == {"webp": "WEBP", "jpg": "JPEG"}[suffix]
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+    assert comment.startswith(b"UNICODE\0")
+    assert comment[8:].decode("utf-16-be").startswith("😀" * 2000 + "\nNegative prompt: é")
+    assert output.read_recipe(path).rebuild() == request
+
+
+def test_a_higher_quality_is_larger(tmp_path: Path) -> None:
+    noise = Image.effect_noise((64, 64), 50).convert("RGB")
+    for suffix in ("webp", "jpg"):
+        sizes = []
+        for quality in (10, 90):
+            path = tmp_path / f"{quality}.{suffix}"
+            output.write(path, noise, recipe(Request(seed=1, output_format=suffix, output_quality=quality)))
+            sizes.append(path.stat().st_size)
+        assert sizes[0] < sizes[1]
 
 
 def test_the_pixels_stay_what_they_are(tmp_path: Path) -> None:

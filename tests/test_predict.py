@@ -36,6 +36,8 @@ ORDER = [
     "scheduler",
     "seed",
     "disable_safety_checker",
+    "output_format",
+    "output_quality",
     "aesthetic_sweep",
     "aesthetic_until",
     "aesthetic_mix",

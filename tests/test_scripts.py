@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from aesthetic.output import read_recipe
 from script import client
 from tests.snapshot import ROOT
 from tests.test_images import encoded
@@ -42,6 +43,14 @@ def test_predict_draws_and_says_so(tmp_path: Path, home: Path) -> None:
             assert image.info["parameters"].startswith("the cat = the dog\n")
     for line in ("Model: stable-diffusion-v1-5", "Seed: ", "Personalising: 100%", "Denoising 2 of 2: 100%"):
         assert line in answer.stderr
+
+
+@pytest.mark.parametrize("suffix", ["webp", "jpg"])
+def test_predict_writes_what_was_asked_for(tmp_path: Path, home: Path, suffix: str) -> None:
+    answer = run("predict", tmp_path, home, "-i", f"output_format={suffix}", "-i", "aesthetic_sweep=0,1", *SMALL)
+    assert answer.returncode == 0, answer.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"output.{i}.{suffix}" for i in range(3)]
+    assert read_recipe(tmp_path / f"output.1.{suffix}").request["aesthetic_steps"] == 1
 
 
 def test_predict_sends_files(tmp_path: Path, home: Path) -> None:

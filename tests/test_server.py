@@ -157,7 +157,7 @@ def test_a_synchronous_prediction(address: str) -> None:
     assert metrics["steps"] == 3
     assert metrics["drift"] > 0
     assert metrics["similarity"]["before"] < metrics["similarity"]["after"]
-    assert set(metrics["timing"]) == {"aesthetic", "personalise", "denoise", "decode", "safety", "png"}
+    assert set(metrics["timing"]) == {"aesthetic", "personalise", "denoise", "decode", "safety", "encode"}
     for line in ("Seed: 7", "Personalising: 100%", "Denoising: 100%", "Similarity to sac_8plus:"):
         assert line in prediction["logs"]
 
