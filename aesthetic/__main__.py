@@ -1,4 +1,4 @@
-"""The command line: python -m aesthetic txt2img | sweep | embed | embeddings | recipe.
+"""The command line: python -m aesthetic txt2img | sweep | embed | convert | embeddings | recipe.
 
 txt2img takes the flags of the original code's scripts/txt2img.py and names its files alike. What is imported here
 at the top answers --help and bad values at once; torch and the models come in with the command that needs them.
@@ -16,11 +16,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from .errors import AestheticError, DrawingError, RequestError
 from .request import FORMATS, SCHEDULERS, Request
 
 if TYPE_CHECKING:
     from .output import Recipe
+    from .service import Service
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ STEERING = (
     "aesthetic_text_angle",
     "aesthetic_text_negative",
 )
+PREVIEW = "0,2,5,10"
 WRITING = ("output_format", "output_quality")
 DEFAULTS = {spec.name: spec.default for spec in fields(Request)}
 
@@ -110,28 +114,17 @@ def sweep(options: argparse.Namespace) -> None:
         )
         for name in options.aesthetics
     ]
-    if options.output.suffix != ".png" or not os.access(options.output.parent, os.W_OK):
-        raise RequestError(f"-o must name a .png file where one can be written, not {str(options.output)!r}")
+    _require_writable(options.output, ".png")
     for request in requests:
         _check_aesthetic(request)
-    from . import output
     from .service import Service
 
-    service = Service.load(options.ckpt)
-    rows = []
-    for request in requests:
-        shown = {recipe.request["aesthetic_steps"]: image for image, recipe in service.draw(request).pictures}
-        rows.append([shown.get(steps) for steps in options.steps])
-    names = [Path(name).stem for name in options.aesthetics]
-    columns = [f"{steps} steps" for steps in options.steps]
-    output.contact_sheet(rows, columns=columns, labels=names).save(options.output)
-    print(options.output)
+    _draw_sheet(Service.load(options.ckpt), requests, [Path(name).stem for name in options.aesthetics], options.output)
 
 
 def embed(options: argparse.Namespace) -> None:
     """Make an aesthetic from pictures and write it down, with where it came from."""
-    if options.output.suffix != ".safetensors" or not os.access(options.output.parent, os.W_OK):
-        raise RequestError(f"-o must name a .safetensors file where one can be written, not {str(options.output)!r}")
+    _require_writable(options.output, ".safetensors")
     from . import embedding, images, pipeline, service
 
     snapshot = service.locate(options.ckpt)
@@ -148,11 +141,28 @@ def embed(options: argparse.Namespace) -> None:
     print(f"{options.output}: the mean of {len(sha256s)} pictures in the CLIP space {vision.space}")
 
 
+def convert(options: argparse.Namespace) -> None:
+    """Write an aesthetic in the other kind of file: as its direction, of length 1, with whatever notes it has."""
+    _require_writable(options.output, ".pt", ".safetensors")
+    from . import embedding
+
+    aesthetic = embedding.read(options.aesthetic)
+    embedding.save(options.output, aesthetic.vector, aesthetic.notes or {"converted_from_sha256": aesthetic.sha256})
+    print(f"{options.output}: {aesthetic.dim} dimensions, from sha256 {aesthetic.sha256}")
+    for name, note in aesthetic.notes.items():
+        print(f"{_escaped(name):<24}{_escaped(note)}")
+    if aesthetic.notes and options.output.suffix == ".pt":
+        print("A .pt file can't hold these notes: they stay behind.")
+
+
 def embeddings(options: argparse.Namespace) -> None:
-    """A table of the named aesthetics."""
+    """A table of the named aesthetics, or a sheet of what those that are here do to one picture."""
     from . import checkpoint
     from .registry import Registry
 
+    if options.preview is not None:
+        _preview(options)
+        return
     registry = Registry(checkpoint.home() / "embeddings")
     rows = [("NAME", "CLIP SPACE", "STATE", "MADE OF")]
     for name, entry in registry.entries.items():
@@ -163,6 +173,46 @@ def embeddings(options: argparse.Namespace) -> None:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
     if any("not downloaded" in row for row in rows):
         print("\nscript/download-weights fetches what is not here.")
+
+
+def _preview(options: argparse.Namespace) -> None:
+    _require_writable(options.preview, ".png")
+    from .service import Service
+
+    service = Service.load(options.ckpt)
+    registry, space = service.registry, service.model.space
+    names = [name for name, entry in registry.entries.items() if entry.space == space and registry.path(name).is_file()]
+    if not names:
+        raise RequestError(f"no aesthetic of the CLIP space {space} is here: run script/download-weights")
+    requests = [
+        Request(
+            prompt="a castle",
+            aesthetic_embedding=name,
+            aesthetic_sweep=PREVIEW,
+            num_inference_steps=20,
+            scheduler="DPMSolverMultistep",
+            seed=1,
+        )
+        for name in names
+    ]
+    _draw_sheet(service, requests, names, options.preview)
+
+
+def _draw_sheet(service: "Service", requests: list[Request], labels: list[str], path: Path) -> None:
+    """Draw sweeps, which have the same stops, and write them as the rows of one sheet."""
+    from . import output
+
+    stops, rows = requests[0].sweep, []
+    for request in tqdm(requests, desc="Aesthetics"):
+        shown = {recipe.request["aesthetic_steps"]: image for image, recipe in service.draw(request).pictures}
+        rows.append([shown.get(steps) for steps in stops])
+    output.contact_sheet(rows, columns=[f"{steps} steps" for steps in stops], labels=labels).save(path)
+    print(path)
+
+
+def _require_writable(path: Path, *suffixes: str) -> None:
+    if path.suffix not in suffixes or not os.access(path.parent, os.W_OK):
+        raise RequestError(f"-o must name a {' or '.join(suffixes)} file where one can be written, not {str(path)!r}")
 
 
 def recipe(options: argparse.Namespace) -> None:
@@ -310,7 +360,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_ckpt(command)
     command.set_defaults(run=embed)
     command = commands.add_parser("embeddings", help="list the named aesthetics")
+    command.add_argument("--preview", type=Path, metavar="NAME.png", help="draw a sheet of what each of them does")
+    _add_ckpt(command)
     command.set_defaults(run=embeddings)
+    command = commands.add_parser("convert", help="write an aesthetic as .pt or .safetensors, and show its notes")
+    command.add_argument("aesthetic", type=Path, metavar="FILE", help=".pt or .safetensors")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="NAME", help=".pt or .safetensors")
+    command.set_defaults(run=convert)
     command = commands.add_parser("recipe", help="tell what made a picture, and how to make it again")
     command.add_argument("picture", type=Path, help="a PNG, WebP or JPEG that was drawn here")
     command.set_defaults(run=recipe)

@@ -89,8 +89,15 @@ def read(path: Path, name: str | None = None, *, label: str | None = None) -> Ae
 
 
 def save(path: Path, vector: Tensor, notes: Mapping[str, str]) -> None:
-    """Write `vector` [1, D] as .safetensors with `notes`; under "space" they name its CLIP space."""
-    path.write_bytes(safetensors.torch.save({KEY: vector.float().contiguous()}, metadata=dict(notes)))
+    """Write `vector` [1, D], in fp32.
+
+    As .safetensors with `notes`, which under "space" name its CLIP space; as .pt, as the original code saved them,
+    without.
+    """
+    if path.suffix == ".pt":
+        torch.save(vector.float().clone(), path)
+    else:
+        path.write_bytes(safetensors.torch.save({KEY: vector.float().contiguous()}, metadata=dict(notes)))
 
 
 def mean(features: Iterable[Tensor]) -> Tensor:

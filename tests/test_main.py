@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
@@ -211,6 +212,37 @@ def test_embed_makes_an_aesthetic_from_a_folder(
     assert notes["date"].startswith("20")
     assert main(["txt2img", "--aesthetic_embedding=mine.safetensors", "--n_samples=1", "--n_iter=1", *SMALL]) == 0
     assert embedding.read(tmp_path / "mine.safetensors").space == "openai/clip-vit-large-patch14"
+
+
+def test_an_aesthetic_goes_from_one_kind_of_file_to_the_other_and_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    published = home / "embeddings" / "fantasy.pt"
+    for source, target in ((published, "a.safetensors"), ("a.safetensors", "b.pt"), ("b.pt", "c.safetensors")):
+        assert main(["convert", str(source), "-o", target]) == 0
+        assert target in capsys.readouterr().out
+        there, here = embedding.read(Path(source)), embedding.read(Path(target))
+        torch.testing.assert_close(here.vector, there.vector, rtol=1e-6, atol=1e-7)
+    assert torch.load("b.pt", weights_only=True).shape == (1, 24)
+    embedding.save(Path("noted.safetensors"), torch.ones(1, 24), {"space": "here", "evil\x1b": "\n"})
+    assert main(["convert", "noted.safetensors", "-o", "again.safetensors"]) == 0
+    assert "space                   here\n" in capsys.readouterr().out
+    assert embedding.read(Path("again.safetensors")).space == "here"
+    assert main(["convert", "noted.safetensors", "-o", "b.pt"]) == 0
+    shown = capsys.readouterr().out
+    assert "they stay behind" in shown
+    assert "\x1b" not in shown
+    assert "-o must name a .pt or .safetensors file" in complaint(capsys, "convert", str(published), "-o", "a.png")
+
+
+def test_a_preview_shows_what_each_aesthetic_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aesthetic.__main__.PREVIEW", "0,1")
+    assert main(["embeddings", "--preview", "all.png"]) == 0
+    assert capsys.readouterr().out == "all.png\n"
+    with Image.open(tmp_path / "all.png") as sheet:
+        assert sheet.height > 8 * 256
 
 
 def test_embeddings_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
