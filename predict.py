@@ -145,7 +145,7 @@ class Predictor(BasePredictor):
             max_length=100,
         ),
         aesthetic_until: Optional[float] = Input(
-            description="Stop earlier, once the similarity of prompt and aesthetic has risen by this much, say 0.1: one setting for all prompts. aesthetic_steps is then the most that is taken.",
+            description="Stop after the step at which the similarity of prompt and aesthetic has risen by this much, say 0.1: one setting for all prompts. aesthetic_steps is then the most that is taken.",
             default=None,
             ge=0,
             le=2,

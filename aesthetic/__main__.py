@@ -204,14 +204,18 @@ def _draw_sheet(service: "Service", requests: list[Request], labels: list[str], 
 
     stops, rows = requests[0].sweep, []
     for request in tqdm(requests, desc="Aesthetics"):
-        shown = {recipe.request["aesthetic_steps"]: image for image, recipe in service.draw(request).pictures}
+        shown = {}
+        try:
+            shown = {recipe.request["aesthetic_steps"]: image for image, recipe in service.draw(request).pictures}
+        except DrawingError as error:  # one row that gives nothing need not cost the others
+            log.warning("%s", error)
         rows.append([shown.get(steps) for steps in stops])
     output.contact_sheet(rows, columns=[f"{steps} steps" for steps in stops], labels=labels).save(path)
     print(path)
 
 
 def _require_writable(path: Path, *suffixes: str) -> None:
-    if path.suffix not in suffixes or not os.access(path.parent, os.W_OK):
+    if path.suffix not in suffixes or path.is_dir() or not os.access(path.parent, os.W_OK):
         raise RequestError(f"-o must name a {' or '.join(suffixes)} file where one can be written, not {str(path)!r}")
 
 

@@ -46,7 +46,8 @@ class Aesthetic:
 
     vector: [1, D], fp32, unit norm, on the CPU.
     name:   what people call it; for a file or pictures, the start of its sha256.
-    sha256: of the file that it was read from, or of the pictures it was made from (see `digest_of`).
+    sha256: of the file that it was read from, of the pictures it was made from, or of the files and weights of a mix
+            (see `digest_of`).
     source: where it came from: a name, a mix of names, a file, or pictures.
     space:  the CLIP space it lives in; None where the file does not say.
     notes:  what else the file says of itself.
@@ -121,7 +122,7 @@ def unit(vector: Tensor) -> Tensor:
 
 
 def digest_of(sha256s: Iterable[str]) -> str:
-    """One sha256 for many pictures, whatever their order: of their own hexadecimal ones, a line each, sorted."""
+    """One sha256 for many things, whatever their order: of their own hexadecimal ones, a line each, sorted."""
     return hashlib.sha256("".join(f"{one}\n" for one in sorted(sha256s)).encode()).hexdigest()
 
 

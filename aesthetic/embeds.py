@@ -9,9 +9,12 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import gradient, pipeline
+from .embedding import unit
+from .errors import DrawingError
 
 __all__ = ["prompt_embeds"]
 
@@ -30,23 +33,31 @@ def prompt_embeds(
 
     pipe:       any pipeline of diffusers with a CLIP text encoder and its tokenizer, as all of the Stable Diffusion
                 1.x family have.
-    aesthetic:  [1, dim], unit norm, as `embedding.read(path).vector` gives it.
+    aesthetic:  [1, dim], as `embedding.read(path).vector` gives it.
     steps, lr:  as in `gradient.ascend`; 0 steps give what the pipeline makes of the words itself.
     projection: CLIP's text projection [dim, hidden]; None takes that of the CLIP which script/download-weights fetches.
 
     Returns prompt_embeds and negative_prompt_embeds, [1, tokens, hidden] each, on the pipeline's device and in its
     precision. The negative prompt is the business of the untouched encoder.
 
-    Raises CheckpointError if there is no projection, and ValueError if it does not fit text encoder and aesthetic.
+    Not for use inside torch.inference_mode. Raises CheckpointError if there is no projection, ValueError if it does not
+    fit text encoder and aesthetic, or if steps or lr are negative, and DrawingError if the personalisation diverges.
     """
+    if steps < 0 or not lr >= 0:
+        raise ValueError(f"steps and lr must be 0 or more, not {steps} and {lr}")
     device = pipe.text_encoder.device
-    positive, negative = pipe.encode_prompt(prompt, device, 1, True, negative_prompt)
+    with torch.no_grad():
+        positive, negative = pipe.encode_prompt(prompt, device, 1, True, negative_prompt)
     if steps > 0:
         weight = pipeline.read_projection() if projection is None else projection
         encoder = _Encoder(pipe.text_encoder, weight.to(device), aesthetic)
-        tokens = pipe.tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
-        *_, last = gradient.ascend(encoder, tokens, aesthetic.to(device), steps=steps, lr=lr)
+        words = pipe.maybe_convert_prompt(prompt, pipe.tokenizer)  # textual inversions of several vectors
+        tokens = pipe.tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        target = unit(aesthetic).to(device)
+        *_, last = gradient.ascend(encoder, tokens, target, steps=steps, lr=lr)
         positive = last.conditioning.to(positive.dtype)
+        if not positive.isfinite().all():
+            raise DrawingError(f"the personalisation diverged: lower lr ({lr}) or steps ({steps})")
     return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
 
 

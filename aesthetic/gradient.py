@@ -65,6 +65,7 @@ def ascend(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor, *, steps: i
     Yields steps + 1 times: before the first update and after each. Whoever iterates may stop early.
     """
     optimiser = torch.optim.Adam(encoder.get_submodule("text_model").parameters(), lr=lr)
+    optimiser.zero_grad()  # of a run that was cancelled, which may have left gradients behind
     for index in range(steps + 1):
         with torch.set_grad_enabled(index < steps):
             output = encoder(input_ids)
@@ -75,10 +76,9 @@ def ascend(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor, *, steps: i
             conditioning=output.last_hidden_state.detach(),
         )
         if index < steps:
-            optimiser.zero_grad()
             (-cosine.mean()).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    optimiser.zero_grad()  # half a gigabyte of gradients in Stable Diffusion's encoder: the pictures need the room
+            optimiser.zero_grad()  # now, since nobody need come back: half a gigabyte that the pictures want
 
 
 class Personaliser:

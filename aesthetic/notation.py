@@ -12,6 +12,7 @@ __all__ = ["parse_mix", "parse_stops"]
 MAX_PARTS = 16
 MAX_STOPS = 12
 MAX_STEPS = 100
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def parse_mix(text: str) -> dict[str, float]:
@@ -25,8 +26,10 @@ def parse_mix(text: str) -> dict[str, float]:
         raise RequestError(f"aesthetic_mix takes 1 to {MAX_PARTS} aesthetics, not {len(parts)}")
     mix: dict[str, float] = {}
     for name, mark, number in parts:
-        if not name or name in mix:
-            raise RequestError(f"aesthetic_mix must name each aesthetic once, as fantasy:0.7, not {brief(text)}")
+        if not name or (mark and not number):
+            raise RequestError(f"aesthetic_mix takes parts as fantasy:0.7, without spaces in them, not {brief(text)}")
+        if name in mix:
+            raise RequestError(f"aesthetic_mix names {brief(name)} twice")
         mix[name] = _weight(name, number) if mark else 1.0
     if not any(mix.values()):
         raise RequestError(f"aesthetic_mix {brief(text)} comes to nothing: at least one weight must not be 0")
@@ -50,10 +53,7 @@ def parse_stops(text: str) -> tuple[int, ...]:
 
 
 def _weight(name: str, number: str) -> float:
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
+    weight = float(number) if NUMBER.fullmatch(number) else math.nan
     if not abs(weight) <= 100:  # which nan is not either
         raise RequestError(f"aesthetic_mix: the weight of {brief(name)} must be -100 to 100, not {brief(number)}")
     return weight

@@ -26,6 +26,7 @@ DESCRIPTION, EXIF, COMMENT = 0x010E, 0x8769, 0x9286  # Exif's numbers: of the im
 UTF_16 = b"UNICODE\0"  # how such a comment begins
 MODEL_FACTS = ("name", "revision", "precision")
 AESTHETIC_FACTS = ("name", "source", "sha256")
+SOURCES = ("name", "mix", "file", "pictures")
 SAMPLERS = {  # what the web UIs call them
     "PNDM": "PLMS",
     "DDIM": "DDIM",
@@ -70,6 +71,8 @@ class Recipe:
             raise RequestError(f"the recipe is not one of this version's: {error}") from error
         if request.seed is None:
             raise RequestError("the recipe names no seed")
+        if request.num_outputs != 1 or request.sweep:
+            raise RequestError("the recipe is of more than one picture")
         return request
 
     def rebuild(self, aesthetic_embedding_file: Path | None = None) -> Request:
@@ -117,6 +120,8 @@ def read_recipe(path: Path) -> Recipe:
             facts = json.loads(
                 image.info[KEY] if image.format == "PNG" else image.getexif()[DESCRIPTION].encode("latin-1")
             )
+        if facts["aesthetic"] and facts["aesthetic"]["source"] not in SOURCES:
+            raise ValueError("no such source")
         return Recipe(
             request=dict(facts["request"]),
             model=_strings(facts["model"], required=MODEL_FACTS),

@@ -1,7 +1,8 @@
 """What may be asked for: one Request, checked in full before any model is touched.
 
 Every limit of the public API is written down here, once. predict.py repeats the ones that a form can show,
-because Cog reads them as literals; a test holds the two together. Files are named here, not opened.
+because Cog reads them as literals; a test holds the two together. What is written as text, a mix or a sweep, is
+read by notation.py, which has the limits of these. Files are named here, not opened.
 """
 
 import math
@@ -47,7 +48,7 @@ class Request:
     prompt: str = _limited("a painting of a virus monster playing guitar", max_length=2000)
     negative_prompt: str = _limited("", max_length=2000)  # characters, like the prompt's
     aesthetic_embedding: str | None = None  # a name in embeddings/index.json; None: see Registry.default
-    aesthetic_steps: int = _limited(10, ge=0, le=100)  # updates of the text encoder; 0: the plain model
+    aesthetic_steps: int = _limited(10, ge=0, le=notation.MAX_STEPS)  # updates of the text encoder; 0: the plain model
     aesthetic_lr: float = _limited(1e-4, ge=0.0, le=0.1)  # Adam's learning rate
     aesthetic_embedding_file: Path | None = None  # .pt or .safetensors
     aesthetic_images: Path | None = None  # a picture, or a zip or tar of pictures
@@ -74,7 +75,8 @@ class Request:
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = _checked(spec.name, spec.type, getattr(self, spec.name), spec.metadata)
-            object.__setattr__(self, spec.name, value)
+            is_blank = spec.name in ("aesthetic_mix", "aesthetic_sweep", "aesthetic_text") and not (value or "").strip()
+            object.__setattr__(self, spec.name, spec.default if is_blank else value)
         self._check_together()
 
     @classmethod
@@ -115,7 +117,7 @@ class Request:
     @property
     def is_plain(self) -> bool:
         """Whether nothing but the plain model is asked for, so that no aesthetic is needed."""
-        return (self.sweep or (self.aesthetic_steps,))[-1] == 0 or self.aesthetic_weight == 0
+        return (self.sweep or (self.aesthetic_steps,))[-1] == 0
 
     def _check_together(self) -> None:
         if self.width * self.height > MAX_AREA:

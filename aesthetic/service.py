@@ -1,6 +1,6 @@
 """A Request becomes pictures: the one file that brings all the others together.
 
-    request -> aesthetic [1, D] -> conditioning [1, 77, H] -> latents -> pictures -> PNG files
+    request -> aesthetic [1, D] -> conditioning [1, 77, H] -> latents -> pictures -> files
 
 Whatever can be refused is refused on the way to the aesthetic, before the model works. No prediction leaves
 anything for the next one: weights are only read, and the one copy that moves is filled anew each time.
@@ -28,7 +28,7 @@ from .errors import AestheticError, DrawingError, RequestError
 from .gradient import Personaliser
 from .registry import Registry
 from .request import Request
-from .stops import Stop, condition
+from .stops import Stop, condition, warn_of_lost
 
 __all__ = ["Drawing", "Service", "encode_pictures", "locate"]
 
@@ -44,7 +44,8 @@ class Drawing:
 
     request:    as it was drawn: with a seed.
     pictures:   those that may be shown, each with its recipe.
-    similarity: cosine of prompt and aesthetic, before and after; None if the model drew without one.
+    similarity: cosine of prompt and aesthetic (turned, if a phrase turned it), before and after all steps, whatever
+                the weight; None if the model drew without one.
     drift:      how far the conditioning moved from the prompt's own, relative to its length.
     steps:      taken towards the aesthetic.
     blocked:    pictures that the safety checker kept back.
@@ -84,8 +85,8 @@ class Service:
     def draw(self, request: Request) -> Drawing:
         """Draw what is asked for.
 
-        Raises RequestError, EmbeddingError or PictureError before any model work, and DrawingError if nothing
-        is left to show.
+        Raises RequestError, EmbeddingError or PictureError before anything is personalised or drawn, and DrawingError
+        if nothing is left to show.
         """
         request = request.seeded()
         log.info("Seed: %s", request.seed)
@@ -100,7 +101,8 @@ class Service:
             similarity = (start.similarity, end.similarity)
             log.info(
                 "Similarity to %s: %.4f before, %.4f after %d steps; the conditioning moved by %.0f %%",
-                *(aesthetic.name, *similarity, end.steps, 100 * end.drift),
+                *(aesthetic.name + (" (turned)" if request.aesthetic_text else ""), *similarity),
+                *(end.steps, 100 * end.drift),
             )
         pictures, blocked = [], 0
         for stop in stops:
@@ -162,8 +164,10 @@ class Service:
             embedding.require_fit(part, space=self.model.space, dim=self.model.dim)
         return Aesthetic(
             vector=steering.mix([part.vector for part in parts], list(weights.values())),
-            name=" ".join(f"{name}:{weight:g}" for name, weight in weights.items()),
-            sha256=embedding.digest_of(part.sha256 for part in parts),
+            name=" ".join(f"{name}:{weight}" for name, weight in weights.items()),
+            sha256=embedding.digest_of(
+                f"{part.sha256} {weight}" for part, weight in zip(parts, weights.values(), strict=True)
+            ),
             source="mix",
             space=self.model.space,
         )
@@ -187,6 +191,7 @@ class Service:
             return None
         if not request.aesthetic_text:
             return aesthetic.vector
+        warn_of_lost("aesthetic_text", prompt.tokenize(self.model, request.aesthetic_text))
         phrase = prompt.embed(self.model, request.aesthetic_text).cpu()
         angle, away = request.aesthetic_text_angle, request.aesthetic_text_negative
         return steering.turn(aesthetic.vector, phrase, angle, away=away)

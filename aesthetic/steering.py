@@ -13,18 +13,22 @@ from .errors import RequestError
 
 __all__ = ["blend", "mix", "slerp", "turn"]
 
-NEAR = 1e-4  # sine of an angle below which two directions are the same, or opposite
+TINY = 1e-7  # distance of unit vectors below which they are the same
+NEAR = 1e-3  # length of a sum of unit vectors below which it has no direction to speak of
 
 
 def mix(directions: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The weighted sum of unit vectors [1, D], made unit again, in fp32. A negative weight steers away.
 
-    Raises RequestError if the sum is zero.
+    Raises RequestError if the sum has no direction.
     """
-    total = sum((weight * one.double() for one, weight in zip(directions, weights, strict=True)), torch.zeros(()))
+    largest = max(map(abs, weights), default=0.0)
+    total = torch.zeros((), dtype=torch.float64)
+    for direction, weight in zip(directions, weights, strict=True):
+        total = total + (weight / largest if largest else 0.0) * direction.double()
     norm = total.norm(dim=-1, keepdim=True)
-    if norm < NEAR * sum(map(abs, weights)):
-        raise RequestError("aesthetic_mix comes to nothing: its aesthetics cancel one another out")
+    if not (norm >= NEAR).all():
+        raise RequestError("the aesthetics of the mix cancel one another out: change a weight")
     unit: Tensor = total / norm
     return unit.float()
 
@@ -39,7 +43,15 @@ def turn(target: Tensor, phrase: Tensor, angle: float, *, away: bool = False) ->
     """
     if angle == 0:
         return target
-    return slerp(target.double(), (-phrase if away else phrase).double(), angle).float()
+    end = -phrase if away else phrase
+    if (target + end).norm() < NEAR:
+        raise RequestError(
+            "aesthetic_text leads to the exact opposite of the aesthetic, and no way there is the shortest: "
+            f"choose another phrase, or set aesthetic_text_negative to {str(not away).lower()}"
+        )
+    if (target - end).norm() < TINY:
+        return target
+    return slerp(target, end, angle).float()
 
 
 def blend(plain: Tensor, personalised: Tensor, weight: float, *, spherical: bool = False) -> Tensor:
@@ -47,31 +59,26 @@ def blend(plain: Tensor, personalised: Tensor, weight: float, *, spherical: bool
 
     spherical: turn each token's direction along the great circle, and let its length grow in proportion, rather
                than going straight, which passes through shorter vectors.
-
-    Raises RequestError if the directions of a token are opposite, and the way is spherical.
     """
     if weight in (0, 1):
         return personalised if weight else plain
+    straight = torch.lerp(plain, personalised, weight)
     if not spherical:
-        return torch.lerp(plain, personalised, weight)
+        return straight
     low, high = plain.norm(dim=-1, keepdim=True), personalised.norm(dim=-1, keepdim=True)
-    return slerp(plain / low, personalised / high, weight) * torch.lerp(low, high, weight)
+    around = (slerp(plain, personalised, weight) * torch.lerp(low, high, weight)).to(plain.dtype)
+    has_way = around.isfinite().all(-1, keepdim=True)  # not where a token is the same in both, opposite, or zero
+    return torch.where(has_way, around, straight)
 
 
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """The unit vectors [..., D] at `share` (0..1) of the great circle from `start` to `end`, both of unit norm.
+    """The unit vectors [..., D], fp64, at `share` (0..1) of the great circle from `start` to `end`, of any length.
 
-    Raises RequestError if any two are opposite.
+    nan where the two have the same or the opposite direction, or where one of them has none.
     """
-    cosine = (start * end).sum(-1, keepdim=True).clamp(-1, 1)
-    angle = cosine.acos()
-    sine = angle.sin()
-    if ((sine < NEAR) & (cosine < 0)).any():
-        raise RequestError("there is no way between opposite directions: choose another aesthetic_text or weight")
-    same = sine < NEAR
-    safe = torch.where(same, torch.ones_like(sine), sine)
-    first = torch.where(same, torch.full_like(sine, 1 - share), ((1 - share) * angle).sin() / safe)
-    second = torch.where(same, torch.full_like(sine, share), (share * angle).sin() / safe)
-    between = first * start + second * end
+    start, end = (one.double() / one.double().norm(dim=-1, keepdim=True) for one in (start, end))
+    apart, along = (start - end).norm(dim=-1, keepdim=True), (start + end).norm(dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(apart, along)
+    between = (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()
     unit: Tensor = between / between.norm(dim=-1, keepdim=True)
-    return unit
+    return torch.where((apart < TINY) | (along < NEAR), torch.nan, unit)

@@ -17,7 +17,7 @@ from .pipeline import Model
 from .prompt import Conditioning
 from .request import Request
 
-__all__ = ["Stop", "condition"]
+__all__ = ["Stop", "condition", "warn_of_lost"]
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def condition(
     Raises DrawingError if the personalisation diverges.
     """
     tokens = prompt.tokenize(model, request.prompt)
-    _warn("prompt", tokens.lost)
-    _warn("negative prompt", prompt.tokenize(model, request.negative_prompt).lost)
+    warn_of_lost("prompt", tokens)
+    warn_of_lost("negative prompt", prompt.tokenize(model, request.negative_prompt))
     plain = prompt.encode(model, request.prompt, request.negative_prompt)
     if target is None:
         start = Stop(steps=0, conditioning=plain, similarity=None, drift=0.0)
@@ -67,6 +67,12 @@ def condition(
             if is_enough:
                 break
     return start, stops
+
+
+def warn_of_lost(kind: str, tokens: prompt.Tokens) -> None:
+    """Log what of a text did not fit."""
+    if tokens.lost:
+        log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, tokens.lost)
 
 
 def _has_risen(first: Step, step: Step, wanted: float | None) -> bool:
@@ -89,8 +95,3 @@ def _stop(request: Request, plain: Conditioning, step: Step) -> Stop:
         similarity=step.similarity.item(),
         drift=((moved - own).norm() / own.float().norm()).item(),
     )
-
-
-def _warn(kind: str, lost: str) -> None:
-    if lost:
-        log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, lost)

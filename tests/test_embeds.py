@@ -10,7 +10,7 @@ from PIL import Image
 
 from aesthetic import pipeline
 from aesthetic.embeds import prompt_embeds
-from aesthetic.errors import CheckpointError
+from aesthetic.errors import CheckpointError, DrawingError
 from aesthetic.request import Request
 from aesthetic.service import Service
 from aesthetic.stops import condition
@@ -47,6 +47,7 @@ def test_the_conditioning_is_the_services(
     embeds = prompt_embeds(text_to_image, "the cat", target, **(options | {"lr": quick.aesthetic_lr}), steps=3)
     torch.testing.assert_close(embeds["prompt_embeds"], stop.conditioning.positive, rtol=1e-5, atol=1e-6)
     assert torch.equal(embeds["negative_prompt_embeds"], stop.conditioning.negative)
+    assert not any(tensor.requires_grad for tensor in embeds.values())
 
 
 @pytest.mark.parametrize("kind", ["text to image", "image to image", "inpainting", "ControlNet"])
@@ -90,6 +91,21 @@ def test_the_projection_is_that_of_the_downloaded_clip(
         prompt_embeds(text_to_image, "the cat", target, steps=1)
 
 
+def test_textual_inversions_of_several_vectors_are_seen(home: Path, service: Service, options: dict[str, Any]) -> None:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
+    pipe.load_textual_inversion({"<two>": torch.ones(2, 32)}, token="<two>")
+    target = service.registry.read("sac_8plus").vector
+    still, plain = (
+        prompt_embeds(pipe, "the <two>", target, **(options | {"lr": 0.0}), steps=steps)["prompt_embeds"]
+        for steps in (1, 0)
+    )
+    torch.testing.assert_close(still, plain)
+
+
 def test_what_does_not_fit_is_refused(text_to_image: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"32 wide, the projection is 24 × 32 and the aesthetic \[1, 768\]"):
         prompt_embeds(text_to_image, "the cat", torch.ones(1, 768), steps=1, **options)
+    with pytest.raises(ValueError, match="steps and lr must be 0 or more, not -1"):
+        prompt_embeds(text_to_image, "the cat", torch.ones(1, 24), steps=-1)
+    with pytest.raises(DrawingError, match="the personalisation diverged"):
+        prompt_embeds(text_to_image, "the cat", torch.ones(1, 24), steps=1, **(options | {"lr": float("inf")}))

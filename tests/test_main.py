@@ -282,6 +282,17 @@ def test_a_sweep_is_a_sheet_of_aesthetics_and_steps(tmp_path: Path, capsys: pyte
     assert len({*pixels[0], *pixels[1]}) == 3
 
 
+def test_a_row_of_a_sweep_that_gives_nothing_does_not_cost_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = iter([True, True, False, False])
+    monkeypatch.setattr(sample, "is_unsafe", lambda *_: next(answers))
+    small = ["--W=128", "--H=128", "--ddim_steps=1", "--steps", "0", "1"]
+    assert main(["sweep", "--aesthetics", "fantasy", "gloomcore", *small]) == 0
+    assert (tmp_path / "sweep.png").is_file()
+    assert "the safety checker kept every picture back" in caplog.text
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     for arguments, message in (

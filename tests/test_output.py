@@ -162,6 +162,15 @@ def test_a_tampered_request_is_refused(tmp_path: Path) -> None:
     path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"evil": 1}}))
     with pytest.raises(RequestError, match="not one of this version's"):
         output.read_recipe(path).rebuild()
+    for several in ({"num_outputs": 8}, {"aesthetic_sweep": "0,2"}):
+        path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"seed": 1, **several}}))
+        with pytest.raises(RequestError, match="of more than one picture"):
+            output.read_recipe(path).settings()
+    path = forged(
+        tmp_path / "a.png", json.dumps({**facts, "aesthetic": {"name": "a", "source": "evil", "sha256": "b"}})
+    )
+    with pytest.raises(PictureError, match="carries no recipe"):
+        output.read_recipe(path)
     path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"seed": None}}))
     with pytest.raises(RequestError, match="the recipe names no seed"):
         output.read_recipe(path).rebuild()

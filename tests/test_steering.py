@@ -32,14 +32,14 @@ def test_a_mix_is_the_unit_vector_of_the_weighted_sum() -> None:
     assert mixed.dtype == torch.float32
 
 
-@pytest.mark.parametrize("weight", [0.001, 1.0, 100.0])
+@pytest.mark.parametrize("weight", [5e-324, 1e-161, 0.001, 1.0, 100.0])
 def test_a_mix_of_one_is_that_one(weight: float) -> None:
     torch.testing.assert_close(steering.mix([ONE], [weight]), ONE, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(steering.mix([ONE], [-weight]), -ONE, rtol=1e-6, atol=1e-7)
 
 
 def test_a_mix_that_cancels_out_is_refused() -> None:
-    with pytest.raises(RequestError, match="aesthetic_mix comes to nothing"):
+    with pytest.raises(RequestError, match="the aesthetics of the mix cancel one another out"):
         steering.mix([ONE, ONE], [0.3, -0.3])
 
 
@@ -54,12 +54,22 @@ def test_a_turn_goes_its_share_of_the_way_and_stays_on_the_sphere(share: float, 
 
 def test_no_turn_changes_no_bit() -> None:
     assert steering.turn(ONE, OTHER, 0) is ONE
-    torch.testing.assert_close(steering.turn(ONE, ONE, 0.5), ONE)
 
 
-def test_there_is_no_way_to_the_opposite() -> None:
-    with pytest.raises(RequestError, match="no way between opposite directions"):
-        steering.turn(ONE, ONE, 0.5, away=True)
+@pytest.mark.parametrize("seed", range(50))
+def test_there_is_no_way_to_the_opposite(seed: int) -> None:
+    direction = unit(seed, 1)
+    with pytest.raises(RequestError, match="choose another phrase, or set aesthetic_text_negative to false"):
+        steering.turn(direction, direction, 0.5, away=True)
+    assert steering.turn(direction, direction, 0.5) is direction
+
+
+def test_tokens_without_a_way_on_the_sphere_go_straight() -> None:
+    plain = unit(3, 1, 3)
+    personalised = torch.stack([plain[:, 0], -2 * plain[:, 1], 0 * plain[:, 2]], dim=1)
+    blended = steering.blend(plain, personalised, 0.25, spherical=True)
+    torch.testing.assert_close(blended, torch.lerp(plain, personalised, 0.25))
+    assert torch.equal(blended[:, 0], plain[:, 0])
 
 
 @pytest.mark.parametrize("spherical", [False, True])

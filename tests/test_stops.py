@@ -50,6 +50,29 @@ def test_a_weight_of_0_is_the_plain_model_and_1_the_papers(service: Service, str
         assert len({*pixels(plain), *pixels(half), *pixels(full)}) == 3
 
 
+def test_a_weight_goes_with_a_sweep(service: Service, strong: Request) -> None:
+    for weight in (0, 0.5):
+        sweep = service.draw(replace(strong, aesthetic_sweep="0,1,3", aesthetic_weight=weight))
+        for (image, recipe), steps in zip(sweep.pictures, (0, 1, 3), strict=True):
+            [(alone, same)] = service.draw(replace(strong, aesthetic_steps=steps, aesthetic_weight=weight)).pictures
+            assert image.tobytes() == alone.tobytes()
+            assert recipe == same
+
+
+def test_no_gradients_are_left_while_the_pictures_are_drawn(service: Service, strong: Request) -> None:
+    service.draw(replace(strong, aesthetic_steps=20, aesthetic_until=0.0001))
+    assert all(parameter.grad is None for parameter in service._personalise._working.parameters())
+
+
+def test_a_phrase_that_is_cut_is_named_and_a_blank_one_is_none(
+    service: Service, quick: Request, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        service.draw(replace(quick, aesthetic_text="the cat " * 100))
+    assert "The aesthetic_text is longer than CLIP can read. What is lost: " in caplog.text
+    assert replace(quick, aesthetic_text=" \n", aesthetic_mix=" ", aesthetic_sweep="") == quick
+
+
 def test_a_mix_of_one_is_that_one_and_a_negative_weight_steers_away(service: Service, strong: Request) -> None:
     def similarity(**aesthetic: str) -> float:
         drawing = service.draw(replace(strong, **aesthetic))  # type: ignore[arg-type]
@@ -154,4 +177,5 @@ def test_every_combination_works_or_is_refused_before_the_model_works(
         assert not worked
         assert any(name in message for name in options)
     else:
-        assert len(drawing.pictures) == len(worked) * options.get("num_outputs", 1)
+        stops = drawing.request.sweep or (drawing.request.aesthetic_steps,)
+        assert len(drawing.pictures) == len(stops) * options.get("num_outputs", 1)
