@@ -100,17 +100,11 @@ def sweep(options: argparse.Namespace) -> None:
     requests = [
         Request(
             prompt=options.prompt,
-            negative_prompt=options.negative_prompt,
             **_aesthetic(name),
             aesthetic_sweep=stops,
-            aesthetic_lr=options.aesthetic_lr,
-            width=options.W,
-            height=options.H,
-            num_inference_steps=options.ddim_steps,
-            guidance_scale=options.scale,
             scheduler=options.scheduler,
             seed=options.seed,
-            disable_safety_checker=options.disable_safety_checker,
+            **_drawing(options),
         )
         for name in options.aesthetics
     ]
@@ -235,9 +229,10 @@ def recipe(options: argparse.Namespace) -> None:
     print(" ".join(map(_quoted, _command(found, request, model))))
     if model == "MODEL":
         print(f"\nMODEL is the folder of the model called {found.model['name']}.")
-    if found.aesthetic and found.aesthetic["source"] not in ("name", "mix"):
-        kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the pictures"}
-        print(f"\nFILE is {kinds.get(found.aesthetic['source'])} with the sha256 {found.aesthetic['sha256']}.")
+    kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the pictures"}
+    kind = kinds.get(found.aesthetic.get("source", "name"))
+    if kind is not None:
+        print(f"\nFILE is {kind} with the sha256 {found.aesthetic['sha256']}.")
 
 
 def _command(found: "Recipe", request: Request, model: str) -> list[str]:
@@ -259,12 +254,13 @@ def _command(found: "Recipe", request: Request, model: str) -> list[str]:
         flags["--aesthetic_lr"] = request.aesthetic_lr
         if request.aesthetic_mix is None:
             flags["--aesthetic_embedding"] = request.aesthetic_embedding or "FILE"
+    command = ["python", "-m", "aesthetic", "txt2img", "--n_samples", "1", "--n_iter", "1", "--skip_grid"]
     for name in (*STEERING, *WRITING, "disable_safety_checker"):
         value = getattr(request, name)
-        if value is not True and value != DEFAULTS[name]:
+        if value is True:
+            command.append(f"--{name}")
+        elif value != DEFAULTS[name]:
             flags[f"--{name}"] = value
-    command = ["python", "-m", "aesthetic", "txt2img", "--n_samples", "1", "--n_iter", "1", "--skip_grid"]
-    command += [f"--{name}" for name in (*STEERING, "disable_safety_checker") if getattr(request, name) is True]
     return command + [f"{flag}={value}" for flag, value in flags.items()]
 
 
@@ -292,23 +288,30 @@ def _requests(options: argparse.Namespace) -> Iterator[Request]:
         for prompt in _prompts(options):
             yield Request(
                 prompt=prompt,
-                negative_prompt=options.negative_prompt,
                 **_aesthetic(options.aesthetic_embedding),
                 aesthetic_steps=options.aesthetic_steps,
-                aesthetic_lr=options.aesthetic_lr,
-                width=options.W,
-                height=options.H,
                 num_outputs=count,
-                num_inference_steps=options.ddim_steps,
-                guidance_scale=options.scale,
                 scheduler=scheduler,
                 seed=seed,
                 ddim_eta=options.ddim_eta,
                 **{name: getattr(options, name) for name in (*STEERING, *WRITING)},
-                disable_safety_checker=options.disable_safety_checker,
+                **_drawing(options),
             )
             if not options.fixed_code:
                 seed += count
+
+
+def _drawing(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `_add_drawing` say that goes into every request alike."""
+    return {
+        "negative_prompt": options.negative_prompt,
+        "aesthetic_lr": options.aesthetic_lr,
+        "width": options.W,
+        "height": options.H,
+        "num_inference_steps": options.ddim_steps,
+        "guidance_scale": options.scale,
+        "disable_safety_checker": options.disable_safety_checker,
+    }
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:

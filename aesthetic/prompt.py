@@ -57,8 +57,8 @@ def encode(model: Model, prompt: str, negative_prompt: str) -> Conditioning:
 
 
 @torch.no_grad()
-def embed(model: Model, text: str) -> Tensor:
+def embed(model: Model, tokens: Tokens) -> Tensor:
     """The text embedding [1, D] of a phrase, fp32, unit norm, by the untouched encoder with CLIP's projection."""
-    embeds: Tensor = model.encoder(tokenize(model, text).input_ids).text_embeds
+    embeds: Tensor = model.encoder(tokens.input_ids).text_embeds
     unit: Tensor = embeds / embeds.norm(dim=-1, keepdim=True)
     return unit

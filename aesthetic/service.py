@@ -152,16 +152,17 @@ class Service:
                 return self._from_pictures(request.aesthetic_images)
         with _blaming("aesthetic_embedding_file" if request.aesthetic_embedding_file else "aesthetic_embedding"):
             if request.aesthetic_embedding_file is not None:
-                aesthetic = embedding.read(request.aesthetic_embedding_file, label=UPLOAD)
-            else:
-                aesthetic = self.registry.read(request.aesthetic_embedding or self.registry.default(self.model.space))
-            embedding.require_fit(aesthetic, space=self.model.space, dim=self.model.dim)
+                return self._fitting(embedding.read(request.aesthetic_embedding_file, label=UPLOAD))
+            name = request.aesthetic_embedding or self.registry.default(self.model.space)
+            return self._fitting(self.registry.read(name))
+
+    def _fitting(self, aesthetic: Aesthetic) -> Aesthetic:
+        """`aesthetic`, if the model can follow it. Raises EmbeddingError."""
+        embedding.require_fit(aesthetic, space=self.model.space, dim=self.model.dim)
         return aesthetic
 
     def _mixed(self, weights: Mapping[str, float]) -> Aesthetic:
-        parts = [self.registry.read(name) for name in weights]
-        for part in parts:
-            embedding.require_fit(part, space=self.model.space, dim=self.model.dim)
+        parts = [self._fitting(self.registry.read(name)) for name in weights]
         return Aesthetic(
             vector=steering.mix([part.vector for part in parts], list(weights.values())),
             name=" ".join(f"{name}:{weight}" for name, weight in weights.items()),
@@ -191,8 +192,9 @@ class Service:
             return None
         if not request.aesthetic_text:
             return aesthetic.vector
-        warn_of_lost("aesthetic_text", prompt.tokenize(self.model, request.aesthetic_text))
-        phrase = prompt.embed(self.model, request.aesthetic_text).cpu()
+        tokens = prompt.tokenize(self.model, request.aesthetic_text)
+        warn_of_lost("aesthetic_text", tokens)
+        phrase = prompt.embed(self.model, tokens).cpu()
         angle, away = request.aesthetic_text_angle, request.aesthetic_text_negative
         return steering.turn(aesthetic.vector, phrase, angle, away=away)
 

@@ -44,14 +44,15 @@ def turn(target: Tensor, phrase: Tensor, angle: float, *, away: bool = False) ->
     if angle == 0:
         return target
     end = -phrase if away else phrase
-    if (target + end).norm() < NEAR:
-        raise RequestError(
-            "aesthetic_text leads to the exact opposite of the aesthetic, and no way there is the shortest: "
-            f"choose another phrase, or set aesthetic_text_negative to {str(not away).lower()}"
-        )
-    if (target - end).norm() < TINY:
+    turned = slerp(target, end, angle)
+    if turned.isfinite().all():
+        return turned.float()
+    if (target * end).sum() > 0:  # the same direction
         return target
-    return slerp(target, end, angle).float()
+    raise RequestError(
+        "aesthetic_text leads to the exact opposite of the aesthetic, and no way there is the shortest: "
+        f"choose another phrase, or set aesthetic_text_negative to {str(not away).lower()}"
+    )
 
 
 def blend(plain: Tensor, personalised: Tensor, weight: float, *, spherical: bool = False) -> Tensor:

@@ -103,7 +103,7 @@ def test_a_mix_is_in_the_recipe(service: Service, strong: Request, tmp_path: Pat
 
 def test_a_phrase_turns_the_aesthetic(service: Service, strong: Request) -> None:
     aesthetic = service.registry.read("fantasy")
-    phrase = prompt.embed(service.model, "the dog")
+    phrase = prompt.embed(service.model, prompt.tokenize(service.model, "the dog"))
     cosines = []
     for away, angle in ((True, 0.5), (False, 0.0), (False, 0.5), (False, 1.0)):
         request = replace(strong, aesthetic_text="the dog", aesthetic_text_angle=angle, aesthetic_text_negative=away)
