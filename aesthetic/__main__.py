@@ -23,6 +23,7 @@ from .request import FORMATS, SCHEDULERS, Request
 
 if TYPE_CHECKING:
     from .output import Recipe
+    from .registry import Registry
     from .service import Service
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def txt2img(options: argparse.Namespace) -> None:
         if getattr(options, name) is not None:
             log.warning("--%s is the original's and makes no difference here", name)
     requests = list(_requests(options))
-    _check_aesthetic(requests[0])
+    _check_aesthetic(requests[0], options.ckpt)
     from . import output
     from .service import Service
 
@@ -110,7 +111,7 @@ def sweep(options: argparse.Namespace) -> None:
     ]
     _require_writable(options.output, ".png")
     for request in requests:
-        _check_aesthetic(request)
+        _check_aesthetic(request, options.ckpt)
     from .service import Service
 
     _draw_sheet(Service.load(options.ckpt), requests, [Path(name).stem for name in options.aesthetics], options.output)
@@ -150,7 +151,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def embeddings(options: argparse.Namespace) -> None:
-    """A table of the named aesthetics, or a sheet of what those that are here do to one picture."""
+    """The named aesthetics and the models that they fit, or a sheet of what those that are here do to one picture."""
     from . import checkpoint
     from .registry import Registry
 
@@ -158,15 +159,23 @@ def embeddings(options: argparse.Namespace) -> None:
         _preview(options)
         return
     registry = Registry(checkpoint.home() / "embeddings")
-    rows = [("NAME", "CLIP SPACE", "STATE", "MADE OF")]
-    for name, entry in registry.entries.items():
-        state = "here" if registry.path(name).is_file() else "not downloaded"
-        rows.append((name + (" (default)" if entry.default else ""), entry.space, state, entry.made_of))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
-    if any("not downloaded" in row for row in rows):
-        print("\nscript/download-weights fetches what is not here.")
+    manifest = checkpoint.read_manifest(checkpoint.home() / "weights")
+    for space in dict.fromkeys(entry.space for entry in registry.entries.values()):
+        models = [name for name, source in manifest.items() if source.space == space]
+        print(f"For {' and '.join([*models, 'any other model'])} of the CLIP space {space}:\n")
+        for name in registry.names(space):
+            entry = registry.entries[name]
+            label = name + (" (default)" if entry.default else "")
+            print(f"  {label:<24}{_state(registry, name):<16}{entry.made_of}")
+        print()
+    if any(_state(registry, name) == "not downloaded" for name in registry.names()):
+        print("script/download-weights fetches what is not downloaded.")
+
+
+def _state(registry: "Registry", name: str) -> str:
+    if registry.path(name).is_file():
+        return "here"
+    return "missing" if registry.entries[name].url is None else "not downloaded"
 
 
 def _preview(options: argparse.Namespace) -> None:
@@ -177,7 +186,7 @@ def _preview(options: argparse.Namespace) -> None:
     registry, space = service.registry, service.model.space
     names = [name for name, entry in registry.entries.items() if entry.space == space and registry.path(name).is_file()]
     if not names:
-        raise RequestError(f"no aesthetic of the CLIP space {space} is here: run script/download-weights")
+        raise RequestError(f"no named aesthetic of the model's CLIP space {space} is here")
     requests = [
         Request(
             prompt="a castle",
@@ -336,8 +345,8 @@ def _aesthetic(path_or_name: str | None) -> dict[str, Any]:
     return {"aesthetic_embedding_file": path} if is_path else {"aesthetic_embedding": path_or_name}
 
 
-def _check_aesthetic(request: Request) -> None:
-    """Refuse a file or a name that is no good before the model is loaded."""
+def _check_aesthetic(request: Request, model: str | None) -> None:
+    """Refuse a file or a name that is no good, or not for this model, before the model is loaded."""
     from . import checkpoint, embedding
     from .registry import Registry
 
@@ -345,9 +354,12 @@ def _check_aesthetic(request: Request) -> None:
         return
     if request.aesthetic_embedding_file is not None:
         embedding.read(request.aesthetic_embedding_file)
-    for name in (request.aesthetic_embedding, *request.mix):
-        if name is not None:
-            Registry(checkpoint.home() / "embeddings").read(name)
+    names = [name for name in (request.aesthetic_embedding, *request.mix) if name is not None]
+    if names:
+        home = checkpoint.home()
+        space = checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), home / "weights").space
+        for name in names:
+            Registry(home / "embeddings").read(name, space)
 
 
 def _next(folder: Path, prefix: str, digits: int, suffix: str = "png") -> Path:

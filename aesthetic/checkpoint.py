@@ -1,20 +1,21 @@
 """From a name in weights/manifest.json, or a path, to a local snapshot that is all there.
 
-The manifest names every snapshot with its revision on the hub and the sha256 of every file. download.py
-fetches and verifies them; nothing here reaches for the network, and nothing here loads a model.
+The manifest names every snapshot with its revision and the sha256 of every file. download.py fetches those that
+are on the hub, and verifies all; nothing here reaches for the network, and nothing here loads a model.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CheckpointError
 
-__all__ = ["CLIP", "File", "Snapshot", "Source", "home", "locate", "missing", "read_manifest"]
+__all__ = ["CLIP", "INCOMPLETE", "File", "Snapshot", "Source", "home", "locate", "missing", "read_manifest"]
 
 CLIP = "clip-vit-large-patch14"  # the projection and vision tower of the whole Stable Diffusion 1.x family
+INCOMPLETE = "the checkout is incomplete, and git checkout -- {} mends it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +33,26 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One entry of the manifest."""
+    """One entry of the manifest.
 
-    repo_id: str
+    repo_id: on the hub; None for what comes with the checkout and is never downloaded.
+    space:   the CLIP space that a model draws in, so that a name that doesn't fit it is refused before it is loaded.
+    """
+
+    repo_id: str | None
     revision: str
     license: str
     files: Mapping[str, File]
+    space: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """A Stable Diffusion model on the disk, in diffusers' layout, and the CLIP that goes with it.
 
-    revision:   of the hub; "local" for a folder that was given by its path.
+    revision:   as the manifest has it; "local" for a folder that was given by its path.
+    bundled:    whether it comes with the checkout.
+    space:      the CLIP space that it draws in; None for such a folder, whose weights will tell.
     clip:       the snapshot of OpenAI's CLIP, for models that don't bring a projection and a vision tower of
                 their own; None where it has not been downloaded.
     clip_space: what the CLIP space of `clip` is called.
@@ -52,6 +60,8 @@ class Snapshot:
 
     name: str
     revision: str
+    bundled: bool
+    space: str | None
     folder: Path
     clip: Path | None
     clip_space: str
@@ -86,8 +96,8 @@ def missing(folder: Path, source: Source) -> list[str]:
 def locate(model: str | None, weights: Path) -> Snapshot:
     """The snapshot to draw with.
 
-    model:   a name in the manifest, or the path of a folder in diffusers' layout; blank takes the first model
-             of the manifest that has been downloaded.
+    model:   a name in the manifest, or the path of a folder in diffusers' layout; blank takes the first model of the
+             manifest that is there: Stable Diffusion where it has been downloaded, else the demo.
     weights: the folder of the manifest and the snapshots.
 
     Raises CheckpointError, saying what to do, if it is not there in full.
@@ -97,13 +107,12 @@ def locate(model: str | None, weights: Path) -> Snapshot:
     clip = weights / CLIP
     has_clip = CLIP in manifest and not missing(clip, manifest[CLIP])
     if not model:
-        present = [name for name in models if not missing(weights / name, manifest[name])]
-        model = next(iter(present + models), "")
+        model = _default(models, manifest, weights)
     if model in models:
         _require(weights / model, model, manifest[model])
-        folder, revision = weights / model, manifest[model].revision
+        folder, source = weights / model, manifest[model]
     else:
-        folder, revision = Path(model), "local"
+        folder, source = Path(model), None
         if not (folder / "model_index.json").is_file():
             raise CheckpointError(
                 f"there is no model {model!r}: give a name ({', '.join(models)}) "
@@ -111,17 +120,27 @@ def locate(model: str | None, weights: Path) -> Snapshot:
             )
     return Snapshot(
         name=folder.resolve().name,
-        revision=revision,
+        revision=source.revision if source else "local",
+        bundled=source is not None and source.repo_id is None,
+        space=source.space if source else None,
         folder=folder,
         clip=clip if has_clip else None,
-        clip_space=manifest[CLIP].repo_id if CLIP in manifest else CLIP,
+        clip_space=(manifest[CLIP].repo_id if CLIP in manifest else None) or CLIP,
     )
+
+
+def _default(models: Sequence[str], manifest: Mapping[str, Source], weights: Path) -> str:
+    """The first model that is there. If none is, the one that should have come with the checkout: less to mend."""
+    present = [name for name in models if not missing(weights / name, manifest[name])]
+    bundled = [name for name in models if manifest[name].repo_id is None]
+    return next(iter([*present, *bundled, *models]), "")
 
 
 def _require(folder: Path, name: str, source: Source) -> None:
     absent = missing(folder, source)
     if absent:
+        mend = "run script/download-weights" if source.repo_id is not None else INCOMPLETE.format(folder)
         raise CheckpointError(
             f"{name} is not in {folder}, or not all of it ({absent[0]} and {len(absent) - 1} other files "
-            f"are missing or cut short): run script/download-weights"
+            f"are missing or cut short): {mend}"
         )

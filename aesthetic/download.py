@@ -4,8 +4,9 @@
 
 A file is written beside its place, under weights/.partial/, and moved there once its digest is right: a half
 file never looks whole. What was interrupted goes on where it stopped, in the same run or the next one; what
-is there already is not fetched again. huggingface_hub knows the hub's protocol (redirects, tokens from
-HF_TOKEN, mirrors from HF_ENDPOINT, retries, progress bars); this file knows what has to arrive.
+is there already is not fetched again; what comes with the checkout is verified only. huggingface_hub knows the
+hub's protocol (redirects, tokens from HF_TOKEN, mirrors from HF_ENDPOINT, retries, progress bars); this file knows
+what has to arrive.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import errno
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,12 @@ class _Remote:
 
 
 def download_snapshot(name: str, source: checkpoint.Source, weights: Path) -> None:
-    """Fetch every file of `source` that is not yet in `weights`/`name`.
+    """Fetch every file of `source`, which is on the hub, that is not yet in `weights`/`name`.
 
     Raises DownloadError if a file can't be had, is not the right one, or doesn't fit on the disk.
     """
+    if source.repo_id is None:
+        raise ValueError(f"{name} is on no hub: it comes with the checkout")
     for file_name, file in source.files.items():
         target = weights / name / file_name
         if _is_right(target, file):
@@ -86,14 +89,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         manifest = checkpoint.read_manifest(home / "weights")
         entries = registry.Registry(home / "embeddings")
-        for name in names or manifest:
-            if name not in manifest:
-                raise DownloadError(f"there is no snapshot {name!r}; there are {', '.join(manifest)}")
-            print(f"{name} ({manifest[name].license}) -> {home / 'weights' / name}")
-            download_snapshot(name, manifest[name], home / "weights")
-        print(f"aesthetics -> {entries.folder}")
-        for name in entries.entries:
-            download_embedding(name, entries, home / "weights" / ".partial")
+        unknown = [name for name in names if name not in manifest]
+        if unknown:
+            raise DownloadError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
+        wanted = {name: manifest[name] for name in names or manifest}
+        _download({name: source for name, source in wanted.items() if source.repo_id is not None}, entries, home)
+        _verify({name: source for name, source in wanted.items() if source.repo_id is None}, entries, home)
     except AestheticError as error:
         print(f"download-weights: {error}", file=sys.stderr)
         return 1
@@ -102,6 +103,38 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     print("Everything is there, and every digest is right.")
     return 0
+
+
+def _download(sources: Mapping[str, checkpoint.Source], entries: registry.Registry, home: Path) -> None:
+    """Fetch snapshots and, unless there is none to fetch, the aesthetics."""
+    for name, source in sources.items():
+        print(f"{name} ({source.license}) -> {home / 'weights' / name}")
+        download_snapshot(name, source, home / "weights")
+    if sources:
+        print(f"aesthetics -> {entries.folder}")
+        for name in entries.entries:
+            download_embedding(name, entries, home / "weights" / ".partial")
+
+
+def _verify(sources: Mapping[str, checkpoint.Source], entries: registry.Registry, home: Path) -> None:
+    """Raise DownloadError unless what comes with the checkout is right: at the end, for it must stop no download."""
+    if not sources:
+        return
+    print(f"{', '.join(sources)}, with aesthetics of its own: comes with the checkout")
+    files = {
+        home / "weights" / name / file_name: file
+        for name, source in sources.items()
+        for file_name, file in source.files.items()
+    }
+    for name, entry in entries.entries.items():
+        if entry.url is None:
+            files[entries.path(name)] = checkpoint.File(sha256=entry.sha256)
+    wrong = [path for path, file in files.items() if not _is_right(path, file)]
+    if wrong:
+        raise DownloadError(
+            f"{wrong[0]} and {len(wrong) - 1} other files are missing or have the wrong sha256: "
+            f"{checkpoint.INCOMPLETE.format('weights embeddings')}"
+        )
 
 
 def _fetch(remote: _Remote, file: checkpoint.File, target: Path, partial: Path) -> None:

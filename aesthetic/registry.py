@@ -11,6 +11,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import TYPE_CHECKING
 
+from .checkpoint import INCOMPLETE
 from .errors import CheckpointError, EmbeddingError, RequestError
 
 if TYPE_CHECKING:
@@ -47,24 +48,33 @@ class Registry:
         """Where the file of `name` is, or belongs once it has been downloaded."""
         return self.folder / self.entries[name].file
 
-    def read(self, name: str) -> "Aesthetic":
-        """The aesthetic called `name`.
+    def names(self, space: str | None = None) -> list[str]:
+        """The aesthetics that a model of CLIP space `space` can follow; all of them for None."""
+        return [name for name, entry in self.entries.items() if space in (None, entry.space)]
 
-        Raises RequestError for an unknown name, EmbeddingError if its file has not been downloaded or is not
-        the one that the index describes.
+    def read(self, name: str, space: str | None = None) -> "Aesthetic":
+        """The aesthetic called `name`, for a model of CLIP space `space` if that is known.
+
+        Raises RequestError for an unknown name, EmbeddingError if it is one of another space, or if its file is not
+        there or not the one that the index describes.
         """
         if name not in self.entries:
-            raise RequestError(f"there is no aesthetic {brief(name)}; there are {', '.join(self.entries)}")
+            raise RequestError(f"there is no aesthetic {brief(name)}; {self._choice(space)}")
         entry, path = self.entries[name], self.path(name)
+        if space not in (None, entry.space):
+            raise EmbeddingError(
+                f"the aesthetic {name} was made in the CLIP space {entry.space}, and the model works in {space}: "
+                f"{self._choice(space)}"
+            )
         if not path.is_file():
-            raise EmbeddingError(f"the aesthetic {name} has not been downloaded: run script/download-weights")
+            state = "is missing" if entry.url is None else "has not been downloaded"
+            raise EmbeddingError(f"the aesthetic {name} {state}: {self._remedy(name)}")
         from . import embedding  # and torch with it, which who only wants the list need not wait for
 
         aesthetic = embedding.read(path, name)
         if aesthetic.sha256 != entry.sha256:
             raise EmbeddingError(
-                f"{path} has the sha256 {aesthetic.sha256}, and the index says {entry.sha256}: "
-                "delete it and run script/download-weights"
+                f"{path} has the sha256 {aesthetic.sha256}, and the index says {entry.sha256}: {self._remedy(name)}"
             )
         return replace(aesthetic, space=entry.space, source="name")
 
@@ -80,3 +90,14 @@ class Registry:
             f"the CLIP space {space} has no default aesthetic: give aesthetic_embedding, "
             "aesthetic_embedding_file or aesthetic_images, or set aesthetic_steps to 0"
         )
+
+    def _choice(self, space: str | None) -> str:
+        """What there is to choose from."""
+        names = self.names(space)
+        if not names:
+            return "no named aesthetic fits this model: give aesthetic_embedding_file or aesthetic_images"
+        return f"{'there are' if space is None else 'this model can follow'} {', '.join(names)}"
+
+    def _remedy(self, name: str) -> str:
+        """What to do about a file that is not there or is another one."""
+        return INCOMPLETE.format(self.path(name)) if self.entries[name].url is None else "run script/download-weights"

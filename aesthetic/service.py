@@ -154,7 +154,10 @@ class Service:
             if request.aesthetic_embedding_file is not None:
                 return self._fitting(embedding.read(request.aesthetic_embedding_file, label=UPLOAD))
             name = request.aesthetic_embedding or self.registry.default(self.model.space)
-            return self._fitting(self.registry.read(name))
+            return self._named(name)
+
+    def _named(self, name: str) -> Aesthetic:
+        return self._fitting(self.registry.read(name, self.model.space))
 
     def _fitting(self, aesthetic: Aesthetic) -> Aesthetic:
         """`aesthetic`, if the model can follow it. Raises EmbeddingError."""
@@ -162,7 +165,7 @@ class Service:
         return aesthetic
 
     def _mixed(self, weights: Mapping[str, float]) -> Aesthetic:
-        parts = [self._fitting(self.registry.read(name)) for name in weights]
+        parts = [self._named(name) for name in weights]
         return Aesthetic(
             vector=steering.mix([part.vector for part in parts], list(weights.values())),
             name=" ".join(f"{name}:{weight}" for name, weight in weights.items()),
@@ -257,7 +260,15 @@ class Service:
 
 def locate(model: str | None = None) -> checkpoint.Snapshot:
     """The snapshot of `model`, else of AESTHETIC_MODEL, else the first that is there. Raises CheckpointError."""
-    return checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), checkpoint.home() / "weights")
+    wanted = model or os.environ.get("AESTHETIC_MODEL")
+    snapshot = checkpoint.locate(wanted, checkpoint.home() / "weights")
+    if snapshot.bundled and not wanted:
+        log.info(
+            "No model has been downloaded: %s, small and part of the checkout, draws. "
+            "script/download-weights gets Stable Diffusion",
+            snapshot.name,
+        )
+    return snapshot
 
 
 def encode_pictures(

@@ -258,7 +258,8 @@ def write_vocabulary(folder: Path) -> None:
 def write_embeddings(folder: Path, dim: int) -> None:
     """Eight random aesthetics under the published names, saved in the published ones' shapes and types."""
     folder.mkdir(parents=True, exist_ok=True)
-    index = json.loads((ROOT / "embeddings" / "index.json").read_text(encoding="utf-8"))
+    ours = json.loads((ROOT / "embeddings" / "index.json").read_text(encoding="utf-8"))
+    index = {name: entry for name, entry in ours.items() if "url" in entry}
     for name, entry in index.items():
         vector = torch.randn(dim) if name in ("sac_8plus", "laion_7plus") else torch.randn(1, dim).half()
         torch.save(vector, folder / entry["file"])

@@ -20,9 +20,9 @@ def weights(home: Path, tmp_path: Path) -> Path:
 
 def test_the_manifest_pins_every_file() -> None:
     manifest = checkpoint.read_manifest(snapshot.ROOT / "weights")
-    assert list(manifest) == [MODEL, CLIP]
+    assert list(manifest) == [MODEL, CLIP, "demo"]
     for source in manifest.values():
-        assert len(source.revision) == 40
+        assert source.repo_id is None or len(source.revision) == 40
         assert all(len(file.sha256) == 64 for file in source.files.values())
         assert all(file.confirmed for name, file in source.files.items() if name.endswith(".safetensors"))
 
@@ -32,6 +32,7 @@ def test_finds_a_model_by_name_and_by_default(weights: Path) -> None:
         found = checkpoint.locate(model, weights)
         assert (found.name, found.folder, found.clip) == (MODEL, weights / MODEL, weights / CLIP)
         assert found.revision == "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+        assert (found.space, found.bundled) == ("openai/clip-vit-large-patch14", False)
         assert found.clip_space == "openai/clip-vit-large-patch14"
 
 
@@ -39,6 +40,7 @@ def test_finds_a_model_by_path(weights: Path, tmp_path: Path) -> None:
     shutil.copytree(weights / MODEL, tmp_path / "tuned")
     found = checkpoint.locate(str(tmp_path / "tuned"), weights)
     assert (found.name, found.revision, found.clip) == ("tuned", "local", weights / CLIP)
+    assert (found.space, found.bundled) == (None, False)
 
 
 def test_the_first_model_that_is_there_is_the_default(weights: Path) -> None:
@@ -47,6 +49,20 @@ def test_the_first_model_that_is_there_is_the_default(weights: Path) -> None:
     assert checkpoint.locate(None, weights).name == MODEL
     shutil.rmtree(weights / MODEL)
     with pytest.raises(CheckpointError, match=r"not-here is not in .* run script/download-weights"):
+        checkpoint.locate(None, weights)
+
+
+def test_what_comes_with_the_checkout_draws_until_another_is_downloaded(weights: Path) -> None:
+    manifest = json.loads((weights / "manifest.json").read_text())
+    manifest["small"] = manifest[MODEL] | {"repo_id": None, "space": "its own"}
+    (weights / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(weights / MODEL, weights / "small")
+    assert checkpoint.locate(None, weights).name == MODEL
+    (weights / MODEL / "model_index.json").unlink()
+    found = checkpoint.locate(None, weights)
+    assert (found.name, found.space, found.bundled) == ("small", "its own", True)
+    (weights / "small" / "model_index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"small is not in .* git checkout -- .*/weights/small mends it"):
         checkpoint.locate(None, weights)
 
 

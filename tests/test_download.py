@@ -28,9 +28,9 @@ UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
 @pytest.fixture
 def hub(home: Path) -> Iterator[Hub]:
     manifest = checkpoint.read_manifest(home / "weights")
-    folders = {manifest[name].repo_id: home / "weights" / name for name in manifest}
+    folders = {str(source.repo_id): home / "weights" / name for name, source in manifest.items()}
     folders["aesthetics"] = home / "embeddings"
-    revisions = {source.repo_id: source.revision for source in manifest.values()} | {"aesthetics": "main"}
+    revisions = {str(source.repo_id): source.revision for source in manifest.values()} | {"aesthetics": "main"}
     with Hub(folders, revisions) as server:
         yield server
 
@@ -94,6 +94,34 @@ def test_fetches_only_what_is_named(empty: Path, hub: Hub) -> None:
     answer = run(empty, hub.address, "nonsense")
     assert answer.returncode == 1
     assert f"there is no snapshot 'nonsense'; there are {MODEL}, {CLIP}" in answer.stderr
+
+
+def test_what_comes_with_the_checkout_is_verified_and_never_fetched(empty: Path, hub: Hub, home: Path) -> None:
+    folder = shutil.copytree(home / "weights" / MODEL, empty / "weights" / "small")
+    manifest = json.loads((empty / "weights/manifest.json").read_text())
+    manifest["small"] = manifest[MODEL] | {"repo_id": None}
+    snapshot.write_json(empty / "weights/manifest.json", manifest)
+    index = json.loads((empty / "embeddings/index.json").read_text())
+    [name, *_] = index
+    del index[name]["url"]
+    snapshot.write_json(empty / "embeddings/index.json", index)
+    shutil.copy(home / "embeddings" / index[name]["file"], empty / "embeddings")
+
+    alone = run(empty, hub.address, "small")
+    assert alone.returncode == 0, alone.stderr
+    assert "comes with the checkout" in alone.stdout
+    assert hub.requests == []
+
+    for path in (empty / "embeddings" / index[name]["file"], folder / UNET):
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+        answer = run(empty, hub.address, "small")
+        assert answer.returncode == 1
+        assert f"{path} and" in answer.stderr
+        assert "the checkout is incomplete, and git checkout -- weights embeddings mends it" in answer.stderr
+    answer = run(empty, hub.address)
+    assert answer.returncode == 1
+    assert "small/unet" in answer.stderr
+    assert checkpoint.locate(None, empty / "weights").name == MODEL  # everything else has been fetched all the same
 
 
 def test_a_cut_connection_is_resumed_at_once(empty: Path, hub: Hub) -> None:

@@ -248,8 +248,35 @@ def test_a_preview_shows_what_each_aesthetic_does(
 def test_embeddings_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["embeddings"]) == 0
     shown = capsys.readouterr().out
+    assert f"For {MODEL} and any other model of the CLIP space openai/clip-vit-large-patch14:\n" in shown
     assert "sac_8plus (default)" in shown
     assert "not downloaded" not in shown
+
+
+def test_embeddings_says_which_model_each_fits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(snapshot.ROOT))
+    assert main(["embeddings"]) == 0
+    published, own = capsys.readouterr().out.split("For demo and any other model")
+    assert "sac_8plus (default)" in published
+    assert "blueprint (default)" in own
+    assert "missing" not in own
+
+
+def test_a_name_for_another_model_is_refused_before_one_is_loaded(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(home / "embeddings", tmp_path / "embeddings")
+    index = json.loads((folder / "index.json").read_text())
+    index["fantasy"]["space"] = "elsewhere"
+    snapshot.write_json(folder / "index.json", index)
+    (tmp_path / "weights").symlink_to(home / "weights")
+    monkeypatch.setenv("AESTHETIC_HOME", str(tmp_path))
+    monkeypatch.delattr(Service, "load")
+    for flag in ("--aesthetic_embedding=fantasy", "--aesthetic_mix=gloomcore fantasy"):
+        shown = complaint(capsys, "txt2img", flag, *SMALL)
+        assert "elsewhere, and the model works in openai/clip-vit-large-patch14: this model can follow sac_" in shown
 
 
 def test_a_prompt_that_gives_nothing_does_not_stop_the_others(

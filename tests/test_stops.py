@@ -89,7 +89,9 @@ def test_a_mix_of_one_is_that_one_and_a_negative_weight_steers_away(service: Ser
 
 
 def test_a_mix_tells_what_is_wrong(service: Service, quick: Request) -> None:
-    with pytest.raises(RequestError, match="aesthetic_mix: there is no aesthetic 'nonsense'; there are sac_8plus"):
+    with pytest.raises(
+        RequestError, match="aesthetic_mix: there is no aesthetic 'nonsense'; this model can follow sac"
+    ):
         service.draw(replace(quick, aesthetic_mix="fantasy nonsense:0.5"))
 
 
