@@ -1,0 +1,167 @@
+"""The model that comes with the checkout, with pictures to look at: the whole path, on a CPU."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageChops, ImageStat
+from torch import Tensor
+
+from aesthetic import checkpoint, pipeline, sample
+from aesthetic.registry import Registry
+from aesthetic.request import MAX_AREA, SIZES, Request
+from aesthetic.service import Service
+from tests.snapshot import ROOT, sha256
+from weights.training import captions, register
+
+FOLDER = ROOT / "weights" / "demo"
+SOURCE = checkpoint.read_manifest(ROOT / "weights")["demo"]
+STYLES = captions.AESTHETICS
+pytestmark = pytest.mark.skipif(not (FOLDER / "unet").is_dir(), reason="the demo's UNet has not been trained yet")
+
+MAX_BYTES = 48_000_000  # of all files: what a checkout can bear
+
+PROMPTS = ("a red heart", "a house")
+STEPS = 10  # towards the aesthetic
+RISE = 0.05  # of the cosine of prompt and aesthetic in so many steps, at least
+NEARER = 0.01  # how much nearer to the aesthetic the pictures come, at least, as the mean cosine over PROMPTS
+STUBBORN = 1  # aesthetics for which they needn't
+
+
+@pytest.fixture(scope="module")
+def demo() -> Service:
+    """The service on the demo model."""
+    model = pipeline.load(checkpoint.locate("demo", ROOT / "weights"), torch.device("cpu"))
+    return Service(model, Registry(ROOT / "embeddings"))
+
+
+@pytest.fixture(scope="module")
+def drawn(demo: Service) -> Mapping[str, Image.Image]:
+    """A picture of each prompt, drawn without an aesthetic."""
+    return {prompt: draw(demo, asked(prompt)) for prompt in PROMPTS}
+
+
+def asked(prompt: str, aesthetic: str | None = None) -> Request:
+    """A request that takes a second or two; without steps unless an aesthetic is given."""
+    return Request(
+        prompt=prompt,
+        aesthetic_embedding=aesthetic,
+        aesthetic_steps=STEPS if aesthetic else 0,
+        num_inference_steps=12,
+        scheduler="DPMSolverMultistep",
+        seed=1,
+    )
+
+
+def draw(service: Service, request: Request) -> Image.Image:
+    [(picture, _)] = service.draw(request).pictures
+    return picture
+
+
+def features(service: Service, picture: Image.Image) -> Tensor:
+    """The unit CLIP features [1, D] of a picture."""
+    vision = service.model.vision
+    assert vision is not None
+    return torch.nn.functional.normalize(vision.features([vision.prepare(picture)]))
+
+
+def test_every_file_is_the_one_that_the_manifest_names() -> None:
+    files = {path.relative_to(FOLDER).as_posix(): path for path in register.model_files(FOLDER)}
+    assert "model_index.json" in files
+    assert files.keys() == SOURCE.files.keys()
+    for name, path in files.items():
+        assert (sha256(path), path.stat().st_size) == (SOURCE.files[name].sha256, SOURCE.files[name].bytes)
+
+
+def test_it_is_small_enough_for_a_checkout() -> None:
+    assert 0 < sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= MAX_BYTES
+
+
+def test_it_has_a_clip_space_of_its_own_and_the_manifest_knows_which(demo: Service) -> None:
+    assert demo.model.space == SOURCE.space
+    assert demo.model.space.startswith("clip-")
+    assert demo.model.vision is not None
+    assert demo.model.snapshot.bundled
+
+
+def test_its_aesthetics_are_those_of_the_training(demo: Service) -> None:
+    assert tuple(demo.registry.names(demo.model.space)) == STYLES
+    assert demo.registry.default(demo.model.space) == register.DEFAULT
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_each_aesthetic_is_a_direction_in_its_space(demo: Service, name: str) -> None:
+    aesthetic = demo.registry.read(name, demo.model.space)
+    assert aesthetic.vector.shape == (1, demo.model.dim)
+    assert aesthetic.vector.norm().item() == pytest.approx(1, abs=1e-6)
+    assert aesthetic.notes["space"] == demo.model.space
+    assert aesthetic.notes["model"] == "demo"
+
+
+def test_the_same_request_draws_the_same_picture(demo: Service, drawn: Mapping[str, Image.Image]) -> None:
+    assert draw(demo, asked("a red heart")).tobytes() == drawn["a red heart"].tobytes()
+    assert len({picture.tobytes() for picture in drawn.values()}) == len(PROMPTS)
+
+
+def test_a_red_heart_is_red(drawn: Mapping[str, Image.Image]) -> None:
+    red, green, blue = ImageStat.Stat(drawn["a red heart"]).mean
+    assert red > max(green, blue) + 10
+
+
+def test_without_steps_it_is_plain_diffusers(demo: Service) -> None:
+    plain = StableDiffusionPipeline.from_pretrained(FOLDER)
+    plain.set_progress_bar_config(disable=True)
+    request = replace(asked("a red heart"), scheduler="PNDM", num_inference_steps=5)
+    latents = sample._noise(demo.model, request, sample.generators(request)).to(plain.unet.dtype)
+    theirs = plain("a red heart", latents=latents, num_inference_steps=5).images[0]
+    assert max(ImageChops.difference(draw(demo, request), theirs).tobytes()) <= 1  # of 255
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_the_similarity_rises_with_the_steps(demo: Service, name: str) -> None:
+    quick = replace(asked("a red heart", name), width=128, height=128, num_inference_steps=1)
+    rises = []
+    for steps in (1, STEPS // 2, STEPS):
+        similarity = demo.draw(replace(quick, aesthetic_steps=steps)).similarity
+        assert similarity is not None
+        rises.append(similarity[1] - similarity[0])
+    assert 0 < rises[0] < rises[1] < rises[2]
+    assert rises[2] > RISE
+
+
+def test_the_pictures_come_nearer_to_the_aesthetic(demo: Service, drawn: Mapping[str, Image.Image]) -> None:
+    gains = {}
+    for name in STYLES:
+        target = demo.registry.read(name, demo.model.space).vector
+        moves = [features(demo, draw(demo, asked(prompt, name))) - features(demo, drawn[prompt]) for prompt in PROMPTS]
+        gains[name] = (torch.cat(moves) @ target.T).mean().item()
+    stubborn = [name for name, gain in gains.items() if gain < NEARER]
+    assert len(stubborn) <= STUBBORN, gains
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_it_draws_every_size_of_the_form(demo: Service, width: int) -> None:
+    """Its latents are 1/16 of the picture, halved twice: whole numbers for all multiples of 64."""
+    tallest = max(height for height in SIZES if width * height <= MAX_AREA)
+    for height in {SIZES[0], tallest if width in (SIZES[0], SIZES[-1]) else SIZES[1]}:
+        request = replace(asked("a house"), width=width, height=height, num_inference_steps=1)
+        assert draw(demo, request).size == (width, height)
+
+
+def test_the_index_and_the_manifest_are_what_registering_writes(tmp_path: Path) -> None:
+    """But for the aesthetics themselves, which need the pictures of the training."""
+    for name in ("weights/manifest.json", "embeddings/index.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "weights" / "demo").symlink_to(FOLDER)
+    for style in STYLES:
+        (tmp_path / "embeddings" / f"{style}.safetensors").symlink_to(ROOT / "embeddings" / f"{style}.safetensors")
+    registry = Registry(ROOT / "embeddings")
+    notes = {style: dict(registry.read(style).notes) for style in STYLES}
+    register.write_manifest(tmp_path, space=SOURCE.space)
+    register.write_index(tmp_path, notes)
+    for name in ("weights/manifest.json", "embeddings/index.json"):
+        assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()

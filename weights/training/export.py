@@ -1,0 +1,80 @@
+"""The trained parts become a Stable Diffusion 1.x snapshot: weights/demo, in fp16."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from .clip import MEAN, STD
+from .settings import DEMO, LIBRARY, UNET, WORK
+
+__all__ = ["export"]
+
+PARTS: dict[str, Any] = {
+    "text_encoder": CLIPTextModelWithProjection,
+    "image_encoder": CLIPVisionModelWithProjection,
+    "vae": AutoencoderKL,
+    "unet": UNet2DConditionModel,
+}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.6.0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def export(folder: Path = DEMO) -> None:
+    """Write the snapshot; what else is in `folder` (the model card) stays."""
+    for name, kind in PARTS.items():
+        shutil.rmtree(folder / name, ignore_errors=True)
+        kind.from_pretrained(WORK / name).to(torch.float16).save_pretrained(folder / name)
+        _edit(folder / name / "config.json")
+    shutil.copytree(WORK / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    _write(folder / "model_index.json", INDEX)
+    scheduler = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "skip_prk_steps": True, **UNET.schedule}
+    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
+    _write(folder / "feature_extractor" / "preprocessor_config.json", _feature_extractor())
+
+
+def _edit(path: Path) -> None:
+    """No traces of where it was made; and fp32 to whoever loads it without saying what, as plain diffusers does."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    if "dtype" in config:
+        config["dtype"] = "float32"
+    _write(path, config)
+
+
+def _feature_extractor() -> dict[str, Any]:
+    size = {"shortest_edge": LIBRARY.small}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": LIBRARY.small, "width": LIBRARY.small},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": size,
+    }
+
+
+def _write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
