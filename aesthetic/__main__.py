@@ -1,4 +1,4 @@
-"""The command line: python -m aesthetic txt2img | sweep | embed | convert | embeddings | recipe.
+"""The command line: python -m aesthetic txt2img | sweep | evaluate | embed | convert | embeddings | recipe.
 
 txt2img takes the flags of the original code's scripts/txt2img.py and names its files alike. What is imported here
 at the top answers --help and bad values at once; torch and the models come in with the command that needs them.
@@ -6,6 +6,7 @@ at the top answers --help and bad values at once; torch and the models come in w
 
 import argparse
 import datetime as dt
+import importlib.util
 import logging
 import os
 import re
@@ -40,6 +41,18 @@ STEERING = (
 )
 PREVIEW = "0,2,5,10"
 WRITING = ("output_format", "output_quality")
+EVALUATED = (
+    "negative_prompt",
+    "aesthetic_lr",
+    "width",
+    "height",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "seed",
+    "disable_safety_checker",
+)
+PROMPTS = Path(__file__).with_name("prompts.txt")
 DEFAULTS = {spec.name: spec.default for spec in fields(Request)}
 
 
@@ -115,6 +128,32 @@ def sweep(options: argparse.Namespace) -> None:
     from .service import Service
 
     _draw_sheet(Service.load(options.ckpt), requests, [Path(name).stem for name in options.aesthetics], options.output)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Draw prompts × aesthetics × steps × seeds, let CLIP look at each picture, and report what the steps do."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RequestError("the plots need matplotlib: python -m pip install -r requirements-evaluate.txt")
+    prompts = _lines("--prompts", options.prompts, comment="#")
+    aesthetics = None
+    if options.aesthetics is not None:
+        aesthetics = {Path(name).stem: _aesthetic(name) for name in options.aesthetics}
+        if len(aesthetics) < len(options.aesthetics):
+            raise RequestError("--aesthetics names two of the same name: the report could not tell them apart")
+    from . import evaluation
+
+    drawing = {name: getattr(options, name) for name in EVALUATED}
+    plan = evaluation.prepare(
+        model=options.ckpt,
+        prompts=prompts,
+        aesthetics=aesthetics,
+        steps=options.steps,
+        seeds=options.seeds,
+        drawing=drawing,
+    )
+    written = evaluation.run(plan, options.outdir)
+    if written is not None:
+        print(written)
 
 
 def embed(options: argparse.Namespace) -> None:
@@ -326,13 +365,18 @@ def _drawing(options: argparse.Namespace) -> dict[str, Any]:
 def _prompts(options: argparse.Namespace) -> list[str]:
     if options.from_file is None:
         return [options.prompt]
+    return _lines("--from-file", options.from_file)
+
+
+def _lines(flag: str, path: Path, comment: str | None = None) -> list[str]:
+    """The prompts in a file, one a line, but for lines that begin with `comment`."""
     try:
-        lines = options.from_file.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--from-file {options.from_file} can't be read: {error}") from error
-    prompts = [line for line in lines if line.strip()]
+        raise RequestError(f"{flag} {path} can't be read: {error}") from error
+    prompts = [line for line in lines if line.strip() and not (comment and line.startswith(comment))]
     if not prompts:
-        raise RequestError(f"--from-file {options.from_file} holds no prompt: one a line was expected")
+        raise RequestError(f"{flag} {path} holds no prompt: one a line was expected")
     return prompts
 
 
@@ -373,6 +417,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_txt2img(commands.add_parser("txt2img", help="draw pictures, with the flags of the original script"))
     _add_sweep(commands.add_parser("sweep", help="draw a sheet of aesthetics × steps"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure what the steps do, with plots and intervals"))
     command = commands.add_parser("embed", help="make an aesthetic from pictures")
     command.add_argument("pictures", type=Path, help="a folder, a zip, a tar or one picture")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
@@ -422,6 +467,27 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     flag("--steps", nargs="+", type=int, default=[0, 2, 5, 10, 20], help="towards the aesthetic, a column each")
     flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
     flag("-o", "--output", type=Path, default=Path("sweep.png"), metavar="NAME.png", help="where to write")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.set_defaults(run=evaluate)
+    flag = parser.add_argument
+    flag("--prompts", type=Path, default=PROMPTS, metavar="FILE", help="one a line; lines with a # are passed over")
+    flag("--aesthetics", nargs="+", metavar="PATH_OR_NAME", help="blank: all named ones that fit and are here")
+    flag("--steps", nargs="+", type=int, default=[0, 1, 2, 3, 5, 10, 20], help="towards the aesthetic; 0 and others")
+    flag("--seeds", type=int, default=4, help="pictures of each, 1 to 8")
+    flag("--seed", type=int, default=42, help="of the first picture; each takes the one after it")
+    flag("--outdir", type=Path, default=Path("outputs/evaluation"), help="where to write, and to go on if stopped")
+    flag("--width", type=int, default=DEFAULTS["width"], help="pixels")
+    flag("--height", type=int, default=DEFAULTS["height"], help="pixels")
+    flag("--num_inference_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
+    flag("--guidance_scale", type=float, default=DEFAULTS["guidance_scale"], help="how closely to follow the prompt")
+    flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
+    flag("--aesthetic_lr", type=float, default=DEFAULTS["aesthetic_lr"], help="length of a step")
+    flag("--negative_prompt", default="", help="what to keep out")
+    flag("--disable_safety_checker", action="store_true", help="measure pictures that it would keep back")
+    _add_ckpt(parser)
 
 
 def _add_txt2img(parser: argparse.ArgumentParser) -> None:

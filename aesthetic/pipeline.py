@@ -26,7 +26,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from .checkpoint import CLIP, Snapshot, home
 from .errors import CheckpointError
 
-__all__ = ["Model", "Vision", "default_device", "load", "load_vision", "read_projection"]
+__all__ = ["Model", "Vision", "clip_space", "default_device", "load", "load_vision", "read_projection"]
 
 PROJECTION = "text_projection.weight"
 
@@ -85,6 +85,12 @@ class Model:
 def default_device() -> torch.device:
     """The first CUDA GPU, or else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def clip_space(snapshot: Snapshot) -> tuple[str, int]:
+    """The name of a snapshot's CLIP space and its dimensions, before anything is loaded. Raises CheckpointError."""
+    projection, space = _projection(snapshot)
+    return space, projection.shape[0]
 
 
 def load(snapshot: Snapshot, device: torch.device) -> Model:

@@ -106,10 +106,8 @@ class Service:
             )
         pictures, blocked = [], 0
         for stop in stops:
-            with self._timed(seconds, "denoise"):
-                latents = sample.denoise(self.model, stop.conditioning, request)
-            shown, kept = self._shown(request, latents, seconds)
-            pictures += [(image, self._recipe(request, aesthetic, stop, i)) for i, image in shown]
+            shown, kept = self._draw_stop(request, aesthetic, stop, seconds)
+            pictures += shown
             blocked += kept
         _require_some(pictures, blocked)
         return Drawing(
@@ -139,6 +137,30 @@ class Service:
                 sheet = output.contact_sheet([[image for image, _ in drawing.pictures]], columns=labels)
                 sheet.save(paths[-1], quality=request.output_quality)  # which PNG passes over
         return paths, drawing
+
+    def draw_batches(
+        self, request: Request, count: int
+    ) -> Iterator[tuple[int, list[tuple[Image.Image, output.Recipe]]]]:
+        """At each stop of a sweep, its number of steps and `count` pictures (1..8) of as many seeds.
+
+        One personalisation serves all of them. Pictures that may not be shown are left out. Raises as `draw`, but for
+        a stop of which nothing is left.
+        """
+        batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)
+        aesthetic = self._aesthetic(request)
+        _, stops = condition(self.model, self._personalise, request, self._target(request, aesthetic))
+        for stop in stops:
+            pictures, _ = self._draw_stop(batch, aesthetic, stop, {})
+            yield stop.steps, pictures
+
+    def _draw_stop(
+        self, request: Request, aesthetic: Aesthetic | None, stop: Stop, seconds: dict[str, float]
+    ) -> tuple[list[tuple[Image.Image, output.Recipe]], int]:
+        """The pictures of a request at one stop, and how many the safety checker kept back."""
+        with self._timed(seconds, "denoise"):
+            latents = sample.denoise(self.model, stop.conditioning, request)
+        shown, blocked = self._shown(request, latents, seconds)
+        return [(image, self._recipe(request, aesthetic, stop, i)) for i, image in shown], blocked
 
     def _aesthetic(self, request: Request) -> Aesthetic | None:
         """The aesthetic to follow; None if the plain model is to draw."""

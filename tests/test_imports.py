@@ -9,11 +9,12 @@ from tests.snapshot import ROOT
 
 LAYERS = [  # from the top; whoever stands in a line may import from the lines below it
     {"predict", "__main__"},
-    {"service"},
+    {"evaluation"},
+    {"service", "report"},
     {"sample", "output", "download", "stops", "embeds"},
     {"prompt", "registry"},
     {"embedding", "pipeline"},
-    {"gradient", "steering", "schedulers", "images", "checkpoint"},
+    {"gradient", "steering", "schedulers", "images", "checkpoint", "results"},
     {"request"},
     {"notation"},
     {"errors", "__init__"},
@@ -56,6 +57,7 @@ def test_heavy_libraries_stay_where_they_belong(name: str) -> None:
     _, others = imports(FILES[name])
     assert not others & HEAVY or name in MAY_BE_HEAVY
     assert ("cog" in others) == (name == "predict")
+    assert ("matplotlib" in others) == (name == "report")
 
 
 def test_the_idea_needs_torch_and_nothing_else() -> None:

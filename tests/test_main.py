@@ -1,6 +1,7 @@
 """The command line, as the original script's users know it."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -254,14 +255,24 @@ def test_embeddings_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_embeddings_says_which_model_each_fits(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AESTHETIC_HOME", str(snapshot.ROOT))
+    for folder, file, own in (
+        ("weights", "manifest.json", {"repo_id": None, "revision": "1", "license": "MIT", "files": {}, "space": "own"}),
+        (
+            "embeddings",
+            "index.json",
+            {"file": "small.pt", "sha256": "0", "space": "own", "made_of": "", "default": True},
+        ),
+    ):
+        entries = json.loads((home / folder / file).read_text())
+        snapshot.write_json(tmp_path / folder / file, entries | {"small": own})
+    monkeypatch.setenv("AESTHETIC_HOME", str(tmp_path))
     assert main(["embeddings"]) == 0
-    published, own = capsys.readouterr().out.split("For demo and any other model")
+    published, own_names = capsys.readouterr().out.split("For small and any other model of the CLIP space own:")
+    assert published.startswith("For stable-diffusion-v1-5 and any other model of the CLIP space openai/clip")
     assert "sac_8plus (default)" in published
-    assert "blueprint (default)" in own
-    assert "missing" not in own
+    assert re.search(r"small \(default\) +missing", own_names)
 
 
 def test_a_name_for_another_model_is_refused_before_one_is_loaded(

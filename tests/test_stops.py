@@ -59,6 +59,18 @@ def test_a_weight_goes_with_a_sweep(service: Service, strong: Request) -> None:
             assert recipe == same
 
 
+def test_a_batch_at_each_stop_of_a_sweep_is_what_single_requests_draw(service: Service, strong: Request) -> None:
+    sweep = replace(strong, aesthetic_sweep="1,3")
+    for (steps, batch), expected in zip(service.draw_batches(sweep, 2), (1, 3), strict=True):
+        assert steps == expected
+        for i, (image, recipe) in enumerate(batch):
+            assert strong.seed is not None
+            alone = replace(strong, aesthetic_steps=steps, seed=strong.seed + i)
+            [(same, its_recipe)] = service.draw(alone).pictures
+            assert image.tobytes() == same.tobytes()
+            assert recipe == its_recipe
+
+
 def test_no_gradients_are_left_while_the_pictures_are_drawn(service: Service, strong: Request) -> None:
     service.draw(replace(strong, aesthetic_steps=20, aesthetic_until=0.0001))
     assert all(parameter.grad is None for parameter in service._personalise._working.parameters())

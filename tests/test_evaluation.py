@@ -1,0 +1,236 @@
+"""The command evaluate: from prompts to a report."""
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel
+
+from aesthetic import embedding, evaluation, sample
+from aesthetic.__main__ import PROMPTS, main
+from aesthetic.gradient import Personaliser
+from aesthetic.output import read_recipe
+from aesthetic.results import Row, read_rows
+from aesthetic.service import Service
+from tests import snapshot
+
+SMALL = ["--width=128", "--height=128", "--num_inference_steps=1", "--scheduler=DDIM", "--aesthetic_lr=0.01"]
+FEW = ["--prompts=prompts.txt", "--aesthetics", "fantasy", "gloomcore", "--steps", "0", "1", "3", "--seeds=2"]
+ARGUMENTS = ["evaluate", *FEW, *SMALL]
+
+
+@pytest.fixture(autouse=True)
+def _tiny(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("# of animals\nthe cat\n\nthe dog\nthe cat\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run in one process that nothing stopped."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "prompts.txt").write_text("the cat\nthe dog\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AESTHETIC_HOME", str(home))
+        patch.chdir(folder)
+        assert main([*ARGUMENTS, "--outdir=out"]) == 0
+    return folder / "out"
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 1
+    return capsys.readouterr().err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_it_leaves_rows_pictures_plots_and_a_report(whole: Path) -> None:
+    rows = read_rows(whole / "results.csv")
+    assert len({(row.prompt, row.aesthetic, row.steps, row.seed) for row in rows}) == len(rows) == 2 * 2 * 3 * 2
+    assert {row.seed for row in rows} == {42, 43}
+    # Without steps there is one picture for both aesthetics.
+    assert len({row.picture for row in rows}) == len(list((whole / "pictures").iterdir())) == 2 * 2 * (1 + 2 * 2)
+    text = (whole / "report.md").read_text()
+    assert "2 prompts × 2 aesthetics × 3 numbers of steps × 2 seeds" in text
+    assert "## fantasy" in text
+    assert "no picture" not in text
+    for name in ("tradeoff.png", "steps.png", "sheet.png"):
+        assert f"({name})" in text
+        with Image.open(whole / name) as image:
+            assert image.width > 500
+
+
+def test_the_similarities_are_those_of_the_untouched_clip(whole: Path, clip: CLIPModel, service: Service) -> None:
+    assert service.model.vision is not None
+    for row in read_rows(whole / "results.csv"):
+        with Image.open(whole / "pictures" / row.picture) as image:
+            pixels = service.model.vision.prepare(image)[None]
+        tokens = service.model.pipeline.tokenizer(row.prompt, padding="max_length", return_tensors="pt").input_ids
+        with torch.no_grad():
+            seen = clip(input_ids=tokens, pixel_values=pixels)
+        [features], [words] = seen.image_embeds, seen.text_embeds
+        aesthetic = service.registry.read(row.aesthetic).vector[0]
+        assert row.similarity_to_prompt == pytest.approx((features @ words / words.norm()).item(), abs=1e-5)
+        assert row.similarity_to_aesthetic == pytest.approx((features @ aesthetic).item(), abs=1e-5)
+
+
+def test_each_picture_is_the_one_that_its_recipe_draws(whole: Path, service: Service) -> None:
+    for row in read_rows(whole / "results.csv")[::5]:
+        path = whole / "pictures" / row.picture
+        request = read_recipe(path).rebuild()
+        assert (request.prompt, request.aesthetic_steps, request.seed) == (row.prompt, row.steps, row.seed)
+        [(alone, _)] = service.draw(request).pictures
+        with Image.open(path) as image:
+            assert image.tobytes() == alone.tobytes()
+
+
+def test_one_personalisation_serves_all_steps_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    personalise = Personaliser.__call__
+
+    def counted(self: Personaliser, *inputs: Any, steps: int, lr: float) -> Iterator[Any]:
+        runs.append(steps)
+        yield from personalise(self, *inputs, steps=steps, lr=lr)
+
+    monkeypatch.setattr(Personaliser, "__call__", counted)
+    assert main([*ARGUMENTS, "--outdir=out"]) == 0
+    assert runs == [3] * 2 * 2
+
+
+def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, begun = evaluation._work, []
+
+    def stopped(service: Service, plan: evaluation.Plan, job: evaluation.Job, pictures: Path) -> Iterator[Row]:
+        begun.append(job.name)
+        for i, row in enumerate(work(service, plan, job, pictures)):
+            if len(begun) == 4 and i == 1:
+                raise KeyboardInterrupt
+            yield row
+
+    monkeypatch.setattr(evaluation, "_work", stopped)
+    assert main([*ARGUMENTS, "--outdir=out"]) == 130
+    assert main([*ARGUMENTS, "--outdir=out"]) == 0
+    assert begun == ["000", "001", "000-fantasy", "001-fantasy", "001-fantasy", "000-gloomcore", "001-gloomcore"]
+    left = {name: data for name, data in contents(Path("out")).items() if not name.endswith(".unfinished")}
+    assert left == contents(whole)
+
+
+def test_a_run_that_is_done_needs_no_model_to_report_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(whole)
+    (whole / "report.md").unlink()
+    monkeypatch.delattr(Service, "load")
+    assert main([*ARGUMENTS, f"--outdir={whole}"]) == 0
+    assert contents(whole) == before
+
+
+def test_two_processes_come_to_what_one_does(whole: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, "-m", "aesthetic", *ARGUMENTS, "--outdir=out"]
+    settings = {"PYTHONPATH": str(snapshot.ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().count("out/report.md") == 1
+    assert b"Evaluating" in done.stderr
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_what_has_no_picture_is_counted_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([True])
+    monkeypatch.setattr(sample, "is_unsafe", lambda *_: next(answers, False))
+    assert main([*ARGUMENTS, "--outdir=out"]) == 0
+    lost = [row for row in read_rows(Path("out/results.csv")) if not row.picture]
+    assert [(row.prompt, row.aesthetic, row.steps, row.seed) for row in lost] == [
+        ("the cat", name, 0, 42) for name in ("fantasy", "gloomcore")
+    ]
+    assert math.isnan(lost[0].similarity_to_aesthetic)
+    assert "2 of 24 rows have no picture" in Path("out/report.md").read_text()
+
+
+def test_a_personalisation_that_diverges_costs_its_own_rows_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    personalise, runs = Personaliser.__call__, iter([1])
+
+    def diverging(self: Personaliser, *inputs: Any, **options: Any) -> Iterator[Any]:
+        is_first = next(runs, None)
+        for step in personalise(self, *inputs, **options):
+            yield replace(step, conditioning=step.conditioning * math.nan) if is_first and step.index else step
+
+    monkeypatch.setattr(Personaliser, "__call__", diverging)
+    assert main([*ARGUMENTS, "--outdir=out"]) == 0
+    assert "000-fantasy: the personalisation diverged" in caplog.text
+    lost = {(row.prompt, row.aesthetic) for row in read_rows(Path("out/results.csv")) if not row.picture}
+    assert lost == {("the cat", "fantasy")}
+
+
+def test_a_changed_setting_is_refused(whole: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    before = contents(whole)
+    for changed, message in (
+        (["--seeds=3"], "another seeds (2, now 3)"),
+        (["--steps", "0", "1"], "another steps"),
+        (["--guidance_scale=2"], "another guidance_scale (7.5, now 2.0)"),
+        (["--aesthetics", "fantasy"], "another aesthetics"),
+        ([f"--prompts={PROMPTS}"], "another prompts"),
+    ):
+        assert message in complaint(capsys, *ARGUMENTS, f"--outdir={whole}", *changed)
+    assert contents(whole) == before
+    assert "holds something else" in complaint(capsys, *ARGUMENTS, f"--outdir={tmp_path}")
+
+
+def test_what_is_wrong_is_said_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(Service, "load")
+    Path("long.txt").write_text("x" * 2001)
+    Path("comments.txt").write_text("# nothing\n")
+    embedding.save(Path("wide.safetensors"), torch.ones(1, 25), {})
+    embedding.save(Path("fantasy.pt"), torch.ones(1, 24), {})
+    Path("settings.json").write_text("{")
+    for arguments, message in (
+        (["--prompts=nothing.txt"], "--prompts nothing.txt can't be read"),
+        (["--prompts=comments.txt"], "--prompts comments.txt holds no prompt"),
+        (["--prompts=long.txt"], "prompt must have at most 2000 characters"),
+        (["--aesthetics", "nonsense"], "there is no aesthetic 'nonsense'"),
+        (["--aesthetics", "wide.safetensors"], "has 25 dimensions"),
+        (["--aesthetics", "fantasy", "fantasy.pt"], "two of the same name"),
+        (["--steps", "1", "2"], "--steps takes 0"),
+        (["--steps", "0"], "--steps takes 0"),
+        (["--steps", "0", "101"], "aesthetic_sweep takes 1 to 12 rising numbers of steps up to 100"),
+        (["--seeds=0"], "--seeds must be 1 to 8, not 0"),
+        (["--seeds=9"], "--seeds must be 1 to 8, not 9"),
+        (["--seed=4294967295"], "seed must be at most"),
+        (["--width=100"], "width must be one of"),
+        (["--ckpt=nonsense"], "there is no model 'nonsense'"),
+        (["--outdir=."], "settings.json is damaged"),
+    ):
+        assert message in complaint(capsys, *ARGUMENTS, "--outdir=out", *arguments), arguments
+    assert not Path("out").exists()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert "python -m pip install -r requirements-evaluate.txt" in complaint(capsys, *ARGUMENTS)
+
+
+def test_all_aesthetics_that_fit_are_the_default() -> None:
+    drawing = {"seed": 1, "width": 128, "height": 128}
+    plan = evaluation.prepare(model=None, prompts=["the cat"], aesthetics=None, steps=[3, 0], seeds=1, drawing=drawing)
+    assert len(plan.aesthetics) == 8
+    assert plan.steps == (0, 3)
+    assert len(plan.jobs()) == 9
+
+
+def test_the_prompts_that_come_with_it_grow() -> None:
+    prompts = [line for line in PROMPTS.read_text().splitlines() if not line.startswith("#")]
+    assert len(set(prompts)) == len(prompts) == 25
+    assert len(prompts[0].split()) <= 2
+    assert max(len(prompt.split()) for prompt in prompts) < 40  # CLIP reads 75 tokens
