@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import __version__, checkpoint, embedding, images, output, pipeline, prompt, sample, steering
+from . import __version__, canvas, checkpoint, embedding, images, output, pipeline, prompt, redraw, sample, steering
 from .embedding import Aesthetic
 from .errors import AestheticError, DrawingError, RequestError
 from .gradient import Personaliser
@@ -42,7 +42,7 @@ UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing
 class Drawing:
     """What came of a request.
 
-    request:    as it was drawn: with a seed.
+    request:    as it was drawn: with a seed, and in the size that an image was fitted to.
     pictures:   those that may be shown, each with its recipe.
     similarity: cosine of prompt and aesthetic (turned, if a phrase turned it), before and after all steps, whatever
                 the weight; None if the model drew without one.
@@ -91,6 +91,11 @@ class Service:
         request = request.seeded()
         log.info("Seed: %s", request.seed)
         seconds: dict[str, float] = {}
+        start_from = canvas.read(request)
+        if start_from is not None:
+            width, height = start_from.image.size
+            request = replace(request, width=width, height=height)
+            log.info("Size: %s × %s, fitted to the image", width, height)
         with self._timed(seconds, "aesthetic"):
             aesthetic = self._aesthetic(request)
             target = self._target(request, aesthetic)
@@ -104,12 +109,15 @@ class Service:
                 *(aesthetic.name + (" (turned)" if request.aesthetic_text else ""), *similarity),
                 *(end.steps, 100 * end.drift),
             )
-        pictures, blocked = [], 0
+        pictures, blocked, encoded = [], 0, None
+        if start_from is not None:
+            with self._timed(seconds, "image"):
+                encoded = redraw.encode(self.model, start_from)
         for stop in stops:
             with self._timed(seconds, "denoise"):
-                latents = sample.denoise(self.model, stop.conditioning, request)
-            shown, kept = self._shown(request, latents, seconds)
-            pictures += [(image, self._recipe(request, aesthetic, stop, i)) for i, image in shown]
+                latents = sample.denoise(self.model, stop.conditioning, request, encoded)
+            shown, kept = self._shown(request, latents, start_from, seconds)
+            pictures += [(image, self._recipe(request, aesthetic, start_from, stop, i)) for i, image in shown]
             blocked += kept
         _require_some(pictures, blocked)
         return Drawing(
@@ -202,7 +210,7 @@ class Service:
         return steering.turn(aesthetic.vector, phrase, angle, away=away)
 
     def _shown(
-        self, request: Request, latents: Tensor, seconds: dict[str, float]
+        self, request: Request, latents: Tensor, start_from: canvas.Canvas | None, seconds: dict[str, float]
     ) -> tuple[list[tuple[int, Image.Image]], int]:
         """The pictures that may be shown, with their places in the batch, and how many the checker kept back."""
         shown, blocked = [], 0
@@ -213,6 +221,8 @@ class Service:
             if picture is None:
                 log.warning("Picture %d overflowed and is left out", i)
                 continue
+            if start_from is not None:
+                picture = redraw.put_back(picture, start_from)
             with self._timed(seconds, "safety"):
                 unsafe = not request.disable_safety_checker and sample.is_unsafe(self.model, picture)
             if unsafe:
@@ -222,7 +232,14 @@ class Service:
                 shown.append((i, sample.to_pil(self.model, picture)))
         return shown, blocked
 
-    def _recipe(self, request: Request, aesthetic: Aesthetic | None, stop: Stop, i: int) -> output.Recipe:
+    def _recipe(
+        self,
+        request: Request,
+        aesthetic: Aesthetic | None,
+        start_from: canvas.Canvas | None,
+        stop: Stop,
+        i: int,
+    ) -> output.Recipe:
         """How to draw picture i of the request at a stop, alone."""
         assert request.seed is not None
         alone = replace(
@@ -246,6 +263,7 @@ class Service:
                 "precision": str(self.model.pipeline.dtype).removeprefix("torch."),
             },
             aesthetic=facts,
+            files={} if start_from is None else start_from.files,
             versions=self._versions,
         )
 
