@@ -77,6 +77,20 @@ class Predictor(BasePredictor):
             description="Pictures that you like, to make an aesthetic from on the spot: one picture, or a zip or tar of up to 500.",
             default=None,
         ),
+        image: Optional[Path] = Input(
+            description="A picture to start from, in place of nothing but noise. It is fitted into width × height.",
+            default=None,
+        ),
+        mask: Optional[Path] = Input(
+            description="What of the image to redraw: white is redrawn, black stays as it is. Of the shape of the image.",
+            default=None,
+        ),
+        prompt_strength: float = Input(
+            description="How much of the image to redraw: little below 0.3, all of it at 1.",
+            default=0.8,
+            ge=0,
+            le=1,
+        ),
         width: int = Input(
             description="Width in pixels. width × height can be at most 1024 × 768.",
             default=512,
@@ -197,7 +211,7 @@ class Predictor(BasePredictor):
         """Draw, and return the pictures in order."""
         inputs = {name: value for name, value in locals().items() if name != "self"}
         try:
-            folder = self._fresh_folder(aesthetic_embedding_file, aesthetic_images)
+            folder = self._fresh_folder(aesthetic_embedding_file, aesthetic_images, image, mask)
             paths, drawing = self.service.predict(Request.from_inputs(**inputs), folder)
         except AestheticError:
             raise  # Cog shows its message, which is enough

@@ -277,6 +277,8 @@ def recipe(options: argparse.Namespace) -> None:
     print(" ".join(map(_quoted, _command(found, request, model))))
     if model == "MODEL":
         print(f"\nMODEL is the folder of the model called {found.model['name']}.")
+    for name, sha256 in found.files.items():
+        print(f"\n{name.upper()} is the {name} with the sha256 {sha256}.")
     kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the pictures"}
     kind = kinds.get(found.aesthetic.get("source", "name"))
     if kind is not None:
@@ -302,6 +304,9 @@ def _command(found: "Recipe", request: Request, model: str) -> list[str]:
         flags["--aesthetic_lr"] = request.aesthetic_lr
         if request.aesthetic_mix is None:
             flags["--aesthetic_embedding"] = request.aesthetic_embedding or "FILE"
+    if found.files:
+        flags |= {f"--{name}": name.upper() for name in found.files}
+        flags["--prompt_strength"] = request.prompt_strength
     command = ["python", "-m", "aesthetic", "txt2img", "--n_samples", "1", "--n_iter", "1", "--skip_grid"]
     for name in (*STEERING, *WRITING, "disable_safety_checker"):
         value = getattr(request, name)
@@ -354,6 +359,9 @@ def _drawing(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "negative_prompt": options.negative_prompt,
         "aesthetic_lr": options.aesthetic_lr,
+        "image": options.image,
+        "mask": options.mask,
+        "prompt_strength": options.prompt_strength,
         "width": options.W,
         "height": options.H,
         "num_inference_steps": options.ddim_steps,
@@ -391,9 +399,10 @@ def _aesthetic(path_or_name: str | None) -> dict[str, Any]:
 
 def _check_aesthetic(request: Request, model: str | None) -> None:
     """Refuse a file or a name that is no good, or not for this model, before the model is loaded."""
-    from . import checkpoint, embedding
+    from . import canvas, checkpoint, embedding
     from .registry import Registry
 
+    canvas.read(request)
     if request.is_plain:
         return
     if request.aesthetic_embedding_file is not None:
@@ -450,6 +459,9 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     flag("--prompt", default=DEFAULTS["prompt"], help="what to draw")
     flag("--negative_prompt", default="", help="what to keep out")
     flag("--ddim_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
+    flag("--image", type=Path, metavar="FILE", help="a picture to start from, fitted into W × H")
+    flag("--mask", type=Path, metavar="FILE", help="what of it to redraw: white")
+    flag("--prompt_strength", type=float, default=DEFAULTS["prompt_strength"], help="how much of it to redraw")
     flag("--H", type=int, default=DEFAULTS["height"], help="height in pixels")
     flag("--W", type=int, default=DEFAULTS["width"], help="width in pixels")
     flag("--scale", type=float, default=DEFAULTS["guidance_scale"], help="guidance scale")

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import PictureError
 
-__all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_pictures"]
+__all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_picture", "read_pictures"]
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,17 @@ def read_pictures(path: Path, caps: Caps, *, label: str | None = None) -> Iterat
         raise PictureError(f"{label} holds no picture ({', '.join(sorted(SUFFIXES))})")
     if passed_over:
         log.warning("Passed over %d files that are no pictures, for instance %s", len(passed_over), passed_over[0])
+
+
+def read_picture(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
+    """The one picture that `path` is, prepared as `read_pictures` does. Raises PictureError."""
+    label = label or path.name
+    if not path.is_file():
+        raise PictureError(f"there is no file {path}; a picture was expected")
+    with path.open("rb") as file:
+        data = _read(label, file, caps.picture_bytes)
+    image = _decode(label, data, caps, blame=f"no picture ({', '.join(FORMATS)})")
+    return Picture(name=label, image=image, sha256=hashlib.sha256(data).hexdigest())
 
 
 def _members(path: Path, caps: Caps, label: str) -> Iterator[Member]:
@@ -239,7 +250,9 @@ def _read(name: str, file: IO[bytes], limit: int) -> bytes:
     return data
 
 
-def _decode(name: str, data: bytes, caps: Caps) -> Image.Image:
+def _decode(
+    name: str, data: bytes, caps: Caps, *, blame: str = f"neither a picture ({', '.join(FORMATS)}) nor {ARCHIVES}"
+) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of sizes below its own limit and of odd metadata
@@ -257,7 +270,7 @@ def _decode(name: str, data: bytes, caps: Caps) -> Image.Image:
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(f"{name} is neither a picture ({', '.join(FORMATS)}) nor {ARCHIVES}") from error
+        raise PictureError(f"{name} is {blame}") from error
     except Exception as error:  # whatever a damaged file makes of Pillow's many decoders
         raise PictureError(f"{name} is a damaged picture: {error}") from error
 

@@ -10,7 +10,7 @@ put `parameters` into the user's comment, and the JSON is the description of the
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,6 +46,7 @@ class Recipe:
     request:   the fields of its Request, without files: a file is known by its sha256.
     model:     name, revision on the hub, and precision.
     aesthetic: name, source (name, mix, file or pictures), sha256; empty if the model drew without one.
+    files:     the sha256 of image and mask, by these names, where there are any.
     versions:  of this code and of the libraries that decide what is drawn.
     """
 
@@ -53,6 +54,7 @@ class Recipe:
     model: Mapping[str, str]
     aesthetic: Mapping[str, str]
     versions: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, request: Request, **facts: Mapping[str, str]) -> Self:
@@ -75,27 +77,33 @@ class Recipe:
             raise RequestError("the recipe is of more than one picture")
         return request
 
-    def rebuild(self, aesthetic_embedding_file: Path | None = None) -> Request:
+    def rebuild(self, aesthetic_embedding_file: Path | None = None, **files: Path) -> Request:
         """The request again, which draws the same picture.
 
         aesthetic_embedding_file: where the aesthetic came from a file, that file; where it was made of pictures,
         the file that `python -m aesthetic embed` makes of them.
+        files: the image and the mask, by these names, if the picture was drawn from any.
 
         Raises RequestError as `settings` does, and if a file is needed and missing, or is another one.
         """
-        request, source = self.settings(), self.aesthetic.get("source", "name")
+        for name, sha256 in self.files.items():
+            if name not in files:
+                raise RequestError(f"the {name} came from a file, sha256 {sha256}: give the file")
+            _require_same(files[name], sha256)
+        request, source = replace(self.settings(), **files), self.aesthetic.get("source", "name")  # type: ignore[arg-type]
         if source in ("name", "mix"):
             return request
         if aesthetic_embedding_file is None:
             raise RequestError(f"the aesthetic came from {source}, sha256 {self.aesthetic['sha256']}: give the file")
         if source == "file":
-            sha256 = hashlib.sha256(aesthetic_embedding_file.read_bytes()).hexdigest()
-            if sha256 != self.aesthetic["sha256"]:
-                raise RequestError(
-                    f"{aesthetic_embedding_file} has the sha256 {sha256}, and the picture was drawn with "
-                    f"{self.aesthetic['sha256']}"
-                )
+            _require_same(aesthetic_embedding_file, self.aesthetic["sha256"])
         return replace(request, aesthetic_embedding_file=aesthetic_embedding_file)
+
+
+def _require_same(path: Path, sha256: str) -> None:
+    own = hashlib.sha256(path.read_bytes()).hexdigest()
+    if own != sha256:
+        raise RequestError(f"{path} has the sha256 {own}, and the picture was drawn with {sha256}")
 
 
 def write(path: Path, image: Image.Image, recipe: Recipe) -> None:
@@ -122,7 +130,11 @@ def read_recipe(path: Path) -> Recipe:
             )
         if facts["aesthetic"] and facts["aesthetic"]["source"] not in SOURCES:
             raise ValueError("no such source")
+        files = _strings(facts.get("files", {}))
+        if not files.keys() <= {"image", "mask"}:
+            raise ValueError("no such file")
         return Recipe(
+            files=files,
             request=dict(facts["request"]),
             model=_strings(facts["model"], required=MODEL_FACTS),
             aesthetic=_strings(facts["aesthetic"], required=AESTHETIC_FACTS if facts["aesthetic"] else ()),
@@ -190,6 +202,8 @@ def _parameters(recipe: Recipe) -> str:
     }
     if request["ddim_eta"]:
         settings["Eta"] = request["ddim_eta"]
+    if recipe.files:
+        settings["Denoising strength"] = request["prompt_strength"]
     if aesthetic:
         settings |= {
             "Aesthetic embedding": aesthetic["name"],

@@ -60,6 +60,9 @@ class Request:
     aesthetic_text_negative: bool = False  # whether to turn away from the phrase
     aesthetic_until: float | None = _limited(None, ge=0.0, le=2.0)  # rise of the cosine at which to stop
     aesthetic_sweep: str | None = _limited(None, max_length=100)  # numbers of steps: see notation.parse_stops
+    image: Path | None = None  # a picture to start from; width × height is then the frame that it is fitted into
+    mask: Path | None = None  # of the image's shape; white is redrawn
+    prompt_strength: float = _limited(0.8, ge=0.0, le=1.0)  # share of the steps that the image is redrawn in
     width: int = _limited(512, choices=SIZES)  # pixels
     height: int = _limited(512, choices=SIZES)  # pixels
     num_outputs: int = _limited(1, ge=1, le=8)  # pictures
@@ -124,6 +127,13 @@ class Request:
             raise RequestError(
                 f"width × height must be at most {MAX_AREA} pixels (1024 × 768), "
                 f"and {self.width} × {self.height} are {self.width * self.height}"
+            )
+        if self.mask is not None and self.image is None:
+            raise RequestError("mask says what of an image to redraw: give the image, too")
+        if self.image is not None and int(self.num_inference_steps * self.prompt_strength) < 1:  # as diffusers counts
+            raise RequestError(
+                f"prompt_strength {self.prompt_strength} of {self.num_inference_steps} num_inference_steps is less "
+                "than one step, which redraws nothing: raise either"
             )
         sources = [name for name in _SOURCES if getattr(self, name) is not None]
         if len(sources) > 1:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import schedulers
+from . import redraw, schedulers
 from .pipeline import Model
 from .prompt import Conditioning
 from .request import Request
@@ -27,7 +27,7 @@ def generators(request: Request) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(request.seed + i) for i in range(request.num_outputs)]
 
 
-def denoise(model: Model, conditioning: Conditioning, request: Request) -> Tensor:
+def denoise(model: Model, conditioning: Conditioning, request: Request, start: redraw.Start | None = None) -> Tensor:
     """The pictures as latents [num_outputs, channels, height / f, width / f], f being the VAE's factor.
 
     On a GPU all pictures go through the UNet together. On a CPU they go one after the other, which makes each
@@ -39,7 +39,7 @@ def denoise(model: Model, conditioning: Conditioning, request: Request) -> Tenso
     latents = []
     for i, part in enumerate(parts, start=1):
         title = "Denoising" if len(parts) == 1 else f"Denoising {i} of {len(parts)}"
-        latents.append(_denoise(model, conditioning, request, part, title))
+        latents.append(_denoise(model, conditioning, request, part, title, start))
     return torch.cat(latents)
 
 
@@ -78,11 +78,23 @@ def _denoise(
     request: Request,
     sources: Sequence[torch.Generator],
     title: str,
+    start: redraw.Start | None,
 ) -> Tensor:
     """Latents of as many pictures as there are sources of noise, through the UNet together."""
     scheduler = schedulers.build(request.scheduler, model.scheduler, eta=request.ddim_eta)
     components = {**model.pipeline.components, "scheduler": scheduler}
-    pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
+    kind, picture = diffusers.StableDiffusionPipeline, {}
+    if start is not None:
+        kind, picture = (
+            redraw.Redrawing,
+            {
+                "image": start.latents,
+                "mask_image": start.mask,
+                "masked_image_latents": start.latents,  # or diffusers encodes it, and draws noise
+                "strength": request.prompt_strength,
+            },
+        )
+    pipeline = kind(**components, requires_safety_checker=False)
     pipeline.set_progress_bar_config(desc=title)
     latents: Tensor = pipeline(
         prompt_embeds=conditioning.positive,
@@ -96,6 +108,7 @@ def _denoise(
         height=request.height,
         eta=request.ddim_eta,
         output_type="latent",
+        **picture,
     ).images
     return latents
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import __version__, checkpoint, embedding, images, output, pipeline, prompt, sample, steering
+from . import __version__, canvas, checkpoint, embedding, images, output, pipeline, prompt, redraw, sample, steering
 from .embedding import Aesthetic
 from .errors import AestheticError, DrawingError, RequestError
 from .gradient import Personaliser
@@ -42,7 +42,7 @@ UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing
 class Drawing:
     """What came of a request.
 
-    request:    as it was drawn: with a seed.
+    request:    as it was drawn: with a seed, and in the size that an image was fitted to.
     pictures:   those that may be shown, each with its recipe.
     similarity: cosine of prompt and aesthetic (turned, if a phrase turned it), before and after all steps, whatever
                 the weight; None if the model drew without one.
@@ -91,22 +91,30 @@ class Service:
         request = request.seeded()
         log.info("Seed: %s", request.seed)
         seconds: dict[str, float] = {}
+        drawn_over = canvas.read(request)
+        if drawn_over is not None:
+            width, height = drawn_over.image.size
+            request = replace(request, width=width, height=height)
+            log.info("Size: %s × %s, fitted to the image", width, height)
         with self._timed(seconds, "aesthetic"):
             aesthetic = self._aesthetic(request)
             target = self._target(request, aesthetic)
         with self._timed(seconds, "personalise"):
-            start, stops = condition(self.model, self._personalise, request, target)
+            before, stops = condition(self.model, self._personalise, request, target)
         end, similarity = stops[-1], None
-        if aesthetic is not None and start.similarity is not None and end.similarity is not None:
-            similarity = (start.similarity, end.similarity)
+        if aesthetic is not None and before.similarity is not None and end.similarity is not None:
+            similarity = (before.similarity, end.similarity)
             log.info(
                 "Similarity to %s: %.4f before, %.4f after %d steps; the conditioning moved by %.0f %%",
                 *(aesthetic.name + (" (turned)" if request.aesthetic_text else ""), *similarity),
                 *(end.steps, 100 * end.drift),
             )
-        pictures, blocked = [], 0
+        pictures, blocked, start = [], 0, None
+        if drawn_over is not None:
+            with self._timed(seconds, "image"):
+                start = redraw.encode(self.model, drawn_over)
         for stop in stops:
-            shown, kept = self._draw_stop(request, aesthetic, stop, seconds)
+            shown, kept = self._draw_stop(request, aesthetic, stop, seconds, start)
             pictures += shown
             blocked += kept
         _require_some(pictures, blocked)
@@ -154,13 +162,19 @@ class Service:
             yield stop.steps, pictures
 
     def _draw_stop(
-        self, request: Request, aesthetic: Aesthetic | None, stop: Stop, seconds: dict[str, float]
+        self,
+        request: Request,
+        aesthetic: Aesthetic | None,
+        stop: Stop,
+        seconds: dict[str, float],
+        start: redraw.Start | None = None,
     ) -> tuple[list[tuple[Image.Image, output.Recipe]], int]:
         """The pictures of a request at one stop, and how many the safety checker kept back."""
         with self._timed(seconds, "denoise"):
-            latents = sample.denoise(self.model, stop.conditioning, request)
-        shown, blocked = self._shown(request, latents, seconds)
-        return [(image, self._recipe(request, aesthetic, stop, i)) for i, image in shown], blocked
+            latents = sample.denoise(self.model, stop.conditioning, request, start)
+        drawn_over = start.canvas if start is not None else None
+        shown, blocked = self._shown(request, latents, drawn_over, seconds)
+        return [(image, self._recipe(request, aesthetic, drawn_over, stop, i)) for i, image in shown], blocked
 
     def _aesthetic(self, request: Request) -> Aesthetic | None:
         """The aesthetic to follow; None if the plain model is to draw."""
@@ -224,7 +238,7 @@ class Service:
         return steering.turn(aesthetic.vector, phrase, angle, away=away)
 
     def _shown(
-        self, request: Request, latents: Tensor, seconds: dict[str, float]
+        self, request: Request, latents: Tensor, drawn_over: canvas.Canvas | None, seconds: dict[str, float]
     ) -> tuple[list[tuple[int, Image.Image]], int]:
         """The pictures that may be shown, with their places in the batch, and how many the checker kept back."""
         shown, blocked = [], 0
@@ -235,6 +249,8 @@ class Service:
             if picture is None:
                 log.warning("Picture %d overflowed and is left out", i)
                 continue
+            if drawn_over is not None:
+                picture = redraw.put_back(picture, drawn_over)
             with self._timed(seconds, "safety"):
                 unsafe = not request.disable_safety_checker and sample.is_unsafe(self.model, picture)
             if unsafe:
@@ -244,7 +260,14 @@ class Service:
                 shown.append((i, sample.to_pil(self.model, picture)))
         return shown, blocked
 
-    def _recipe(self, request: Request, aesthetic: Aesthetic | None, stop: Stop, i: int) -> output.Recipe:
+    def _recipe(
+        self,
+        request: Request,
+        aesthetic: Aesthetic | None,
+        drawn_over: canvas.Canvas | None,
+        stop: Stop,
+        i: int,
+    ) -> output.Recipe:
         """How to draw picture i of the request at a stop, alone."""
         assert request.seed is not None
         alone = replace(
@@ -268,6 +291,7 @@ class Service:
                 "precision": str(self.model.pipeline.dtype).removeprefix("torch."),
             },
             aesthetic=facts,
+            files={} if drawn_over is None else drawn_over.files,
             versions=self._versions,
         )
 

@@ -12,8 +12,9 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"evaluation"},
     {"service", "report"},
     {"sample", "output", "download", "stops", "embeds"},
-    {"prompt", "registry"},
+    {"prompt", "registry", "redraw"},
     {"embedding", "pipeline"},
+    {"canvas"},
     {"gradient", "steering", "schedulers", "images", "checkpoint", "results"},
     {"request"},
     {"notation"},
@@ -22,7 +23,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = {path.stem: path for path in [ROOT / "predict.py", *(ROOT / "aesthetic").glob("*.py")]}
 HEAVY = {"diffusers", "transformers"}
-MAY_BE_HEAVY = {"pipeline", "sample", "schedulers"}
+MAY_BE_HEAVY = {"pipeline", "redraw", "sample", "schedulers"}
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:

@@ -297,6 +297,19 @@ def test_files_as_data_urls(address: str, home: Path) -> None:
     assert files(by_picture) == files(by_archive)
 
 
+def test_from_a_picture_with_a_mask(address: str) -> None:
+    image, mask = Image.new("RGB", (200, 200), (200, 30, 30)), Image.new("L", (200, 200))
+    mask.paste(255, (0, 0, 100, 200))
+    urls = {"image": data_url(encoded(image)), "mask": data_url(encoded(mask))}
+    [png] = files(draw(address, **urls, prompt_strength=0.7))
+    with Image.open(io.BytesIO(png)) as found:
+        assert found.size == (128, 128)
+        assert found.getpixel((120, 64)) == (200, 30, 30)
+        assert found.getpixel((8, 64)) != (200, 30, 30)
+    prediction = draw(address, image=data_url(b"text"))
+    assert "PictureError: image: the file is no picture" in prediction["error"]
+
+
 def test_the_log_of_a_bad_input_has_no_traceback(address: str) -> None:
     with webhook() as (url, events):
         body = {"id": "bad", "input": {**QUICK, "aesthetic_images": data_url(b"text")}, "webhook": url}
