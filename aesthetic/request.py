@@ -135,6 +135,9 @@ class Request:
                 f"prompt_strength {self.prompt_strength} of {self.num_inference_steps} num_inference_steps is less "
                 "than one step, which redraws nothing: raise either"
             )
+        if self.image is not None and self.prompt_strength < 1 and self.scheduler == "KLMS":
+            # diffusers weighs its first step there as if three had come before it: it draws something else.
+            raise RequestError("scheduler KLMS can't begin in the middle, as an image asks: choose another one")
         sources = [name for name in _SOURCES if getattr(self, name) is not None]
         if len(sources) > 1:
             raise RequestError(f"give only one of {' and '.join(sources)}: an aesthetic has one source")

@@ -1,5 +1,6 @@
 """Ways to steer, through the service."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,22 +170,38 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "aesthetic_text_negative": st.booleans(),
     "num_outputs": st.sampled_from([1, 2]),
     "guidance_scale": st.sampled_from([1, 7.5]),
-    "scheduler": st.sampled_from(["DDIM", "K_EULER"]),
+    "scheduler": st.sampled_from(["DDIM", "K_EULER", "KLMS"]),
+    "num_inference_steps": st.sampled_from([1, 2]),
+    "image": st.sampled_from([None, "picture"]),
+    "mask": st.sampled_from([None, "mask", "black"]),
+    "prompt_strength": st.sampled_from([0.2, 0.5, 1]),
 }
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A picture, and masks that do and don't let anything be redrawn."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, colour in (("picture", "red"), ("mask", "white"), ("black", "black")):
+        Image.new("RGB", (150, 140), colour).save(folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in ("picture", "mask", "black")}
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.fixed_dictionaries({}, optional=OPTIONS))
 def test_every_combination_works_or_is_refused_before_the_model_works(
-    service: Service, quick: Request, options: dict[str, Any]
+    service: Service, quick: Request, files: Mapping[str, Path], options: dict[str, Any]
 ) -> None:
+    asked = {"num_inference_steps": 1} | {
+        name: files.get(value, value) if name in ("image", "mask") else value for name, value in options.items()
+    }
     worked = []
     with pytest.MonkeyPatch.context() as patch:
         denoise = sample.denoise
         patch.setattr(sample, "denoise", lambda *inputs: worked.append(1) or denoise(*inputs))  # type: ignore[func-returns-value]
         message = ""
         try:
-            drawing = service.draw(replace(quick, num_inference_steps=1, **options))
+            drawing = service.draw(replace(quick, **asked))
         except AestheticError as error:
             message = str(error)
     if message:
