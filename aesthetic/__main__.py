@@ -379,7 +379,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
 def _lines(flag: str, path: Path, comment: str | None = None) -> list[str]:
     """The prompts in a file, one a line, but for lines that begin with `comment`."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{flag} {path} can't be read: {error}") from error
     prompts = [line for line in lines if line.strip() and not (comment and line.startswith(comment))]
@@ -485,7 +485,13 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.set_defaults(run=evaluate)
     flag = parser.add_argument
-    flag("--prompts", type=Path, default=PROMPTS, metavar="FILE", help="one a line; lines with a # are passed over")
+    flag(
+        "--prompts",
+        type=Path,
+        default=PROMPTS,
+        metavar="FILE",
+        help="one a line; those that begin with # are passed over",
+    )
     flag("--aesthetics", nargs="+", metavar="PATH_OR_NAME", help="blank: all named ones that fit and are here")
     flag("--steps", nargs="+", type=int, default=[0, 1, 2, 3, 5, 10, 20], help="towards the aesthetic; 0 and others")
     flag("--seeds", type=int, default=4, help="pictures of each, 1 to 8")

@@ -137,7 +137,9 @@ class Request:
             )
         if self.image is not None and self.prompt_strength < 1 and self.scheduler == "KLMS":
             # diffusers weighs its first step there as if three had come before it: it draws something else.
-            raise RequestError("scheduler KLMS can't begin in the middle, as an image asks: choose another one")
+            raise RequestError(
+                "scheduler KLMS can't begin in the middle, as an image asks below prompt_strength 1: choose another"
+            )
         sources = [name for name in _SOURCES if getattr(self, name) is not None]
         if len(sources) > 1:
             raise RequestError(f"give only one of {' and '.join(sources)}: an aesthetic has one source")

@@ -8,6 +8,7 @@ cancels out. This file knows numbers, no pictures and no model.
 
 import csv
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -94,7 +95,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a CSV with a line of names. The file is there in full or not at all, whenever this is stopped."""
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # processes may be at the same job
     with unfinished.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, [spec.name for spec in fields(Row)], lineterminator="\n")
         table.writeheader()

@@ -66,12 +66,12 @@ def main() -> None:
         "follow": lambda: follow(_some_of_each_style(FOLLOW_PICTURES)),
     }
     parser = argparse.ArgumentParser(prog="python -m weights.training", description="Make the demo model.")
-    parser.add_argument("stages", nargs="*", choices=[*stages, []], help="all of them, unless some are named")
+    parser.add_argument("stages", nargs="+", choices=list(stages), metavar="STAGE", help=", ".join(stages))
     parser.add_argument("--steps", type=int, help="of each training, to try things out")
     parser.add_argument("--seconds", type=float, help="of the UNet's training, in place of its number of steps")
     options = parser.parse_args()
     for name, run in stages.items():
-        if name in (options.stages or stages):
+        if name in options.stages:
             start = time.perf_counter()
             facts = run()
             print(f"{name}: {time.perf_counter() - start:.0f} s\n{facts or ''}", flush=True)

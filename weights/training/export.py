@@ -36,10 +36,17 @@ INDEX = {
 
 
 def export(folder: Path = DEMO) -> None:
-    """Write the snapshot; what else is in `folder` (the model card) stays."""
+    """Write the snapshot; what else is in `folder` (the model card) stays.
+
+    Raises FileNotFoundError, and changes nothing, if a part has not been trained.
+    """
+    lacking = [name for name in PARTS if not (WORK / name / "config.json").is_file()]
+    if lacking:
+        raise FileNotFoundError(f"{WORK} has no {', '.join(lacking)}: train, or copy from {folder}, what is missing")
     for name, kind in PARTS.items():
+        part = kind.from_pretrained(WORK / name).to(torch.float16)
         shutil.rmtree(folder / name, ignore_errors=True)
-        kind.from_pretrained(WORK / name).to(torch.float16).save_pretrained(folder / name)
+        part.save_pretrained(folder / name)
         _edit(folder / name / "config.json")
     shutil.copytree(WORK / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     _write(folder / "model_index.json", INDEX)

@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     missing = [style for style in AESTHETICS if not (pictures / style).is_dir()]
     if missing:
         raise SystemExit(f"{pictures} has no folder {' and no folder '.join(missing)}")
+    if not (ROOT / "weights" / MODEL / "model_index.json").is_file():
+        raise SystemExit(f"weights/{MODEL} is not whole: python -m weights.training export writes it")
     register(ROOT, pictures)
 
 

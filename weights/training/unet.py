@@ -34,44 +34,65 @@ def train(library: Library, total: int = UNET.steps, seconds: float | None = Non
     """
     torch.manual_seed(UNET.seed)
     device = library.device
-    text, empty = clip.load_text(device), clip.empty_prompt(device)
-    autoencoder = vae.load(device)
-    latents = vae.encode(autoencoder, library.large) * autoencoder.config.scaling_factor
-    tokens, seen, held = library.tokens, library.select(held=False), library.select(held=True)
+    batches = _Batches(library)
     unet = _start().to(device, memory_format=torch.channels_last)
     average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(UNET.average))  # type: ignore[no-untyped-call]
     optimizer = adamw(unet.parameters(), UNET.rate, UNET.weight_decay)
     start = _resume(unet, average, optimizer, device)
+    seen = library.select(held=False)
     loss_of = torch.compile(_loss) if device.type == "cuda" else _loss
-    alphas = DDIMScheduler(**UNET.schedule).alphas_cumprod.to(device)
 
-    def batch(among: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = among[torch.randint(len(among), (UNET.batch,), device=device)]
-        words = tokens[chosen, torch.randint(tokens.shape[1], chosen.shape, device=device)]
-        dropped = torch.rand(len(chosen), device=device) < UNET.dropped
-        return latents[chosen], torch.where(dropped[:, None], empty, words)
-
-    def loss_of_some() -> Tensor:
+    def step_at(rate: float) -> Tensor:
         with autocast(device):
-            return loss_of(unet, text, alphas, *batch(seen))
+            loss = loss_of(unet, *batches.draw(seen))
+        descend(loss, optimizer, rate)
+        return loss
 
     if seconds is not None:
-        total = start + int(seconds / _pace(lambda: descend(loss_of_some(), optimizer, 0.0)))
+        total = start + int(seconds / _pace(lambda: step_at(0.0)))
     for step, report in steps("UNet", total, start):
-        loss = loss_of_some()
-        descend(loss, optimizer, UNET.rate * rate_at(step, total, UNET.warmup))
+        report(step_at(UNET.rate * rate_at(step, total, UNET.warmup)))
         average.update_parameters(unet)
-        report(loss)
         if (step + 1) % SAVED_EVERY == 0 or step + 1 == total:
             _save(unet, average, optimizer, step + 1)
-    facts = {"steps": float(total)}
-    for name, among in (("loss", seen), ("held_out_loss", held)):
-        torch.manual_seed(0)
-        with torch.no_grad(), autocast(device):
-            losses = [_loss(average.module, text, alphas, *batch(among)).item() for _ in range(20)]
-        facts[name] = sum(losses) / len(losses)
+    facts = {
+        "steps": float(total),
+        "loss": _measure(average.module, batches, seen),
+        "held_out_loss": _measure(average.module, batches, library.select(held=True)),
+    }
     (WORK / "unet.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
+
+
+class _Batches:
+    """The library as the UNet sees it: latents, scaled, and what the text tower says of a caption."""
+
+    def __init__(self, library: Library) -> None:
+        device = library.device
+        autoencoder = vae.load(device)
+        self._latents = vae.encode(autoencoder, library.large) * autoencoder.config.scaling_factor
+        self._tokens = library.tokens
+        self._text, self._empty = clip.load_text(device), clip.empty_prompt(device)
+        self._signals = DDIMScheduler(**UNET.schedule).alphas_cumprod.to(device)
+
+    def draw(self, among: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents of some of the pictures, the noise, its time, and the hidden states of a caption of each."""
+        device = among.device
+        chosen = among[torch.randint(len(among), (UNET.batch,), device=device)]
+        latents = self._latents[chosen]
+        times = torch.randint(len(self._signals), chosen.shape, device=device)
+        signal = self._signals[times][:, None, None, None]
+        noise = torch.randn_like(latents)
+        noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+        return noisy.contiguous(memory_format=torch.channels_last), noise, times, self._hidden(chosen)
+
+    @torch.no_grad()
+    def _hidden(self, chosen: Tensor) -> Tensor:
+        words = self._tokens[chosen, torch.randint(self._tokens.shape[1], chosen.shape, device=chosen.device)]
+        dropped = torch.rand(len(chosen), device=chosen.device) < UNET.dropped
+        words = torch.where(dropped[:, None], self._empty, words)
+        hidden: Tensor = self._text(input_ids=words).last_hidden_state
+        return hidden
 
 
 def _start() -> Any:
@@ -80,18 +101,19 @@ def _start() -> Any:
     return UNet2DConditionModel(**UNET.config)
 
 
-def _loss(unet: Any, text: Any, alphas: Tensor, latents: Tensor, tokens: Tensor) -> Tensor:
-    noise = torch.randn_like(latents)
-    times = torch.randint(len(alphas), (len(latents),), device=latents.device)
-    signal = alphas[times][:, None, None, None]
-    noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    with torch.no_grad():
-        hidden = text(input_ids=tokens).last_hidden_state
-    guess = unet(noisy.contiguous(memory_format=torch.channels_last), times, hidden).sample
-    return F.mse_loss(guess.float(), noise)
+def _loss(unet: Any, noisy: Tensor, noise: Tensor, times: Tensor, hidden: Tensor) -> Tensor:
+    return F.mse_loss(unet(noisy, times, hidden).sample.float(), noise)
 
 
-def _pace(step: Callable[[], None], count: int = 40) -> float:
+@torch.no_grad()
+def _measure(unet: Any, batches: _Batches, among: Tensor, count: int = 20) -> float:
+    """The mean loss of some batches, of the same noise each time."""
+    torch.manual_seed(0)
+    with autocast(among.device):
+        return sum(_loss(unet, *batches.draw(among)).item() for _ in range(count)) / count
+
+
+def _pace(step: Callable[[], object], count: int = 40) -> float:
     """Seconds for a step, once what is made on first use has been made."""
     for number in range(2 * count):
         if number == count:
