@@ -206,7 +206,7 @@ def test_every_combination_works_or_is_refused_before_the_model_works(
             message = str(error)
     if message:
         assert not worked
-        assert any(name in message for name in options)
+        assert any(name in message for name in asked)
     else:
         stops = drawing.request.sweep or (drawing.request.aesthetic_steps,)
         assert len(drawing.pictures) == len(stops) * options.get("num_outputs", 1)
