@@ -14,6 +14,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"prompt", "registry"},
     {"embedding", "pipeline"},
     {"gradient", "steering", "schedulers", "images", "checkpoint"},
+    {"ldm"},
     {"request"},
     {"notation"},
     {"errors", "__init__"},
