@@ -276,7 +276,7 @@ def recipe(options: argparse.Namespace) -> None:
     model = found.model["name"] if found.model["name"] in manifest else "MODEL"
     print(" ".join(map(_quoted, _command(found, request, model))))
     if model == "MODEL":
-        print(f"\nMODEL is the folder of the model called {found.model['name']}.")
+        print(f"\nMODEL is the folder or file of the model called {found.model['name']}.")
     for name, sha256 in found.files.items():
         print(f"\n{name.upper()} is the {name} with the sha256 {sha256}.")
     kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the pictures"}
@@ -448,7 +448,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_ckpt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ckpt", metavar="MODEL", help="a name in weights/manifest.json, or a folder (AESTHETIC_MODEL)"
+        "--ckpt",
+        metavar="MODEL",
+        help="a name in weights/manifest.json, a folder or a .safetensors file (AESTHETIC_MODEL)",
     )
 
 

@@ -1,7 +1,8 @@
 """From a name in weights/manifest.json, or a path, to a local snapshot that is all there.
 
 The manifest names every snapshot with its revision and the sha256 of every file. download.py fetches those that
-are on the hub, and verifies all; nothing here reaches for the network, and nothing here loads a model.
+are on the hub, and verifies all; nothing here reaches for the network, and nothing here loads a model. A model in a
+single file is one of ldm.py's.
 """
 
 import json
@@ -10,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import ldm
 from .errors import CheckpointError
 
-__all__ = ["CLIP", "INCOMPLETE", "File", "Snapshot", "Source", "home", "locate", "missing", "read_manifest"]
+__all__ = ["BASE", "CLIP", "INCOMPLETE", "File", "Snapshot", "Source", "home", "locate", "missing", "read_manifest"]
 
+BASE = "stable-diffusion-v1-5"  # configuration, tokenizer and safety checker of the models that are a single file
 CLIP = "clip-vit-large-patch14"  # the projection and vision tower of the whole Stable Diffusion 1.x family
 INCOMPLETE = "the checkout is incomplete, and git checkout -- {} mends it"
 
@@ -50,9 +53,10 @@ class Source:
 class Snapshot:
     """A Stable Diffusion model on the disk, in diffusers' layout, and the CLIP that goes with it.
 
-    revision:   as the manifest has it; "local" for a folder that was given by its path.
+    revision:   as the manifest has it; "local" for what was given by its path.
     bundled:    whether it comes with the checkout.
-    space:      the CLIP space that it draws in; None for such a folder, whose weights will tell.
+    space:      the CLIP space that it draws in; None for what was given by its path: its weights will tell.
+    file:       its weights, where they are one file in the original layout; `folder` is then `BASE`, for all else.
     clip:       the snapshot of OpenAI's CLIP, for models that don't bring a projection and a vision tower of
                 their own; None where it has not been downloaded.
     clip_space: what the CLIP space of `clip` is called.
@@ -65,6 +69,7 @@ class Snapshot:
     folder: Path
     clip: Path | None
     clip_space: str
+    file: Path | None = None
 
 
 def home() -> Path:
@@ -96,8 +101,9 @@ def missing(folder: Path, source: Source) -> list[str]:
 def locate(model: str | None, weights: Path) -> Snapshot:
     """The snapshot to draw with.
 
-    model:   a name in the manifest, or the path of a folder in diffusers' layout; blank takes the first model of the
-             manifest that is there: Stable Diffusion where it has been downloaded, else the demo.
+    model:   a name in the manifest, the path of a folder in diffusers' layout, or that of a .safetensors file in the
+             original one; blank takes the first model of the manifest that is there: Stable Diffusion where it has
+             been downloaded, else the demo.
     weights: the folder of the manifest and the snapshots.
 
     Raises CheckpointError, saying what to do, if it is not there in full.
@@ -108,24 +114,32 @@ def locate(model: str | None, weights: Path) -> Snapshot:
     has_clip = CLIP in manifest and not missing(clip, manifest[CLIP])
     if not model:
         model = _default(models, manifest, weights)
-    if model in models:
-        _require(weights / model, model, manifest[model])
-        folder, source = weights / model, manifest[model]
-    else:
-        folder, source = Path(model), None
-        if not (folder / "model_index.json").is_file():
+    file, source = None, manifest[model] if model in models else None
+    folder = weights / model if source else Path(model)
+    if source is not None:
+        _require(folder, model, source)
+    elif folder.is_file():
+        folder, file = weights / BASE, folder
+        ldm.require_stable_diffusion_1(file)
+        if BASE not in manifest or missing(folder, manifest[BASE]):
             raise CheckpointError(
-                f"there is no model {model!r}: give a name ({', '.join(models)}) "
-                "or the path of a folder with a model_index.json"
+                f"{file} is a model in a single file, and the rest (tokenizer, configuration, safety checker) is "
+                f"{BASE}'s, which is not there in full: run script/download-weights {BASE}"
             )
+    elif not (folder / "model_index.json").is_file():
+        raise CheckpointError(
+            f"there is no model {model!r}: give a name ({', '.join(models)}) "
+            "or the path of a folder with a model_index.json, or of a .safetensors file"
+        )
     return Snapshot(
-        name=folder.resolve().name,
+        name=file.stem if file else folder.resolve().name,
         revision=source.revision if source else "local",
         bundled=source is not None and source.repo_id is None,
         space=source.space if source else None,
         folder=folder,
         clip=clip if has_clip else None,
         clip_space=(manifest[CLIP].repo_id if CLIP in manifest else None) or CLIP,
+        file=file,
     )
 
 

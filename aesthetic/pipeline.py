@@ -6,9 +6,12 @@ aesthetics. Snapshots of the Stable Diffusion 1.x family carry neither projectio
 OpenAI's CLIP's. A snapshot that brings its own (`text_projection.weight` in text_encoder, and image_encoder)
 uses them, and has a CLIP space of its own.
 
+A model in a single file, in the original layout, brings UNet, VAE and text encoder; `Snapshot.folder` has the rest.
+
 Only local safetensors files are read.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -19,8 +22,9 @@ import diffusers
 import safetensors
 import torch
 import transformers
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from .checkpoint import CLIP, Snapshot, home
@@ -96,12 +100,15 @@ def clip_space(snapshot: Snapshot) -> tuple[str, int]:
 def load(snapshot: Snapshot, device: torch.device) -> Model:
     """Load a snapshot from the disk: fp16 on a GPU, fp32 on a CPU.
 
-    Raises CheckpointError if its text encoder has no projection, or one that doesn't fit.
+    Raises CheckpointError if its text encoder has no projection, or one that doesn't fit, and if weights are missing.
     """
     _hush()
     projection, space = _projection(snapshot)
-    encoder = _load_encoder(snapshot.folder / "text_encoder", projection).to(device)
-    pipeline = _load_pipeline(snapshot.folder, encoder, device)
+    if snapshot.file is not None:
+        encoder, pipeline = _load_file(snapshot.file, snapshot.folder, projection, device)
+    else:
+        encoder = _load_encoder(snapshot.folder / "text_encoder", projection).to(device)
+        pipeline = _load_pipeline(snapshot.folder, encoder, device)
     return Model(
         snapshot=snapshot,
         pipeline=pipeline,
@@ -142,8 +149,48 @@ def _hush() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def _load_file(file: Path, folder: Path, projection: Tensor, device: torch.device) -> tuple[Any, Any]:
+    """Encoder and pipeline of a model in the original layout, with all that is not in the file from `folder`."""
+    try:
+        pipeline = diffusers.StableDiffusionPipeline.from_single_file(
+            str(file),
+            config=str(folder),
+            dtype=torch.float32,  # which the encoder needs; what is drawn with is halved below
+            local_files_only=True,
+            safety_checker=_load_tower(StableDiffusionSafetyChecker, folder / "safety_checker"),
+            feature_extractor=_processor(folder / "feature_extractor"),
+        )
+    except (ValueError, RuntimeError, KeyError, IndexError) as error:  # what other shapes and names make of diffusers
+        raise CheckpointError(
+            f"{file} lacks weights of Stable Diffusion 1.x, or has them in other shapes: {error}"
+        ) from error
+    _require_weights(pipeline.text_encoder, f"the text encoder's weights in {file}")
+    encoder = _project(pipeline.text_encoder, projection, file).to(device)
+    dtype = _precision(device)
+    if dtype != torch.float32:
+        pipeline.register_modules(text_encoder=copy.deepcopy(pipeline.text_encoder))
+    return encoder, pipeline.to(device, dtype)
+
+
+def _project(text_encoder: Any, projection: Tensor, file: Path) -> Any:
+    """A text encoder with a projection on top: transformers' own class for both, frozen."""
+    config = copy.deepcopy(text_encoder.config)
+    _require_width(config.hidden_size, projection, file)
+    config.projection_dim = projection.shape[0]
+    with torch.device("meta"):  # both halves are put in at once
+        encoder = transformers.CLIPTextModelWithProjection(config)
+    encoder.text_model = text_encoder
+    encoder.text_projection = nn.Linear(projection.shape[1], projection.shape[0], bias=False)
+    encoder.text_projection.weight.data.copy_(projection)
+    return encoder.eval().requires_grad_(False)
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
 def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = _precision(device)
     components: dict[str, Any] = {"image_encoder": None}  # the vision tower is not the pipeline's business
     if dtype == torch.float32:
         components["text_encoder"] = encoder.text_model  # the same weights in the same precision: once will do
@@ -160,11 +207,24 @@ def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
     )
     if pipeline.feature_extractor is not None:
         pipeline.register_modules(feature_extractor=_processor(folder / "feature_extractor"))
-    for name in ("unet", "vae"):  # where a file lacks a weight, diffusers leaves its place empty
-        lacking = [weight for weight, values in getattr(pipeline, name).named_parameters() if values.is_meta]
-        if lacking:
-            raise CheckpointError(f"the weights in {folder / name} lack {lacking[0]} and {len(lacking) - 1} others")
+    for name in ("unet", "vae"):
+        _require_weights(getattr(pipeline, name), f"the weights in {folder / name}")
     return pipeline.to(device)
+
+
+def _require_weights(part: Any, label: str) -> None:
+    """Raise CheckpointError if a part lacks a weight: where a file does, diffusers leaves its place empty."""
+    lacking = [weight for weight, values in part.named_parameters() if values.is_meta]
+    if lacking:
+        raise CheckpointError(f"{label} lack {lacking[0]} and {len(lacking) - 1} others")
+
+
+def _require_width(width: int, projection: Tensor, where: Path) -> None:
+    if width != projection.shape[1]:
+        raise CheckpointError(
+            f"the text encoder in {where} is {width} wide, "
+            f"and the CLIP projection takes {projection.shape[1]}: they don't belong together"
+        )
 
 
 def _load_encoder(folder: Path, projection: Tensor) -> Any:
@@ -174,11 +234,7 @@ def _load_encoder(folder: Path, projection: Tensor) -> Any:
         may_lack={PROJECTION},
         projection_dim=projection.shape[0],
     )
-    if encoder.text_projection.weight.shape != projection.shape:
-        raise CheckpointError(
-            f"the text encoder in {folder} is {encoder.config.hidden_size} wide, "
-            f"and the CLIP projection takes {projection.shape[1]}: they don't belong together"
-        )
+    _require_width(encoder.config.hidden_size, projection, folder)
     encoder.text_projection.weight.data.copy_(projection)
     return encoder
 

@@ -16,6 +16,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"embedding", "pipeline"},
     {"canvas"},
     {"gradient", "steering", "schedulers", "images", "checkpoint", "results"},
+    {"ldm"},
     {"request"},
     {"notation"},
     {"errors", "__init__"},

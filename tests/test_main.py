@@ -175,7 +175,7 @@ def test_the_recipe_of_a_local_model_leaves_its_folder_to_be_put_in(
     assert main(["recipe", "o/samples/00000.png"]) == 0
     shown = capsys.readouterr().out
     assert "--ckpt=MODEL" in shown
-    assert "MODEL is the folder of the model called mine." in shown
+    assert "MODEL is the folder or file of the model called mine." in shown
 
 
 def test_the_recipe_of_a_file_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:
