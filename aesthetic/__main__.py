@@ -264,7 +264,7 @@ def _command(found: "Recipe", request: Request, model: str) -> list[str]:
         if request.aesthetic_mix is None:
             flags["--aesthetic_embedding"] = request.aesthetic_embedding or "FILE"
     command = ["python", "-m", "aesthetic", "txt2img", "--n_samples", "1", "--n_iter", "1", "--skip_grid"]
-    for name in (*STEERING, *WRITING, "disable_safety_checker"):
+    for name in (*STEERING, *WRITING, "long_prompt", "disable_safety_checker"):
         value = getattr(request, name)
         if value is True:
             command.append(f"--{name}")
@@ -314,6 +314,7 @@ def _drawing(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags of `_add_drawing` say that goes into every request alike."""
     return {
         "negative_prompt": options.negative_prompt,
+        "long_prompt": options.long_prompt,
         "aesthetic_lr": options.aesthetic_lr,
         "width": options.W,
         "height": options.H,
@@ -404,6 +405,7 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--prompt", default=DEFAULTS["prompt"], help="what to draw")
     flag("--negative_prompt", default="", help="what to keep out")
+    flag("--long_prompt", action="store_true", help="read all of a prompt, and weights in it as (red:1.3)")
     flag("--ddim_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
     flag("--H", type=int, default=DEFAULTS["height"], help="height in pixels")
     flag("--W", type=int, default=DEFAULTS["width"], help="width in pixels")
