@@ -193,6 +193,10 @@ class Predictor(BasePredictor):
         aesthetic_text_negative: bool = Input(
             description="Turn the aesthetic away from the phrase instead.", default=False
         ),
+        long_prompt: bool = Input(
+            description="Read all of a long prompt, in chunks of 75 tokens, instead of cutting it there, and weights in it as in (red:1.3). Without, a prompt is plain text, as in the original code.",
+            default=False,
+        ),
         n_samples: Optional[int] = Input(
             description="Old name of num_outputs.", default=None, ge=1, le=8, deprecated=True
         ),

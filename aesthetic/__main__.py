@@ -308,7 +308,7 @@ def _command(found: "Recipe", request: Request, model: str) -> list[str]:
         flags |= {f"--{name}": name.upper() for name in found.files}
         flags["--prompt_strength"] = request.prompt_strength
     command = ["python", "-m", "aesthetic", "txt2img", "--n_samples", "1", "--n_iter", "1", "--skip_grid"]
-    for name in (*STEERING, *WRITING, "disable_safety_checker"):
+    for name in (*STEERING, *WRITING, "long_prompt", "disable_safety_checker"):
         value = getattr(request, name)
         if value is True:
             command.append(f"--{name}")
@@ -358,6 +358,7 @@ def _drawing(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags of `_add_drawing` say that goes into every request alike."""
     return {
         "negative_prompt": options.negative_prompt,
+        "long_prompt": options.long_prompt,
         "aesthetic_lr": options.aesthetic_lr,
         "image": options.image,
         "mask": options.mask,
@@ -460,6 +461,7 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--prompt", default=DEFAULTS["prompt"], help="what to draw")
     flag("--negative_prompt", default="", help="what to keep out")
+    flag("--long_prompt", action="store_true", help="read all of a prompt, and weights in it as (red:1.3)")
     flag("--ddim_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
     flag("--image", type=Path, metavar="FILE", help="a picture to start from, fitted into W × H")
     flag("--mask", type=Path, metavar="FILE", help="what of it to redraw: white")

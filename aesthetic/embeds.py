@@ -9,10 +9,10 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import gradient, pipeline
+from . import prompt as words
 from .embedding import unit
 from .errors import DrawingError
 
@@ -28,6 +28,7 @@ def prompt_embeds(
     steps: int = 10,
     lr: float = 1e-4,
     projection: Tensor | None = None,
+    long_prompt: bool = False,
 ) -> dict[str, Tensor]:
     """What to call `pipe` with, in place of prompt and negative_prompt, to draw `prompt` towards `aesthetic`.
 
@@ -36,29 +37,35 @@ def prompt_embeds(
     aesthetic:  [1, dim], as `embedding.read(path).vector` gives it.
     steps, lr:  as in `gradient.ascend`; 0 steps give what the pipeline makes of the words itself.
     projection: CLIP's text projection [dim, hidden]; None takes that of the CLIP which script/download-weights fetches.
+    long_prompt: read all of both prompts, in chunks, and weights in them as (red:1.3), as `prompt.read` does; else they
+                are cut to one chunk.
 
     Returns prompt_embeds and negative_prompt_embeds, [1, tokens, hidden] each, on the pipeline's device and in its
     precision. The negative prompt is the business of the untouched encoder.
 
     Not for use inside torch.inference_mode. Raises CheckpointError if there is no projection, ValueError if it does not
-    fit text encoder and aesthetic, or if steps or lr are negative, and DrawingError if the personalisation diverges.
+    fit text encoder and aesthetic, or if steps or lr are negative, RequestError if a weight can't be read, and
+    DrawingError if the personalisation diverges.
     """
     if steps < 0 or not lr >= 0:
         raise ValueError(f"steps and lr must be 0 or more, not {steps} and {lr}")
     device = pipe.text_encoder.device
-    with torch.no_grad():
-        positive, negative = pipe.encode_prompt(prompt, device, 1, True, negative_prompt)
+    tokens, negative, empty = (
+        # Textual inversions of several vectors become as many words.
+        words.read(pipe.tokenizer, pipe.maybe_convert_prompt(text, pipe.tokenizer), device, long=long_prompt)
+        for text in (prompt, negative_prompt, "")
+    )
+    plain = words.encode(pipe.text_encoder, tokens, negative, empty)
+    positive = plain.positive
     if steps > 0:
         weight = pipeline.read_projection() if projection is None else projection
         encoder = _Encoder(pipe.text_encoder, weight.to(device), aesthetic)
-        words = pipe.maybe_convert_prompt(prompt, pipe.tokenizer)  # textual inversions of several vectors
-        tokens = pipe.tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         target = unit(aesthetic).to(device)
-        *_, last = gradient.ascend(encoder, tokens, target, steps=steps, lr=lr)
-        positive = last.conditioning.to(positive.dtype)
+        *_, last = gradient.ascend(encoder, tokens.input_ids, target, steps=steps, lr=lr)
+        positive = plain.joined(last.conditioning, tokens).to(positive.dtype)
         if not positive.isfinite().all():
             raise DrawingError(f"the personalisation diverged: lower lr ({lr}) or steps ({steps})")
-    return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+    return {"prompt_embeds": positive, "negative_prompt_embeds": plain.negative}
 
 
 class _Encoder(nn.Module):

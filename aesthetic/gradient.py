@@ -57,7 +57,7 @@ def ascend(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor, *, steps: i
     encoder:   called with `input_ids`, gives `.text_embeds` [batch, dim] and `.last_hidden_state`
                [batch, tokens, hidden]; its parameters under `.text_model` are trained.
                transformers' CLIPTextModelWithProjection is one.
-    input_ids: [batch, tokens], int64.
+    input_ids: [batch, tokens], int64: a prompt, or the chunks of a long one, whose mean cosine then rises.
     aesthetic: [1, dim], unit norm, on the encoder's device and of its dtype (use fp32).
     steps:     updates, 0 or more.
     lr:        Adam's learning rate; the paper's is 1e-4.

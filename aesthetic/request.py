@@ -2,7 +2,7 @@
 
 Every limit of the public API is written down here, once. predict.py repeats the ones that a form can show,
 because Cog reads them as literals; a test holds the two together. What is written as text, a mix or a sweep, is
-read by notation.py, which has the limits of these. Files are named here, not opened.
+read by notation.py, which has the limits of these; so are weights in a prompt. Files are named here, not opened.
 """
 
 import math
@@ -47,6 +47,7 @@ class Request:
 
     prompt: str = _limited("a painting of a virus monster playing guitar", max_length=2000)
     negative_prompt: str = _limited("", max_length=2000)  # characters, like the prompt's
+    long_prompt: bool = False  # whether all of both is read, and weights in them: see notation.parse_weights
     aesthetic_embedding: str | None = None  # a name in embeddings/index.json; None: see Registry.default
     aesthetic_steps: int = _limited(10, ge=0, le=notation.MAX_STEPS)  # updates of the text encoder; 0: the plain model
     aesthetic_lr: float = _limited(1e-4, ge=0.0, le=0.1)  # Adam's learning rate
@@ -144,6 +145,9 @@ class Request:
         if len(sources) > 1:
             raise RequestError(f"give only one of {' and '.join(sources)}: an aesthetic has one source")
         _ = self.mix  # which raises if it can't be read
+        if self.long_prompt:
+            for text in (self.prompt, self.negative_prompt):
+                notation.parse_weights(text)  # likewise
         if self.sweep and self.num_outputs > 1:
             raise RequestError(f"a sweep draws one picture at each stop: num_outputs must be 1, not {self.num_outputs}")
         if self.sweep and self.aesthetic_until is not None:

@@ -1,6 +1,6 @@
 """A Request becomes pictures: the one file that brings all the others together.
 
-    request -> aesthetic [1, D] -> conditioning [1, 77, H] -> latents -> pictures -> files
+    request -> aesthetic [1, D] -> conditioning [1, 77 n, H] -> latents -> pictures -> files
 
 Whatever can be refused is refused on the way to the aesthetic, before the model works. No prediction leaves
 anything for the next one: weights are only read, and the one copy that moves is filled anew each time.

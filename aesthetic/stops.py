@@ -1,7 +1,7 @@
 """The conditioning of a request: the prompt's own, and what becomes of it on the way to an aesthetic.
 
 One run of the personalisation serves every stop of a sweep: what is taken along the way equals what a run of so
-many steps ends with.
+many steps ends with. A long prompt is personalised as a batch of chunks: what rises is the mean of their similarities.
 """
 
 import logging
@@ -14,7 +14,7 @@ from . import prompt, steering
 from .errors import DrawingError
 from .gradient import Personaliser, Step
 from .pipeline import Model
-from .prompt import Conditioning
+from .prompt import Conditioning, Tokens
 from .request import Request
 
 __all__ = ["Stop", "condition", "warn_of_lost"]
@@ -27,7 +27,8 @@ class Stop:
     """A conditioning to draw from.
 
     steps:      towards the aesthetic.
-    similarity: -1..1, cosine of the prompt and the aesthetic there; None if there is no aesthetic.
+    similarity: -1..1, cosine of the prompt and the aesthetic there, the mean over the prompt's chunks; None if there is
+                no aesthetic.
     drift:      0 or more, how far the conditioning is from the prompt's own, relative to its length.
     """
 
@@ -46,10 +47,14 @@ def condition(
 
     Raises DrawingError if the personalisation diverges.
     """
-    tokens = prompt.tokenize(model, request.prompt)
+    tokens, negative, empty = (
+        prompt.tokenize(model, text, long=request.long_prompt) for text in (request.prompt, request.negative_prompt, "")
+    )
     warn_of_lost("prompt", tokens)
-    warn_of_lost("negative prompt", prompt.tokenize(model, request.negative_prompt))
-    plain = prompt.encode(model, request.prompt, request.negative_prompt)
+    warn_of_lost("negative prompt", negative)
+    if (tokens.lost or negative.lost) and not request.long_prompt:
+        log.warning("With long_prompt, more of it is read")
+    plain = prompt.encode(model.pipeline.text_encoder, tokens, negative, empty)
     if target is None:
         start = Stop(steps=0, conditioning=plain, similarity=None, drift=0.0)
         return start, [start]
@@ -58,40 +63,41 @@ def condition(
     with tqdm(total=wanted[-1], desc="Personalising") as bar:
         for step in personalise(tokens.input_ids, target.to(model.device), steps=wanted[-1], lr=request.aesthetic_lr):
             if step.index == 0:
-                first, start = step, _stop(request, plain, step)
+                first, start = step, _stop(request, plain, tokens, step)
             else:
                 bar.update()
             is_enough = step.index > 0 and _has_risen(first, step, request.aesthetic_until)
             if step.index in wanted or is_enough:
-                stops.append(_stop(request, plain, step) if step.index else start)
+                stops.append(_stop(request, plain, tokens, step) if step.index else start)
             if is_enough:
                 break
     return start, stops
 
 
-def warn_of_lost(kind: str, tokens: prompt.Tokens) -> None:
+def warn_of_lost(kind: str, tokens: Tokens) -> None:
     """Log what of a text did not fit."""
     if tokens.lost:
         log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, tokens.lost)
 
 
 def _has_risen(first: Step, step: Step, wanted: float | None) -> bool:
-    return wanted is not None and (step.similarity - first.similarity).item() >= wanted
+    return wanted is not None and (step.similarity.mean() - first.similarity.mean()).item() >= wanted
 
 
-def _stop(request: Request, plain: Conditioning, step: Step) -> Stop:
+def _stop(request: Request, plain: Conditioning, tokens: Tokens, step: Step) -> Stop:
     own = plain.positive
     if step.index == 0:
-        return Stop(steps=0, conditioning=plain, similarity=step.similarity.item(), drift=0.0)
+        return Stop(steps=0, conditioning=plain, similarity=step.similarity.mean().item(), drift=0.0)
     if not step.conditioning.to(own.dtype).isfinite().all():
         raise DrawingError(
             f"the personalisation diverged: lower aesthetic_lr ({request.aesthetic_lr}) "
             f"or aesthetic_steps ({step.index})"
         )
-    moved = steering.blend(own.float(), step.conditioning, request.aesthetic_weight, spherical=request.aesthetic_slerp)
+    personalised = plain.joined(step.conditioning, tokens)
+    moved = steering.blend(own.float(), personalised, request.aesthetic_weight, spherical=request.aesthetic_slerp)
     return Stop(
         steps=step.index,
         conditioning=replace(plain, positive=moved.to(own.dtype)),
-        similarity=step.similarity.item(),
+        similarity=step.similarity.mean().item(),
         drift=((moved - own).norm() / own.float().norm()).item(),
     )

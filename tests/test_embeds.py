@@ -1,5 +1,6 @@
 """Pipelines of one's own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ def test_textual_inversions_of_several_vectors_are_seen(home: Path, service: Ser
         for steps in (1, 0)
     )
     torch.testing.assert_close(still, plain)
+
+
+def test_long_prompts_are_the_services(
+    text_to_image: Any, service: Service, quick: Request, options: dict[str, Any]
+) -> None:
+    target = service.registry.read("sac_8plus").vector
+    text = "the cat and the dog, " * 20 + "(the cat:1.3)"
+    _, [stop] = condition(service.model, service._personalise, replace(quick, prompt=text, long_prompt=True), target)
+    options |= {"lr": quick.aesthetic_lr, "long_prompt": True}
+    embeds = prompt_embeds(text_to_image, text, target, **options, steps=3)
+    torch.testing.assert_close(embeds["prompt_embeds"], stop.conditioning.positive, rtol=1e-5, atol=1e-6)
+    assert torch.equal(embeds["negative_prompt_embeds"], stop.conditioning.negative)
+    draw(text_to_image, **embeds, width=128, height=128)
 
 
 def test_what_does_not_fit_is_refused(text_to_image: Any, options: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = {path.stem: path for path in [ROOT / "predict.py", *(ROOT / "aesthetic").glob("*.py")]}
-HEAVY = {"diffusers", "transformers"}
-MAY_BE_HEAVY = {"pipeline", "redraw", "sample", "schedulers"}
+HEAVY = {"compel", "diffusers", "transformers"}
+MAY_BE_HEAVY = {"pipeline", "prompt", "redraw", "sample", "schedulers"}
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:

@@ -127,6 +127,7 @@ def test_skip_save_leaves_the_grid(tmp_path: Path) -> None:
         ["--aesthetic_mix=fantasy:0.7 gloomcore:-0.5", "--aesthetic_weight=0.5", "--aesthetic_slerp"],
         ["--aesthetic_text=the dog, 'big'", "--aesthetic_text_angle=0.4", "--aesthetic_text_negative"],
         ["--aesthetic_until=0.0001"],
+        ["--long_prompt"],
     ],
 )
 def test_a_recipe_is_shown_and_its_command_draws_the_same_file(

@@ -1,5 +1,6 @@
-"""Mixes and sweeps as text."""
+"""Mixes, sweeps and weights as text."""
 
+import time
 from contextlib import suppress
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aesthetic.errors import RequestError
-from aesthetic.notation import parse_mix, parse_stops
+from aesthetic.notation import parse_mix, parse_stops, parse_weights
 
 
 @pytest.mark.parametrize(
@@ -60,8 +61,58 @@ def test_other_sweeps_are_refused(text: str) -> None:
         parse_stops(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a (red:1.3) cat", [("a ", 1), ("red", 1.3), (" cat", 1)]),
+        ("(red cat: .5 )", [("red cat", 0.5)]),
+        ("(a:0)(b:2.)", [("a", 0), ("b", 2)]),
+        ("(a:1.5)(b:1.50)", [("ab", 1.5)]),
+        ("(4:3 screen:1.2)", [("4:3 screen", 1.2)]),
+        ("a (red:1) cat", [("a red cat", 1)]),
+        (r"\(16:9\) and (a \(b\):1.5)", [("(16:9) and ", 1), ("a (b)", 1.5)]),
+        ("", []),
+        ("(small) ((red)) [x] (red:) (red:very) (red:1e0) :) (( C++ a\\b", None),
+    ],
+)
+def test_weights_are_of_words_and_all_else_is_text(text: str, parts: list[tuple[str, float]] | None) -> None:
+    assert parse_weights(text) == ([(text, 1)] if parts is None else parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(16:9)", r"the weight of '16' must be 0 to 2, not '9'; write \( and \) for parentheses that are text"),
+        ("(red:-1)", "the weight of 'red' must be 0 to 2, not '-1'"),
+        ("(red:1.2.3)", "the weight of 'red' must be 0 to 2, not '1.2.3'"),
+        ("((red:1.2) cat:1.3)", "':1.3)' ends no weight: write (words:1.3), one not inside another"),
+        ("red:1.3)", "':1.3)' ends no weight"),
+        ("(:1.3)", "':1.3)' ends no weight"),
+        (r"\(red:1.3)", "':1.3)' ends no weight"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(text: str, message: str) -> None:
+    with pytest.raises(RequestError) as error:
+        parse_weights(text)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["(" * 2000, "(a" * 1000, "(:" * 1000, "\\(" * 1000, "(" + "\\" * 1999, ":1 " * 666])
+def test_hostile_prompts_take_no_time(text: str) -> None:
+    started = time.perf_counter()
+    parse_weights(text)
+    assert time.perf_counter() - started < 0.5
+
+
+@given(st.text(alphabet="a (:1.)\\", max_size=30))
+def test_what_is_escaped_is_text(text: str) -> None:
+    plain = text.replace("\\", "")
+    escaped = plain.replace("(", r"\(").replace(")", r"\)")
+    assert parse_weights(escaped) == ([(plain, 1.0)] if plain else [])
+
+
 @given(st.text(max_size=40))
 def test_anything_is_read_or_refused(text: str) -> None:
-    for parse in (parse_mix, parse_stops):
+    for parse in (parse_mix, parse_stops, parse_weights):
         with suppress(RequestError):
             parse(text)

@@ -49,6 +49,7 @@ ORDER = [
     "aesthetic_text",
     "aesthetic_text_angle",
     "aesthetic_text_negative",
+    "long_prompt",
     "n_samples",
     "scale",
     "ddim_steps",

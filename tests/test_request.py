@@ -44,6 +44,8 @@ def test_defaults_are_a_request() -> None:
         ({"seed": 2**32}, "seed must be 0 to 4294967295, not 4294967296"),
         ({"seed": MAX_SEED, "num_outputs": 2}, "seed must be at most 4294967294 for 2 pictures"),
         ({"disable_safety_checker": 1}, "disable_safety_checker must be true or false, not 1"),
+        ({"long_prompt": True, "prompt": "(red:3)"}, "long_prompt: the weight of 'red' must be 0 to 2, not '3'"),
+        ({"long_prompt": True, "negative_prompt": "red:1)"}, "long_prompt: ':1)' ends no weight"),
         ({"nonsense": 1}, "unknown input 'nonsense'"),
         ({"n_samples": 2, "num_outputs": 3}, "n_samples=2 contradicts num_outputs=3"),
         ({"plms": True, "scheduler": "KLMS"}, "plms=True contradicts scheduler='KLMS'"),

@@ -14,8 +14,9 @@ from PIL import Image
 from aesthetic import prompt, sample
 from aesthetic.errors import AestheticError, RequestError
 from aesthetic.output import read_recipe
-from aesthetic.request import Request
+from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Drawing, Service
+from aesthetic.stops import Stop, condition
 
 
 @pytest.fixture
@@ -157,7 +158,90 @@ def test_what_contradicts_is_refused(changes: dict[str, Any], message: str) -> N
         Request(**changes)
 
 
+LONG = "the cat and the dog, " * 20
+
+
+def run(service: Service, request: Request) -> tuple[Stop, Stop]:
+    target = service.registry.read("sac_8plus").vector
+    start, stops = condition(service.model, service._personalise, request, target)
+    return start, stops[-1]
+
+
+def test_a_prompt_that_fits_is_drawn_alike_whether_it_may_be_long_or_not(service: Service, strong: Request) -> None:
+    for changes in (
+        {"aesthetic_weight": 0.5},
+        {"aesthetic_weight": 0.5, "aesthetic_slerp": True},
+        {"aesthetic_sweep": "0,1,3"},
+        {"aesthetic_until": 0.001},
+        {"num_outputs": 2, "prompt": "a (the cat:1) (dog)", "negative_prompt": "the dog"},
+        *({"scheduler": scheduler} for scheduler in SCHEDULERS),
+    ):
+        request = replace(strong, **changes)  # type: ignore[arg-type]
+        plain = replace(request, prompt=request.prompt.replace("(the cat:1)", "the cat"))
+        assert pixels(service.draw(replace(request, long_prompt=True))) == pixels(service.draw(plain))
+
+
+def test_every_chunk_is_personalised_towards_the_mean(service: Service, strong: Request) -> None:
+    request = replace(strong, prompt=LONG, long_prompt=True)
+    target = service.registry.read("sac_8plus").vector
+    tokens = prompt.tokenize(service.model, LONG, long=True)
+    count = len(tokens.input_ids)
+    assert count > 1
+    *_, last = service._personalise(tokens.input_ids, target, steps=3, lr=0.01)
+    start, end = run(service, request)
+    assert torch.equal(end.conditioning.positive, last.conditioning.reshape(1, 77 * count, -1))
+    for one, other in zip(start.conditioning.positive.chunk(count, 1), last.conditioning, strict=True):
+        assert not torch.equal(one[0], other)
+    assert start.similarity is not None
+    assert end.similarity is not None
+    assert end.similarity == pytest.approx(last.similarity.mean().item())
+    assert start.similarity < end.similarity
+    assert (end.conditioning.negative.shape, start.drift) == (end.conditioning.positive.shape, 0)
+
+
+def test_the_gradient_comes_from_every_chunk(service: Service, strong: Request) -> None:
+    """With another second chunk, the first one is personalised otherwise: they move one encoder."""
+    texts = ("cat " * 75 + rest for rest in ("dog", "the the the"))
+    runs = [run(service, replace(strong, prompt=text, long_prompt=True)) for text in texts]
+    for stops, is_alike in zip(zip(*runs, strict=True), (True, False), strict=True):
+        one, other = (stop.conditioning.positive[:, :77] for stop in stops)
+        assert torch.equal(one, other) == is_alike
+
+
+def test_a_longer_negative_prompt_leaves_the_personalised_one_as_it_is(service: Service, strong: Request) -> None:
+    short, long = (
+        run(service, replace(strong, negative_prompt=text, long_prompt=True))[1].conditioning for text in ("", LONG)
+    )
+    assert torch.equal(long.positive[:, :77], short.positive)
+    assert torch.equal(long.positive[:, 77:154], long.empty)
+    assert long.positive.shape == long.negative.shape
+
+
+def test_weighted_words_are_weighted_after_they_are_personalised(service: Service, strong: Request) -> None:
+    (_, plain), (_, weighted) = (
+        run(service, replace(strong, prompt=text, long_prompt=True)) for text in ("the cat dog", "the (cat:1.5) dog")
+    )
+    one, other, empty = plain.conditioning.positive, weighted.conditioning.positive, plain.conditioning.empty
+    torch.testing.assert_close(other[:, 2], empty[:, 2] + 1.5 * (one[:, 2] - empty[:, 2]))
+    assert torch.equal(other[:, [0, 1, *range(3, 77)]], one[:, [0, 1, *range(3, 77)]])
+    assert plain.similarity == weighted.similarity
+
+
+def test_a_long_prompt_is_drawn_and_its_recipe_draws_it_again(
+    service: Service, strong: Request, tmp_path: Path
+) -> None:
+    request = replace(strong, prompt=LONG + "(the cat:1.3)", long_prompt=True, aesthetic_embedding="fantasy")
+    [path], drawing = service.predict(request, tmp_path)
+    again = read_recipe(path).rebuild()
+    assert again == request
+    assert pixels(service.draw(again)) == pixels(drawing)
+    assert pixels(service.draw(replace(request, long_prompt=False))) != pixels(drawing)
+
+
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "prompt": st.sampled_from(["the cat", "", LONG, "a (cat:1.3) dog", LONG + "(cat:0.5)", "(cat:3)"]),
+    "negative_prompt": st.sampled_from(["", "the dog", LONG, "(dog:0)"]),
+    "long_prompt": st.booleans(),
     "aesthetic_embedding": st.sampled_from([None, "fantasy", "nonsense"]),
     "aesthetic_mix": st.sampled_from([None, "fantasy:1 gloomcore:-0.5", "fantasy:1 nonsense", ""]),
     "aesthetic_steps": st.integers(0, 2),
