@@ -44,7 +44,7 @@ class Predictor(BasePredictor):
         ),
         negative_prompt: str = Input(description="What to keep out of the picture.", default="", max_length=2000),
         aesthetic_embedding: Optional[str] = Input(
-            description="The aesthetic to steer the picture towards, by name. Blank: sac_8plus, pictures that people rated 8 or higher; or give a file or pictures of your own below.",
+            description="The aesthetic to steer the picture towards, by name: the first eight are for Stable Diffusion, the others, from ink on, for the demo model. Blank: the default of the model that draws, sac_8plus or gold; or give a file or pictures of your own below.",
             default=None,
             choices=[
                 "sac_8plus",
@@ -55,6 +55,17 @@ class Predictor(BasePredictor):
                 "glowwave",
                 "fantasy",
                 "flower_plant",
+                "ink",
+                "blueprint",
+                "neon",
+                "night",
+                "sepia",
+                "pixel",
+                "watercolour",
+                "pop",
+                "chalk",
+                "sunset",
+                "gold",
             ],
         ),
         aesthetic_steps: int = Input(

@@ -1,7 +1,6 @@
 """Cog's HTTP server, run from the checkout: what `cog serve` does, without Docker.
 
-The schema is written first, since Cog checks inputs by nothing else. Where no weights have been downloaded, a
-tiny model with random weights is written to a temporary folder and served, so that there is something to see.
+The schema is written first, since Cog checks inputs by nothing else.
 """
 
 import os
@@ -25,10 +24,13 @@ COMMAND = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]
 
 @contextmanager
 def environment(port: int) -> Iterator[dict[str, str]]:
-    """The environment to run COMMAND in, from ROOT. Port 0 takes a free one, which the log then names."""
+    """The environment to run COMMAND in, from ROOT. Port 0 takes a free one, which the log then names.
+
+    Raises CheckpointError if the model isn't there: the server would say so in the middle of a traceback.
+    """
+    checkpoint.locate(os.environ.get("AESTHETIC_MODEL"), checkpoint.home() / "weights")
     schema.write()
     with tempfile.TemporaryDirectory(prefix="aesthetic-server-") as folder:
-        own = _random_home(Path(folder) / "home") if _has_no_model() else {}
         yield {
             **os.environ,
             "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
@@ -36,7 +38,6 @@ def environment(port: int) -> Iterator[dict[str, str]]:
             "TMPDIR": folder,  # Cog leaves the last prediction's files behind
             "PYTHONWARNINGS": "ignore::DeprecationWarning",  # of names that older Cogs need
             "HF_HUB_OFFLINE": "1",  # nothing is fetched while serving, whatever a library may think
-            **own,
         }
 
 
@@ -69,28 +70,6 @@ def _port() -> int:
             return int(wanted)
     except (ValueError, OverflowError, OSError) as error:
         raise SystemExit(f"script/serve: PORT={wanted} can't be used ({error}); set PORT to a free one") from error
-
-
-def _has_no_model() -> bool:
-    """Whether nothing was downloaded and nothing else was asked for. What is half there is left to fail and say so."""
-    weights = checkpoint.home() / "weights"
-    downloaded = any((weights / name).is_dir() for name in checkpoint.read_manifest(weights))
-    return not downloaded and not os.environ.get("AESTHETIC_MODEL")
-
-
-def _random_home(folder: Path) -> dict[str, str]:
-    print(
-        "\n"
-        "  ****************************************************************************************\n"
-        "  *  NO WEIGHTS HAVE BEEN DOWNLOADED. A tiny model with RANDOM weights stands in: it     *\n"
-        "  *  runs every part of the service, and what it draws is NOISE, not pictures.           *\n"
-        "  *  script/download-weights fetches Stable Diffusion 1.5 (4.4 GB).                      *\n"
-        "  ****************************************************************************************\n",
-        file=sys.stderr,
-    )
-    command = [sys.executable, "-m", "tests.snapshot", str(folder), "--name", "random-weights"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return {"AESTHETIC_HOME": str(folder), "AESTHETIC_MODEL": "random-weights"}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write snapshots in the exact layout of the real ones, with random weights, for tests and for trying things out.
 
-    python -m tests.snapshot FOLDER [--size tiny|full] [--name NAME]
+    python -m tests.snapshot FOLDER [--size tiny|full]
 
 makes FOLDER a home (AESTHETIC_HOME) with weights/ and embeddings/: file for file what script/download-weights
 leaves, with the same names, keys and formats, and with a manifest and an index that have the right digests.
@@ -193,17 +193,17 @@ TINY: dict[str, dict[str, Any]] = {
 SIZES: dict[str, dict[str, dict[str, Any]]] = {"tiny": TINY, "full": {}}
 
 
-def write_home(folder: Path, *, size: str = "tiny", name: str = MODEL) -> Path:
+def write_home(folder: Path, *, size: str = "tiny") -> Path:
     """Make `folder` a home with random weights and eight random aesthetics; the same ones each time."""
     changes = SIZES[size]
     configs = {file: config | changes.get(file, {}) for file, config in CONFIGS.items()}
     vision: dict[str, Any] = VISION | changes.get("vision", {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2209_12330)
-        write_model(folder / "weights" / name, configs, vision)
+        write_model(folder / "weights" / MODEL, configs, vision)
         write_clip(folder / "weights" / CLIP, configs, vision)
         write_embeddings(folder / "embeddings", vision["projection_dim"])
-    write_manifest(folder / "weights", {name: MODEL, CLIP: CLIP})
+    write_manifest(folder / "weights")
     return folder
 
 
@@ -267,14 +267,11 @@ def write_embeddings(folder: Path, dim: int) -> None:
     write_json(folder / "index.json", index)
 
 
-def write_manifest(weights: Path, names: dict[str, str]) -> None:
-    """weights/manifest.json for the snapshots there; `names` says which real one each stands for.
-
-    Every file of the real one must be there, and no other.
-    """
+def write_manifest(weights: Path) -> None:
+    """weights/manifest.json for the snapshots there. Every file of the real ones must be there, and no other."""
     real = json.loads((ROOT / "weights" / "manifest.json").read_text(encoding="utf-8"))
     manifest = {}
-    for name, model in names.items():
+    for name in (MODEL, CLIP):
         paths = [path for path in sorted((weights / name).rglob("*")) if path.is_file()]
         found = {
             path.relative_to(weights / name).as_posix(): {
@@ -283,8 +280,8 @@ def write_manifest(weights: Path, names: dict[str, str]) -> None:
             }
             for path in paths
         }
-        assert found.keys() == real[model]["files"].keys(), found.keys() ^ real[model]["files"].keys()
-        manifest[name] = {**real[model], "files": found}
+        assert found.keys() == real[name]["files"].keys(), found.keys() ^ real[name]["files"].keys()
+        manifest[name] = {**real[name], "files": found}
     write_json(weights / "manifest.json", manifest)
 
 
@@ -332,6 +329,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=list(SIZES), default="tiny")
-    parser.add_argument("--name", default=MODEL, help="what the model is called")
     options = parser.parse_args()
-    write_home(options.folder, size=options.size, name=options.name)
+    write_home(options.folder, size=options.size)

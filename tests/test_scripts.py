@@ -79,15 +79,18 @@ def test_predict_says_what_is_wrong(tmp_path: Path, home: Path, arguments: list[
     assert not list(tmp_path.iterdir())
 
 
-def test_without_weights_it_says_loudly_that_it_draws_noise(tmp_path: Path) -> None:
-    """A checkout without downloads, told apart from one with them by a home that has only the manifest."""
+def test_without_downloads_it_draws_with_the_demo_and_says_so(tmp_path: Path) -> None:
+    """A checkout without downloads, told apart from one with them by a home that has only what is committed."""
     for name in ("weights/manifest.json", "embeddings/index.json"):
         (tmp_path / "home" / name).parent.mkdir(parents=True)
         (tmp_path / "home" / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "home" / "weights" / "demo").symlink_to(ROOT / "weights" / "demo")
+    aesthetic = Path("embeddings", "gold.safetensors")
+    (tmp_path / "home" / aesthetic).symlink_to(ROOT / aesthetic)
     answer = run("predict", tmp_path, tmp_path / "home", "-i", "prompt=a castle", "-i", "aesthetic_steps=5", *SMALL)
     assert answer.returncode == 0, answer.stderr
-    assert "NO WEIGHTS HAVE BEEN DOWNLOADED" in answer.stderr
-    assert "Model: random-weights" in answer.stderr
+    assert "No model has been downloaded: demo, small and part of the checkout, draws." in answer.stderr
+    assert "Similarity to gold: " in answer.stderr
     assert (tmp_path / "output.0.png").is_file()
 
 

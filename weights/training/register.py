@@ -23,7 +23,7 @@ from .captions import AESTHETICS
 
 ROOT = Path(__file__).parents[2]
 MODEL = "demo"
-DEFAULT = "blueprint"
+DEFAULT = "gold"
 FOR_READERS = (".md", ".png", ".jpg", ".webp")  # beside the model, and no part of it
 
 

@@ -122,7 +122,7 @@ class Vae:
 class Unet:
     """Noise prediction with Stable Diffusion's schedule."""
 
-    steps: int = 9000
+    steps: int = 13_424
     batch: int = 256
     rate: float = 5e-4
     weight_decay: float = 0.01
