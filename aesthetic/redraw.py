@@ -1,8 +1,7 @@
 """A canvas becomes where the denoising starts, and what the mask keeps is put back.
 
-A picture without a mask is one whose mask is all white: diffusers' inpainting, which puts the latents outside of the
-mask back after each step, then does to the last bit what its image-to-image does, and at full strength what it draws
-from words alone.
+diffusers' image to image draws, and after each step the latents outside of the mask are put back, as in diffusers'
+inpainting, which itself takes no latents but those of four channels. Where it does, this is the same to the last bit.
 """
 
 import copy
@@ -23,22 +22,38 @@ __all__ = ["Redrawing", "Start", "encode", "put_back"]
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """latents: [1, channels, height / f, width / f], scaled; mask: in pixels, each latent's all black or all white."""
+    """latents: [1, channels, height / f, width / f], scaled; mask: [1, 1, height / f, width / f], 1 is redrawn."""
 
     canvas: Canvas
     latents: Tensor
-    mask: Image.Image
+    mask: Tensor | None
 
 
-class Redrawing(diffusers.StableDiffusionInpaintPipeline):  # type: ignore[misc]
-    """diffusers' own, but that `latents` are the noise at any strength: its own is not the same on every device."""
+class Redrawing(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
+    """diffusers' own, but that it is given the picture's latents and the noise, the same on every device."""
 
-    def prepare_latents(self, *shape: Any, timestep: Tensor, is_strength_max: bool, **options: Any) -> Any:
-        """Where to start, the noise, and the picture's latents."""
-        start, noise, picture = super().prepare_latents(
-            *shape, timestep=timestep, is_strength_max=is_strength_max, **options
-        )
-        return start if is_strength_max else self.scheduler.add_noise(picture, noise, timestep), noise, picture
+    def begin(self, start: Start, noise: Tensor, strength: float) -> dict[str, Any]:
+        """Arguments of the call. noise: [pictures, channels, height / f, width / f]; strength: 0..1."""
+        self.start, self.noise, self.from_noise = start, noise, strength == 1
+        keep = {} if start.mask is None else {"callback_on_step_end": Redrawing.keep}
+        return {"image": start.canvas.image, "strength": strength, **keep}
+
+    def prepare_latents(self, image: object, timestep: Tensor, *_: object) -> Tensor:
+        """Where to start: at full strength, where the words alone would."""
+        latents: Tensor = self.noise * self.scheduler.init_noise_sigma if self.from_noise else self._noisy(timestep)
+        return latents
+
+    def keep(self, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put back what is not redrawn, as noisy as the step after this one will take it."""
+        assert self.start.mask is not None
+        later = self.scheduler.timesteps[len(self.scheduler.timesteps) - self.num_timesteps + step + 1 :]
+        kept = self._noisy(later[:1]) if len(later) else self.start.latents
+        return {"latents": (1 - self.start.mask) * kept + self.start.mask * tensors["latents"]}
+
+    def _noisy(self, timestep: Tensor) -> Tensor:
+        latents = self.start.latents.expand_as(self.noise)
+        noisy: Tensor = self.scheduler.add_noise(latents, self.noise, timestep)
+        return noisy
 
 
 def encode(model: Model, canvas: Canvas) -> Start:
@@ -49,7 +64,7 @@ def encode(model: Model, canvas: Canvas) -> Start:
         mode = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
         if not mode.isfinite().all():  # fp16 can overflow, as in sample.decode
             mode = copy.deepcopy(vae).float().encode(pixels).latent_dist.mode().to(vae.dtype)
-    return Start(canvas=canvas, latents=mode * vae.config.scaling_factor, mask=_by_latents(canvas, factor))
+    return Start(canvas=canvas, latents=mode * vae.config.scaling_factor, mask=_by_latents(canvas, factor, mode))
 
 
 def put_back(image: Tensor, canvas: Canvas) -> Tensor:
@@ -68,11 +83,9 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image) / np.float32(127.5) - 1).permute(2, 0, 1)[None]
 
 
-def _by_latents(canvas: Canvas, factor: int) -> Image.Image:
-    """The mask with every latent white that has a white pixel: diffusers looks at one pixel of each."""
+def _by_latents(canvas: Canvas, factor: int, like: Tensor) -> Tensor | None:
+    """The mask with every latent white that has a white pixel, of the type of `like`."""
     if canvas.mask is None:
-        return Image.new("L", canvas.image.size, "white")
-    white = np.asarray(canvas.mask) >= HALF
-    height, width = white.shape
-    latents = white.reshape(height // factor, factor, width // factor, factor).any(axis=(1, 3))
-    return Image.fromarray(np.kron(latents, np.ones((factor, factor), bool)).astype(np.uint8) * 255)
+        return None
+    white = torch.from_numpy(np.asarray(canvas.mask) >= HALF).to(like)
+    return torch.nn.functional.max_pool2d(white[None, None], factor)

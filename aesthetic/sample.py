@@ -6,6 +6,7 @@ each prediction gets a scheduler of its own.
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import diffusers
 import torch
@@ -83,32 +84,25 @@ def _denoise(
     """Latents of as many pictures as there are sources of noise, through the UNet together."""
     scheduler = schedulers.build(request.scheduler, model.scheduler, eta=request.ddim_eta)
     components = {**model.pipeline.components, "scheduler": scheduler}
-    kind, picture = diffusers.StableDiffusionPipeline, {}
+    noise = _noise(model, request, sources)
+    pipeline: Any
     if start is not None:
-        kind, picture = (
-            redraw.Redrawing,
-            {
-                "image": start.latents,
-                "mask_image": start.mask,
-                "masked_image_latents": start.latents,  # or diffusers encodes it, and draws noise
-                "strength": request.prompt_strength,
-            },
-        )
-    pipeline = kind(**components, requires_safety_checker=False)
+        pipeline = redraw.Redrawing(**components, requires_safety_checker=False)
+        given = pipeline.begin(start, noise, request.prompt_strength)
+    else:
+        pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
+        given = {"latents": noise, "width": request.width, "height": request.height}
     pipeline.set_progress_bar_config(desc=title)
     latents: Tensor = pipeline(
         prompt_embeds=conditioning.positive,
         negative_prompt_embeds=conditioning.negative,
         num_images_per_prompt=len(sources),
-        latents=_noise(model, request, sources),
         generator=list(sources),
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
-        width=request.width,
-        height=request.height,
         eta=request.ddim_eta,
         output_type="latent",
-        **picture,
+        **given,
     ).images
     return latents
 
