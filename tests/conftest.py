@@ -1,4 +1,4 @@
-"""One tiny home with random weights, and one service on it, for the whole run."""
+"""One tiny home with random weights and one service on it for the whole run, and one on the demo model."""
 
 import os
 from pathlib import Path
@@ -40,6 +40,13 @@ def model(home: Path) -> pipeline.Model:
 def service(home: Path, model: pipeline.Model) -> Service:
     """A service on `model`: shared, since nothing that it is asked may change what it draws next."""
     return Service(model, Registry(home / "embeddings"))
+
+
+@pytest.fixture(scope="session")
+def demo() -> Service:
+    """A service on the model that comes with the checkout, on the CPU."""
+    demo = pipeline.load(checkpoint.locate("demo", ROOT / "weights"), torch.device("cpu"))
+    return Service(demo, Registry(ROOT / "embeddings"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from aesthetic.request import Request
-from weights.training import evaluate, predictions, report, results, sheets
+from weights.training import evaluate, options, predictions, report, results, sheets
 from weights.training.evaluate import Job, ResumeError, Settings
 from weights.training.predictions import PredictionError
 from weights.training.results import Row
@@ -76,7 +76,8 @@ class FakeServer:
         assert self.drawing.acquire(blocking=False), "two predictions at once"
         try:
             inputs = json.loads(body)["input"]
-            Request.from_inputs(**inputs)  # the service knows all of the names, and takes the values
+            files = {name: Path(name) for name in ("image", "mask") if name in inputs}  # which Cog decodes
+            Request.from_inputs(**inputs | files)  # the service knows all of the names, and takes the values
             self.asked.append(inputs)
             if (message := self.refuse(inputs)) is not None:
                 return 200, {"status": "failed", "error": message, "output": None}
@@ -89,7 +90,7 @@ class FakeServer:
         words, steps = inputs["prompt"], inputs["aesthetic_steps"]
         style = next((name for name, phrase in FakeJudges.style_phrases.items() if phrase and phrase in words), "flat")
         if steps >= 3:
-            style = inputs["aesthetic_embedding"]
+            style = name if (name := inputs.get("aesthetic_embedding")) in STYLES else "flat"
         subject = int(found[1]) if (found := re.search(r"thing(\d)", words)) else 0
         colour = (STYLES.index(style), 7 if steps == 20 else subject, 0)
         return [_data_url(Image.new("RGB", (8, 8), colour), self.model) for _ in range(inputs.get("num_outputs", 1))]
@@ -326,8 +327,9 @@ def test_sheets_are_small_files(
 ) -> None:
     server = FakeServer()
     flags = ["--server", serve(server), "-o", str(tmp_path / "new"), "--prompts", "a thing1", "a thing2"]
-    assert sheets.main(flags) == 0
-    assert len(server.asked) == 2 * 4 + 2 * 7
+    assert sheets.main([*flags, "--only", "styles", "steps"]) == 0
+    start = 1
+    assert len(server.asked) == start + 2 * 4 + 2 * 7
     for name, columns in (("styles", 4), ("steps", 7)):
         with Image.open(tmp_path / "new" / f"{name}.png") as image:
             assert image.mode == "P"
@@ -337,6 +339,14 @@ def test_sheets_are_small_files(
     fine = sheets.compressed(noise)
     monkeypatch.setattr(sheets, "MOST", len(fine) - 1)
     assert len(sheets.compressed(noise)) < len(fine)
+
+
+def test_each_way_to_draw_has_its_strip(serve: Callable[[FakeServer], str], judges: FakeJudges, tmp_path: Path) -> None:
+    server = FakeServer()
+    names = set(options.strips(Image.new("RGB", (512, 512))))
+    assert sheets.main(["--server", serve(server), "-o", str(tmp_path), "--only", *names]) == 0
+    assert {path.stem for path in tmp_path.iterdir()} == names
+    assert all(inputs["seed"] == 1 and None not in inputs.values() for inputs in server.asked)
 
 
 def test_a_sheet_has_each_picture_in_its_place() -> None:

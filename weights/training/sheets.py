@@ -1,9 +1,9 @@
-"""Two sheets of what the demo model draws, small enough for a repository.
+"""Sheets of what the demo model draws, small enough for a repository.
 
-    python -m weights.training.sheets -o FOLDER
+    python -m weights.training.sheets -o weights/demo/pictures
 
 styles.png has prompts with the words of each style; steps.png one prompt with each aesthetic, further and further, from
-the same noise. `python -m aesthetic sweep` draws the latter large.
+the same noise (`python -m aesthetic sweep` draws that large); the others are the strips of options.py.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from . import options as shown
 from .captions import AESTHETICS
 from .evaluate import STEPS, JudgesLike
 from .judge import FOLDER, Judges
@@ -48,13 +49,23 @@ def steps(judges: JudgesLike, prompt: str) -> dict[Cell, dict[str, Any]]:
     }
 
 
+def strips(server: str, alike: Mapping[str, Any]) -> dict[str, dict[Cell, dict[str, Any]]]:
+    """What to ask for: each strip of options.py, by its name. Some of them begin with a picture, drawn here."""
+    [start] = predict(server, {**alike, **shown.START})
+    return {
+        name: {("", label): {**shown.ALIKE, **inputs} for label, inputs in strip.items()}
+        for name, strip in shown.strips(start).items()
+    }
+
+
 def draw(
     servers: Sequence[str], cells: Mapping[Cell, dict[str, Any]], alike: dict[str, Any]
 ) -> dict[Cell, Image.Image]:
     """The pictures of the cells, each reduced to CELL pixels. Raises PredictionError."""
 
     def work(server: str, cell: Cell) -> Image.Image:
-        [picture] = predict(server, {**alike, **cells[cell]})
+        inputs = {name: value for name, value in {**alike, **cells[cell]}.items() if value is not None}
+        [picture] = predict(server, inputs)
         return picture.resize((CELL, CELL), Image.Resampling.LANCZOS)
 
     return dict(tqdm(share(servers, cells, work), total=len(cells), unit="picture"))
@@ -87,7 +98,7 @@ def compressed(image: Image.Image) -> bytes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw both sheets; returns the exit status."""
+    """Draw the sheets; returns the exit status."""
     options = _parser().parse_args(arguments)
     alike = {"seed": options.seed, "num_inference_steps": options.inference_steps, "scheduler": options.scheduler}
     if options.size is not None:
@@ -95,10 +106,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         judges = Judges.load(options.judges)
         options.output.mkdir(parents=True, exist_ok=True)
-        for name, cells in (("styles", styles(judges, options.prompts)), ("steps", steps(judges, options.prompts[0]))):
-            path = options.output / f"{name}.png"
-            path.write_bytes(compressed(sheet(draw(options.server or [DEFAULT_SERVER], cells, alike), list(cells))))
-            print(path)
+        servers = options.server or [DEFAULT_SERVER]
+        sheets = {"styles": styles(judges, options.prompts), "steps": steps(judges, options.prompts[0])}
+        for name, cells in {**sheets, **strips(servers[0], alike)}.items():
+            if name in (options.only or [name]):
+                path = options.output / f"{name}.png"
+                path.write_bytes(compressed(sheet(draw(servers, cells, alike), list(cells))))
+                print(path)
     except (PredictionError, OSError) as error:
         print(f"sheets: {error}", file=sys.stderr)
         return 1
@@ -109,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m weights.training.sheets", description="Draw styles.png and steps.png."
+        prog="python -m weights.training.sheets", description="Draw the README's pictures."
     )
     flag = parser.add_argument
     flag(
@@ -120,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     flag("--judges", type=Path, default=FOLDER, metavar="FOLDER", help="the judges, who know the words")
     flag("--prompts", nargs="+", default=PROMPTS, help="the rows of styles.png; the first is that of steps.png")
+    flag("--only", nargs="+", metavar="NAME", help="only these sheets: styles, steps, weight, mix, ...")
     flag("--seed", type=int, default=1, help="of every picture")
     flag("--inference-steps", type=int, default=20, help="denoising steps")
     flag("--scheduler", default="DPMSolverMultistep", help="the sampler")

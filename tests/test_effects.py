@@ -1,0 +1,121 @@
+"""What each way to steer and to draw does to pictures, seen by the demo model's CLIP or in the pixels."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor
+
+from aesthetic import prompt, steering
+from aesthetic.service import Service
+from tests.demo import STEPS, asked, draw, nearness, saved
+from weights.training import options
+
+VISIBLE = 0.1  # of a cosine
+GOLD = asked("a castle", "gold")
+
+
+@pytest.fixture(scope="module")
+def plain(demo: Service) -> Image.Image:
+    """The castle without an aesthetic."""
+    return draw(demo, asked("a castle"))
+
+
+@pytest.fixture(scope="module")
+def golden(demo: Service) -> Image.Image:
+    """The castle in gold."""
+    return draw(demo, GOLD)
+
+
+def vector(demo: Service, name: str) -> Tensor:
+    """The unit vector [1, D] of an aesthetic."""
+    return demo.registry.read(name, demo.model.space).vector
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """Mean absolute difference, of 255."""
+    return float(np.abs(np.asarray(one, float) - np.asarray(other, float)).mean())
+
+
+@pytest.mark.parametrize("slerp", [False, True])
+def test_half_the_weight_is_part_of_the_way(
+    demo: Service, plain: Image.Image, golden: Image.Image, slerp: bool
+) -> None:
+    half = draw(demo, replace(GOLD, aesthetic_weight=0.5, aesthetic_slerp=slerp))
+    near = [nearness(demo, picture, vector(demo, "gold")) for picture in (plain, half, golden)]
+    assert near[1] > near[0] + VISIBLE
+    assert near[2] > near[0] + VISIBLE
+    assert half.tobytes() != golden.tobytes()
+
+
+@pytest.mark.parametrize("mix", [{"gold": 1.0, "chalk": 1.0}, {"gold": 1.0, "chalk": -0.7}])
+def test_a_mix_leads_where_its_parts_do(demo: Service, plain: Image.Image, mix: dict[str, float]) -> None:
+    text = " ".join(f"{name}:{weight}" for name, weight in mix.items())
+    target = steering.mix([vector(demo, name) for name in mix], list(mix.values()))
+    drawn = draw(demo, replace(GOLD, aesthetic_embedding=None, aesthetic_mix=text))
+    assert nearness(demo, drawn, target) > nearness(demo, plain, target) + VISIBLE
+
+
+def test_a_phrase_turns_the_aesthetic_towards_what_it_says_or_away(demo: Service, golden: Image.Image) -> None:
+    phrase = prompt.embed(demo.model, prompt.tokenize(demo.model, "a neon sign"))
+    turned = replace(GOLD, aesthetic_text="a neon sign", aesthetic_text_angle=0.5)
+    towards = nearness(demo, draw(demo, turned), phrase)
+    away = nearness(demo, draw(demo, replace(turned, aesthetic_text_negative=True)), phrase)
+    assert towards > nearness(demo, golden, phrase) + VISIBLE
+    assert towards > away + VISIBLE
+
+
+def test_a_sweep_goes_further_at_each_stop(demo: Service) -> None:
+    pictures = [picture for picture, _ in demo.draw(replace(GOLD, aesthetic_sweep=f"0,{STEPS}")).pictures]
+    near = [nearness(demo, picture, vector(demo, "gold")) for picture in pictures]
+    assert near[1] > near[0] + VISIBLE
+
+
+def test_until_stops_once_the_similarity_has_risen_by_so_much(demo: Service, plain: Image.Image) -> None:
+    drawing = demo.draw(replace(GOLD, aesthetic_until=0.2))
+    assert drawing.similarity is not None
+    before, after = drawing.similarity
+    assert 0 < drawing.steps < STEPS
+    assert 0.2 <= after - before < 0.2 * drawing.steps / (drawing.steps - 1) + 0.02  # one step less wasn't enough
+    [(picture, _)] = drawing.pictures
+    assert nearness(demo, picture, vector(demo, "gold")) > nearness(demo, plain, vector(demo, "gold")) + VISIBLE
+
+
+def test_pictures_of_a_style_lead_to_it(demo: Service, plain: Image.Image, golden: Image.Image, tmp_path: Path) -> None:
+    own = replace(GOLD, aesthetic_embedding=None, aesthetic_images=saved(golden, tmp_path / "mine.png"))
+    near = [nearness(demo, picture, vector(demo, "gold")) for picture in (plain, draw(demo, own))]
+    assert near[1] > near[0] + VISIBLE
+
+
+def test_the_stronger_the_less_of_the_image_is_left(demo: Service, plain: Image.Image, tmp_path: Path) -> None:
+    house = replace(asked("a house"), image=saved(plain, tmp_path / "castle.png"))
+    near = [difference(draw(demo, replace(house, prompt_strength=strength)), plain) for strength in (0.2, 0.6, 1.0)]
+    assert near == sorted(near)
+    assert near[2] > 2 * near[0]
+
+
+def test_what_is_black_in_the_mask_stays(demo: Service, plain: Image.Image, tmp_path: Path) -> None:
+    mask = options.mask(plain.size)
+    request = replace(
+        GOLD, image=saved(plain, tmp_path / "castle.png"), mask=saved(mask, tmp_path / "mask.png"), prompt="a tree"
+    )
+    drawn, half = draw(demo, request), plain.width // 2
+    left, right = (0, 0, half, plain.height), (half, 0, plain.width, plain.height)
+    assert drawn.crop(left).tobytes() == plain.crop(left).tobytes()
+    assert difference(drawn.crop(right), plain.crop(right)) > 10
+
+
+def test_a_weight_makes_a_word_count_for_more_or_less(demo: Service) -> None:
+    redness = []
+    for words in ("a (red:0) car", "a (red:1.5) car"):
+        red, green, blue = np.asarray(draw(demo, replace(asked(words), long_prompt=True)), float).mean((0, 1))
+        redness.append(red - (green + blue) / 2)
+    assert redness[1] > redness[0] + 2
+
+
+def test_a_long_prompt_is_read_to_its_end(demo: Service) -> None:
+    words = "a castle" + ", " * 76 + "gold relief"  # past the 75 tokens that fit
+    cut, whole = (draw(demo, replace(asked(words), long_prompt=long)) for long in (False, True))
+    assert nearness(demo, whole, vector(demo, "gold")) > nearness(demo, cut, vector(demo, "gold")) + VISIBLE

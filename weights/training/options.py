@@ -1,0 +1,62 @@
+"""What the README shows of each way to steer and to draw: a strip of pictures that differ in one input.
+
+A strip is the inputs of its pictures by their labels. All are drawn from the same noise, with what `ALIKE` says.
+"""
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+__all__ = ["ALIKE", "START", "Strip", "mask", "strips"]
+
+Strip = Mapping[str, Mapping[str, Any]]
+ALIKE: Mapping[str, Any] = {"prompt": "a castle", "aesthetic_embedding": "gold", "aesthetic_steps": 5}
+START: Mapping[str, Any] = {"prompt": "a house", "aesthetic_steps": 0}  # the picture that others begin with
+
+
+def strips(start: Image.Image) -> dict[str, Strip]:
+    """Every strip by its name. `start`: a picture drawn as START says."""
+    image = data_url(start)
+    return {
+        "weight": {f"weight {weight:g}": {"aesthetic_weight": weight} for weight in (0, 0.25, 0.5, 0.75, 1)},
+        "mix": {mix: {"aesthetic_embedding": None, "aesthetic_mix": mix} for mix in MIXES},
+        "text": {
+            label: {"aesthetic_text": "a neon sign", "aesthetic_text_angle": angle, "aesthetic_text_negative": away}
+            for label, angle, away in (("away, 0.4", 0.4, True), ("0", 0, False), ("0.4", 0.4, False), ("1", 1, False))
+        },
+        "until": {
+            prompt: {"prompt": prompt, "aesthetic_until": 0.3, "aesthetic_steps": 20}
+            for prompt in ("a castle", "a cat", "a rocket", "two cherries")
+        },
+        "image": {
+            f"strength {strength:g}": {"image": image, "prompt_strength": strength} for strength in (0.2, 0.5, 0.8, 1)
+        },
+        "mask": {
+            "image": START,
+            "right half anew": {"image": image, "mask": data_url(mask(start.size)), "prompt": "a house"},
+        },
+        "long_prompt": {
+            prompt: {"prompt": prompt, "long_prompt": True, "aesthetic_steps": 0}
+            for prompt in ("a (red:0) car", "a red car", "a (red:1.5) car")
+        },
+    }
+
+
+MIXES = ("gold", "gold chalk", "gold neon", "gold sepia:-0.5")
+
+
+def mask(size: tuple[int, int]) -> Image.Image:
+    """White, which is redrawn, to the right."""
+    picture = Image.new("L", size)
+    ImageDraw.Draw(picture).rectangle((size[0] // 2, 0, *size), fill=255)
+    return picture
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture as the API takes files."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
