@@ -151,7 +151,11 @@ def evaluate(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         drawing=drawing,
     )
-    written = evaluation.run(plan, options.outdir)
+    try:
+        written = evaluation.run(plan, options.outdir)
+    except KeyboardInterrupt:
+        print(f"Stopped: the same command goes on from what is in {options.outdir}", file=sys.stderr)
+        raise
     if written is not None:
         print(written)
 
@@ -218,7 +222,7 @@ def _state(registry: "Registry", name: str) -> str:
 
 
 def _preview(options: argparse.Namespace) -> None:
-    _require_writable(options.preview, ".png")
+    _require_writable(options.preview, ".png", flag="--preview")
     from .service import Service
 
     service = Service.load(options.ckpt)
@@ -256,9 +260,11 @@ def _draw_sheet(service: "Service", requests: list[Request], labels: list[str], 
     print(path)
 
 
-def _require_writable(path: Path, *suffixes: str) -> None:
+def _require_writable(path: Path, *suffixes: str, flag: str = "-o") -> None:
     if path.suffix not in suffixes or path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RequestError(f"-o must name a {' or '.join(suffixes)} file where one can be written, not {str(path)!r}")
+        raise RequestError(
+            f"{flag} must name a {' or '.join(suffixes)} file where one can be written, not {str(path)!r}"
+        )
 
 
 def recipe(options: argparse.Namespace) -> None:

@@ -10,9 +10,11 @@ is done: a run that was stopped goes on there, and processes share the rest (`ac
 Everything else in the folder is made of those files at the end.
 """
 
+import fcntl
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -150,7 +152,19 @@ def run(plan: Plan, folder: Path) -> Path | None:
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)  # which also makes each process's GPU its current one
     with state.main_process_first():
         _begin(plan, folder)
-    jobs = [job for job in plan.jobs() if not _done(folder, job).is_file()]
+    with _alone(folder) if state.is_main_process else nullcontext():
+        _draw(plan, folder, state)
+        if state.is_main_process:
+            rows = [row for job in plan.jobs() for row in read_rows(_done(folder, job))]
+            write_rows(folder / "results.csv", rows)
+            report.write(folder, rows, plan.settings())
+    state.destroy_process_group()
+    return folder / "report.md" if state.is_main_process else None
+
+
+def _draw(plan: Plan, folder: Path, state: PartialState) -> None:
+    """This process's share of what is not done yet; returns once all processes have done theirs."""
+    jobs = [job for job in plan.jobs() if not _is_done(plan, folder, job)]
     state.wait_for_everyone()  # all have the same list before the first adds a row
     mine = jobs[state.process_index :: state.num_processes]
     if mine:
@@ -161,12 +175,17 @@ def run(plan: Plan, folder: Path) -> Path | None:
                 write_rows(_done(folder, job), _work(service, plan, job, folder / "pictures"))
             bar.update(_count(folder) - bar.n)
     state.wait_for_everyone()
-    if state.is_main_process:
-        rows = [row for job in plan.jobs() for row in read_rows(_done(folder, job))]
-        write_rows(folder / "results.csv", rows)
-        report.write(folder, rows, plan.settings())
-    state.destroy_process_group()
-    return folder / "report.md" if state.is_main_process else None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises RequestError while another evaluation is at work in the folder: both would draw the same pictures."""
+    with (folder / "rows" / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, however that ends
+        except BlockingIOError as error:
+            raise RequestError(f"another evaluation is at work in {folder}: wait for it, or name another") from error
+        yield
 
 
 def _fitting(
@@ -230,6 +249,15 @@ def _require_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) 
 def _done(folder: Path, job: Job) -> Path:
     """The file that says that a job is done."""
     return folder / "rows" / f"{job.name}.csv"
+
+
+def _is_done(plan: Plan, folder: Path, job: Job) -> bool:
+    """Whether the rows of a job are there, all of them: a disk that was full may have cut them short."""
+    wanted = len(plan.aesthetics) if job.aesthetic is None else len(plan.steps) - 1
+    try:
+        return len(read_rows(_done(folder, job))) == wanted * plan.seeds
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _count(folder: Path) -> int:

@@ -109,7 +109,9 @@ def test_one_personalisation_serves_all_steps_and_seeds(monkeypatch: pytest.Monk
     assert runs == [3] * 2 * 2
 
 
-def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     work, begun = evaluation._work, []
 
     def stopped(service: Service, plan: evaluation.Plan, job: evaluation.Job, pictures: Path) -> Iterator[Row]:
@@ -121,10 +123,26 @@ def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(whole: Path, monke
 
     monkeypatch.setattr(evaluation, "_work", stopped)
     assert main([*ARGUMENTS, "--outdir=out"]) == 130
+    assert "the same command goes on from what is in out" in capsys.readouterr().err
     assert main([*ARGUMENTS, "--outdir=out"]) == 0
     assert begun == ["000", "001", "000-fantasy", "001-fantasy", "001-fantasy", "000-gloomcore", "001-gloomcore"]
     left = {name: data for name, data in contents(Path("out")).items() if not name.endswith(".unfinished")}
     assert left == contents(whole)
+
+
+def test_a_row_file_that_was_cut_short_is_made_anew(whole: Path) -> None:
+    before = contents(whole)
+    for name, size in (("000.csv", -40), ("001-fantasy.csv", 0)):
+        path = whole / "rows" / name
+        os.truncate(path, path.stat().st_size + size if size else 0)
+    assert main([*ARGUMENTS, f"--outdir={whole}"]) == 0
+    assert contents(whole) == before
+
+
+def test_two_evaluations_in_one_folder_are_one_too_many(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with evaluation._alone(whole):
+        assert "another evaluation is at work in " in complaint(capsys, *ARGUMENTS, f"--outdir={whole}")
+    assert main([*ARGUMENTS, f"--outdir={whole}"]) == 0
 
 
 def test_a_run_that_is_done_needs_no_model_to_report_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
