@@ -58,13 +58,14 @@ class Vision:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A snapshot in memory. Nothing in it changes once it is loaded.
+    """A snapshot in memory, perhaps with a LoRA. Nothing in it changes once it is loaded.
 
     pipeline:  diffusers' StableDiffusionPipeline on its device; diffusers has no types to speak of.
     encoder:   CLIPTextModelWithProjection in fp32, the pristine master of every personalisation.
     scheduler: the snapshot's own scheduler configuration.
     space:     the CLIP space of the projection: a hub name, or for a snapshot's own, "clip-" and a digest.
     vision:    None if the snapshot's CLIP space has no vision tower.
+    lora:      the sha256 of the LoRA file that was put in (see graft.py), if any.
     """
 
     snapshot: Snapshot
@@ -73,6 +74,7 @@ class Model:
     scheduler: Mapping[str, Any]
     space: str
     vision: Vision | None
+    lora: str | None = None
 
     @property
     def device(self) -> torch.device:
