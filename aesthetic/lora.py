@@ -103,8 +103,8 @@ def _blaming() -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"lora: {error}") from error
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"lora: the file is no .safetensors file, or is damaged or cut short: {error}") from error
+    except safetensors.SafetensorError as error:  # which quotes the file
+        raise CheckpointError(f"lora: the file is damaged, or no .safetensors file: {brief(str(error))}") from error
 
 
 @_blaming()
@@ -153,11 +153,12 @@ def _require_small(path: Path) -> None:
         raise CheckpointError(f"the file has {size / 1e9:.1f} GB, and a LoRA has at most {MAX_BYTES // 10**9}")
     with path.open("rb") as file:
         start = file.read(9)
-    if start.startswith((b"PK", b"\x80")):
-        raise CheckpointError(f"the file is a pickle, as .pt, .ckpt and .bin are: {CONVERT.format('lora.pt')}")
     header = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or start[8:] != b"{" or header > size - 8:
-        raise CheckpointError(f"the file is no .safetensors file, or is damaged or cut short; {EXPECTED}")
+    is_whole = start[8:] == b"{" and header <= size - 8
+    if not is_whole and start.startswith((b"PK", b"\x80")):  # which a header's length may begin with as well
+        raise CheckpointError(f"the file is a pickle, as .pt, .ckpt and .bin are: {CONVERT.format('lora.pt')}")
+    if not is_whole:
+        raise CheckpointError(f"the file is damaged, or no .safetensors file; {EXPECTED}")
     if header > MAX_HEADER:
         raise CheckpointError(
             f"the file's header has {header / 1e6:.0f} MB, and a LoRA's at most {MAX_HEADER // 10**6}"

@@ -201,10 +201,11 @@ def test_a_scale_of_0_changes_nothing_but_the_file_is_checked(
     assert drawn(service, off) == drawn(service, quick)
     assert drawn(service, replace(quick, lora_scale=0.5)) == drawn(service, quick)
     (tmp_path / "bad.safetensors").write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="lora: the file is no"):
+    with pytest.raises(CheckpointError, match="lora: the file is damaged"):
         service.draw(replace(off, lora=tmp_path / "bad.safetensors"))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the file, if it is cancelled while that is being opened
 def test_after_anything_the_next_picture_is_that_of_a_fresh_model(
     service: Service, home: Path, strong: Request, changes: lora.Changes, file: Path, tmp_path: Path
 ) -> None:
@@ -244,7 +245,9 @@ def test_aesthetics_are_the_business_of_the_untouched_clip(
     assert torch.equal(targets[0], targets[1])
 
 
-def test_it_goes_with_everything_else(service: Service, strong: Request, file: Path, tmp_path: Path) -> None:
+def test_it_goes_with_everything_else(service: Service, strong: Request, changes: lora.Changes, tmp_path: Path) -> None:
+    few = {place: change for place, change in changes.items() if place[0] != "unet" or "mid_block" in place[1]}
+    file = lora.write(tmp_path / "few.safetensors", few)
     Image.effect_noise((150, 140), 80).save(tmp_path / "picture.png")
     Image.new("L", (150, 140), "white").save(tmp_path / "mask.png")
     picture = {"image": tmp_path / "picture.png", "mask": tmp_path / "mask.png"}

@@ -207,6 +207,7 @@ TWO = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         header({DOWN: TWO}),
         header({DOWN: {**TWO, "shape": [2**62, 4]}}, b"0000"),
         header({DOWN: {**TWO, "dtype": "EVIL"}}, b"0000"),
+        header({DOWN: {**TWO, "dtype": "\x1b[31m" + "x" * 10**5}}, b"0000"),
     ],
 )
 def test_damaged_files_are_refused(data: bytes, tmp_path: Path) -> None:
@@ -246,6 +247,16 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
         message = complaint(tmp_path / name)
         assert "is a pickle" in message
         assert ldm.CONVERT.format("lora.pt") in message
+
+
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_a_length_that_looks_like_a_pickle_is_a_length(tmp_path: Path, start: bytes) -> None:
+    saved(tmp_path / "x", WHOLE)
+    data = (tmp_path / "x").read_bytes()
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    length = next(size for size in range(len(header), 2**17) if struct.pack("<Q", size).startswith(start))
+    (tmp_path / "x").write_bytes(struct.pack("<Q", length) + header.ljust(length) + data[8 + len(header) :])
+    assert lora.read(tmp_path / "x").pairs.keys() == {"lora_unet_conv_in"}
 
 
 def test_the_conversion_that_the_message_describes_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,9 @@ def test_a_lora_that_is_none_is_refused_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(Service, "load", lambda *_: pytest.fail("a model was loaded"))
     (tmp_path / "x").write_text("text")
-    assert "aesthetic: lora: the file is no .safetensors file" in complaint(capsys, "txt2img", "--lora=x", *SMALL)
+    assert "aesthetic: lora: the file is damaged, or no .safetensors file" in complaint(
+        capsys, "txt2img", "--lora=x", *SMALL
+    )
 
 
 def test_a_recipe_cannot_pass_its_own_command_off_as_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

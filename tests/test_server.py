@@ -320,7 +320,7 @@ def test_with_a_lora(address: str, model: Model, tmp_path: Path) -> None:
     )
     assert changed != plain == off
     prediction = draw(address, lora=data_url(b"text"))
-    assert "CheckpointError: lora: the file is no .safetensors file" in prediction["error"]
+    assert "CheckpointError: lora: the file is damaged, or no .safetensors file" in prediction["error"]
 
 
 def test_the_log_of_a_bad_input_has_no_traceback(address: str) -> None:
