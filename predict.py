@@ -208,6 +208,16 @@ class Predictor(BasePredictor):
             description="Read all of a long prompt, in chunks of 75 tokens, instead of cutting it there, and weights in it as in (red:1.3). Without, a prompt is plain text, as in the original code.",
             default=False,
         ),
+        lora: Optional[Path] = Input(
+            description="To draw in a style or a subject that somebody has trained: a LoRA, a .safetensors file for this kind of model (Stable Diffusion 1.5, usually). The aesthetic then works on top of it.",
+            default=None,
+        ),
+        lora_scale: float = Input(
+            description="How strong the LoRA is: 1 as it was trained, less to soften it, 0 leaves it out.",
+            default=1.0,
+            ge=0,
+            le=2,
+        ),
         n_samples: Optional[int] = Input(
             description="Old name of num_outputs.", default=None, ge=1, le=8, deprecated=True
         ),
@@ -226,7 +236,7 @@ class Predictor(BasePredictor):
         """Draw, and return the pictures in order."""
         inputs = {name: value for name, value in locals().items() if name != "self"}
         try:
-            folder = self._fresh_folder(aesthetic_embedding_file, aesthetic_images, image, mask)
+            folder = self._fresh_folder(aesthetic_embedding_file, aesthetic_images, image, mask, lora)
             paths, drawing = self.service.predict(Request.from_inputs(**inputs), folder)
         except AestheticError:
             raise  # Cog shows its message, which is enough

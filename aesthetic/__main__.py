@@ -310,9 +310,10 @@ def _command(found: "Recipe", request: Request, model: str) -> list[str]:
         flags["--aesthetic_lr"] = request.aesthetic_lr
         if request.aesthetic_mix is None:
             flags["--aesthetic_embedding"] = request.aesthetic_embedding or "FILE"
-    if found.files:
-        flags |= {f"--{name}": name.upper() for name in found.files}
-        flags["--prompt_strength"] = request.prompt_strength
+    flags |= {f"--{name}": name.upper() for name in found.files}
+    for name, setting in (("image", "prompt_strength"), ("lora", "lora_scale")):
+        if name in found.files:
+            flags[f"--{setting}"] = getattr(request, setting)
     command = ["python", "-m", "aesthetic", "txt2img", "--n_samples", "1", "--n_iter", "1", "--skip_grid"]
     for name in (*STEERING, *WRITING, "long_prompt", "disable_safety_checker"):
         value = getattr(request, name)
@@ -369,6 +370,8 @@ def _drawing(options: argparse.Namespace) -> dict[str, Any]:
         "image": options.image,
         "mask": options.mask,
         "prompt_strength": options.prompt_strength,
+        "lora": options.lora,
+        "lora_scale": options.lora_scale,
         "width": options.W,
         "height": options.H,
         "num_inference_steps": options.ddim_steps,
@@ -406,10 +409,12 @@ def _aesthetic(path_or_name: str | None) -> dict[str, Any]:
 
 def _check_aesthetic(request: Request, model: str | None) -> None:
     """Refuse a file or a name that is no good, or not for this model, before the model is loaded."""
-    from . import canvas, checkpoint, embedding
+    from . import canvas, checkpoint, embedding, lora
     from .registry import Registry
 
     canvas.read(request)
+    if request.lora is not None:
+        lora.read(request.lora)
     if request.is_plain:
         return
     if request.aesthetic_embedding_file is not None:
@@ -472,6 +477,8 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     flag("--image", type=Path, metavar="FILE", help="a picture to start from, fitted into W × H")
     flag("--mask", type=Path, metavar="FILE", help="what of it to redraw: white")
     flag("--prompt_strength", type=float, default=DEFAULTS["prompt_strength"], help="how much of it to redraw")
+    flag("--lora", type=Path, metavar="FILE", help="a LoRA to draw with, in .safetensors")
+    flag("--lora_scale", type=float, default=DEFAULTS["lora_scale"], help="how much of it, 0 to 2")
     flag("--H", type=int, default=DEFAULTS["height"], help="height in pixels")
     flag("--W", type=int, default=DEFAULTS["width"], help="width in pixels")
     flag("--scale", type=float, default=DEFAULTS["guidance_scale"], help="guidance scale")

@@ -18,6 +18,7 @@ __all__ = ["BASE", "CLIP", "INCOMPLETE", "File", "Snapshot", "Source", "home", "
 
 BASE = "stable-diffusion-v1-5"  # configuration, tokenizer and safety checker of the models that are a single file
 CLIP = "clip-vit-large-patch14"  # the projection and vision tower of the whole Stable Diffusion 1.x family
+KINDS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # the second has the same parts
 INCOMPLETE = "the checkout is incomplete, and git checkout -- {} mends it"
 
 
@@ -131,6 +132,8 @@ def locate(model: str | None, weights: Path) -> Snapshot:
             f"there is no model {model!r}: give a name ({', '.join(models)}) "
             "or the path of a folder with a model_index.json, or of a .safetensors file"
         )
+    else:
+        _require_kind(folder)
     return Snapshot(
         name=file.stem if file else folder.resolve().name,
         revision=source.revision if source else "local",
@@ -148,6 +151,16 @@ def _default(models: Sequence[str], manifest: Mapping[str, Source], weights: Pat
     present = [name for name in models if not missing(weights / name, manifest[name])]
     bundled = [name for name in models if manifest[name].repo_id is None]
     return next(iter([*present, *bundled, *models]), "")
+
+
+def _require_kind(folder: Path) -> None:
+    """Raise CheckpointError, saying what it is, unless a snapshot in diffusers' layout draws from words alone."""
+    try:
+        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'model_index.json'} names no pipeline of diffusers: {error}") from error
+    if kind not in KINDS:
+        raise CheckpointError(f"{folder} is a {kind}; Stable Diffusion 1.x or 2.x, a {KINDS[0]}, was expected")
 
 
 def _require(folder: Path, name: str, source: Source) -> None:

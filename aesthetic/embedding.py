@@ -198,7 +198,7 @@ def _read_safetensors(label: str, path: Path) -> tuple[object, dict[str, str]]:
             notes = file.metadata() or {}
     except Exception as error:
         raise EmbeddingError(
-            f"{label} is neither a .safetensors file nor a .pt file of torch 1.6 or later: {error}"
+            f"{label} is neither a .safetensors file nor a .pt file of torch 1.6 or later: {brief(str(error))}"
         ) from error
     if set(found) != {KEY}:
         shown = ", ".join(f"{brief(key)} {list(tensor.shape)}" for key, tensor in list(found.items())[:3])

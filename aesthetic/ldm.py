@@ -11,7 +11,7 @@ import safetensors
 
 from .errors import CheckpointError
 
-__all__ = ["require_stable_diffusion_1"]
+__all__ = ["CONVERT", "require_stable_diffusion_1"]
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."

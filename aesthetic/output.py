@@ -46,7 +46,7 @@ class Recipe:
     request:   the fields of its Request, without files: a file is known by its sha256.
     model:     name, revision on the hub, and precision.
     aesthetic: name, source (name, mix, file or pictures), sha256; empty if the model drew without one.
-    files:     the sha256 of image and mask, by these names, where there are any.
+    files:     the sha256 of image, mask and lora, by these names, where there are any.
     versions:  of this code and of the libraries that decide what is drawn.
     """
 
@@ -82,7 +82,7 @@ class Recipe:
 
         aesthetic_embedding_file: where the aesthetic came from a file, that file; where it was made of pictures,
         the file that `python -m aesthetic embed` makes of them.
-        files: the image and the mask, by these names, if the picture was drawn from any.
+        files: the image, the mask and the LoRA, by these names, if the picture was drawn from any.
 
         Raises RequestError as `settings` does, and if a file is needed and missing, or is another one.
         """
@@ -131,7 +131,7 @@ def read_recipe(path: Path) -> Recipe:
         if facts["aesthetic"] and facts["aesthetic"]["source"] not in SOURCES:
             raise ValueError("no such source")
         files = _strings(facts.get("files", {}))
-        if not files.keys() <= {"image", "mask"}:
+        if not files.keys() <= {"image", "mask", "lora"}:
             raise ValueError("no such file")
         return Recipe(
             files=files,
@@ -202,8 +202,11 @@ def _parameters(recipe: Recipe) -> str:
     }
     if request["ddim_eta"]:
         settings["Eta"] = request["ddim_eta"]
-    if recipe.files:
+    if "image" in recipe.files:
         settings["Denoising strength"] = request["prompt_strength"]
+    if "lora" in recipe.files:
+        settings["LoRA sha256"] = recipe.files["lora"]
+        settings["LoRA scale"] = request["lora_scale"]
     if aesthetic:
         settings |= {
             "Aesthetic embedding": aesthetic["name"],

@@ -4,7 +4,7 @@ A model is the diffusers pipeline (fp16 on a GPU, fp32 on a CPU) and, beside it 
 with CLIP's projection, which is what gets personalised, and CLIP's vision tower, which turns pictures into
 aesthetics. Snapshots of the Stable Diffusion 1.x family carry neither projection nor vision tower; those are
 OpenAI's CLIP's. A snapshot that brings its own (`text_projection.weight` in text_encoder, and image_encoder)
-uses them, and has a CLIP space of its own.
+uses them, and has a CLIP space of its own. Stable Diffusion 2.x must: its text encoder is of another CLIP.
 
 A model in a single file, in the original layout, brings UNet, VAE and text encoder; `Snapshot.folder` has the rest.
 
@@ -13,6 +13,7 @@ Only local safetensors files are read.
 
 import copy
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,12 @@ from .errors import CheckpointError
 __all__ = ["Model", "Vision", "clip_space", "default_device", "load", "load_vision", "read_projection"]
 
 PROJECTION = "text_projection.weight"
+OPENCLIP = 1024  # the width of Stable Diffusion 2.x's text encoder
+LACKING = (
+    "{name} is of the Stable Diffusion 2.x family: its CLIP is OpenCLIP ViT-H/14, whose text projection is not in the "
+    f"snapshot, and OpenAI's doesn't fit. Put {PROJECTION} [1024, 1024] of laion/CLIP-ViT-H-14-laion2B-s32B-b79K into "
+    "{file}, under that name: the README has the lines that do it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +65,14 @@ class Vision:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A snapshot in memory. Nothing in it changes once it is loaded.
+    """A snapshot in memory, perhaps with a LoRA. Nothing in it changes once it is loaded.
 
     pipeline:  diffusers' StableDiffusionPipeline on its device; diffusers has no types to speak of.
     encoder:   CLIPTextModelWithProjection in fp32, the pristine master of every personalisation.
     scheduler: the snapshot's own scheduler configuration.
     space:     the CLIP space of the projection: a hub name, or for a snapshot's own, "clip-" and a digest.
     vision:    None if the snapshot's CLIP space has no vision tower.
+    lora:      the sha256 of the LoRA file that was put in (see graft.py), if any.
     """
 
     snapshot: Snapshot
@@ -73,6 +81,7 @@ class Model:
     scheduler: Mapping[str, Any]
     space: str
     vision: Vision | None
+    lora: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -275,12 +284,23 @@ def _projection(snapshot: Snapshot) -> tuple[Tensor, str]:
             if PROJECTION in file.keys():
                 own = file.get_tensor(PROJECTION).float()
                 return own, f"clip-{hashlib.sha256(own.numpy().tobytes()).hexdigest()[:12]}"
+    _require_openai(snapshot)
     if snapshot.clip is None:
         raise CheckpointError(
             f"{snapshot.name} brings no CLIP projection of its own and needs {CLIP}, which is not there "
             f"in full: run script/download-weights {CLIP}"
         )
     return read_projection(snapshot.clip), snapshot.clip_space
+
+
+def _require_openai(snapshot: Snapshot) -> None:
+    """Raise CheckpointError for a text encoder that is known to be of another CLIP than OpenAI's."""
+    folder = snapshot.folder / "text_encoder"
+    if not (folder / "config.json").is_file():
+        return  # whoever loads it says so
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hidden_size") == OPENCLIP:
+        [file, *_] = [*sorted(folder.glob("*.safetensors")), folder / "model.safetensors"]
+        raise CheckpointError(LACKING.format(name=snapshot.name, file=file))
 
 
 def _processor(folder: Path) -> Any:

@@ -64,6 +64,8 @@ class Request:
     image: Path | None = None  # a picture to start from; width × height is then the frame that it is fitted into
     mask: Path | None = None  # of the image's shape; white is redrawn
     prompt_strength: float = _limited(0.8, ge=0.0, le=1.0)  # share of the steps that the image is redrawn in
+    lora: Path | None = None  # .safetensors, changes to the model for this one prediction: see lora.read
+    lora_scale: float = _limited(1.0, ge=0.0, le=2.0)  # how much of them; 0: the file is checked, and changes nothing
     width: int = _limited(512, choices=SIZES)  # pixels
     height: int = _limited(512, choices=SIZES)  # pixels
     num_outputs: int = _limited(1, ge=1, le=8)  # pictures

@@ -26,6 +26,7 @@ from . import __version__, canvas, checkpoint, embedding, images, output, pipeli
 from .embedding import Aesthetic
 from .errors import AestheticError, DrawingError, RequestError
 from .gradient import Personaliser
+from .graft import graft
 from .registry import Registry
 from .request import Request
 from .stops import Stop, condition, warn_of_lost
@@ -85,8 +86,8 @@ class Service:
     def draw(self, request: Request) -> Drawing:
         """Draw what is asked for.
 
-        Raises RequestError, EmbeddingError or PictureError before anything is personalised or drawn, and DrawingError
-        if nothing is left to show.
+        Raises RequestError, EmbeddingError, PictureError or CheckpointError before anything is personalised or drawn,
+        and DrawingError if nothing is left to show.
         """
         request = request.seeded()
         log.info("Seed: %s", request.seed)
@@ -96,11 +97,12 @@ class Service:
             width, height = drawn_over.image.size
             request = replace(request, width=width, height=height)
             log.info("Size: %s × %s, fitted to the image", width, height)
+        drawer = self._with_lora(request, seconds)
         with self._timed(seconds, "aesthetic"):
             aesthetic = self._aesthetic(request)
             target = self._target(request, aesthetic)
         with self._timed(seconds, "personalise"):
-            before, stops = condition(self.model, self._personalise, request, target)
+            before, stops = condition(drawer.model, drawer._personalise, request, target)
         end, similarity = stops[-1], None
         if aesthetic is not None and before.similarity is not None and end.similarity is not None:
             similarity = (before.similarity, end.similarity)
@@ -114,10 +116,10 @@ class Service:
             with self._timed(seconds, "image"):
                 start = redraw.encode(self.model, drawn_over)
         for stop in stops:
-            shown, kept = self._draw_stop(request, aesthetic, stop, seconds, start)
+            shown, kept = drawer._draw_stop(request, aesthetic, stop, seconds, start)
             pictures += shown
             blocked += kept
-        _require_some(pictures, blocked)
+        _require_some(request, pictures, blocked)
         return Drawing(
             request=request,
             pictures=pictures,
@@ -155,11 +157,22 @@ class Service:
         a stop of which nothing is left.
         """
         batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)
+        drawer = self._with_lora(request, {})
         aesthetic = self._aesthetic(request)
-        _, stops = condition(self.model, self._personalise, request, self._target(request, aesthetic))
+        _, stops = condition(drawer.model, drawer._personalise, request, self._target(request, aesthetic))
         for stop in stops:
-            pictures, _ = self._draw_stop(batch, aesthetic, stop, {})
+            pictures, _ = drawer._draw_stop(batch, aesthetic, stop, {})
             yield stop.steps, pictures
+
+    def _with_lora(self, request: Request, seconds: dict[str, float]) -> Self:
+        """This service, or where a LoRA is given, one that draws with it and is dropped with the prediction.
+
+        Aesthetics, also those from pictures and phrases, stay the business of the untouched CLIP.
+        """
+        if request.lora is None:
+            return self
+        with self._timed(seconds, "lora"):
+            return type(self)(graft(self.model, request.lora, request.lora_scale), self.registry)
 
     def _draw_stop(
         self,
@@ -283,6 +296,9 @@ class Service:
             facts = {"name": aesthetic.name, "source": aesthetic.source, "sha256": aesthetic.sha256}
             if aesthetic.source == "name":
                 alone = replace(alone, aesthetic_embedding=aesthetic.name)
+        files = {} if drawn_over is None else drawn_over.files
+        if self.model.lora is not None:
+            files = {**files, "lora": self.model.lora}
         return output.Recipe.of(
             alone,
             model={
@@ -291,7 +307,7 @@ class Service:
                 "precision": str(self.model.pipeline.dtype).removeprefix("torch."),
             },
             aesthetic=facts,
-            files={} if drawn_over is None else drawn_over.files,
+            files=files,
             versions=self._versions,
         )
 
@@ -344,13 +360,13 @@ def _batches(pixels: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield batch
 
 
-def _require_some(pictures: Sequence[object], blocked: int) -> None:
+def _require_some(request: Request, pictures: Sequence[object], blocked: int) -> None:
     if not pictures and blocked:
         raise DrawingError("the safety checker kept every picture back: try another prompt or seed")
     if not pictures:
         raise DrawingError(
             "the denoising overflowed and left no picture: try another seed or scheduler, a lower "
-            "guidance_scale or a lower aesthetic_lr"
+            "guidance_scale or a lower aesthetic_lr" + (", or a lower lora_scale" if request.lora else "")
         )
 
 

@@ -91,7 +91,7 @@ def _stop(request: Request, plain: Conditioning, tokens: Tokens, step: Step) -> 
     if not step.conditioning.to(own.dtype).isfinite().all():
         raise DrawingError(
             f"the personalisation diverged: lower aesthetic_lr ({request.aesthetic_lr}) "
-            f"or aesthetic_steps ({step.index})"
+            f"or aesthetic_steps ({step.index})" + (f" or lora_scale ({request.lora_scale})" if request.lora else "")
         )
     personalised = plain.joined(step.conditioning, tokens)
     moved = steering.blend(own.float(), personalised, request.aesthetic_weight, spherical=request.aesthetic_slerp)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -192,6 +193,14 @@ def test_the_pickle_that_is_checked_is_the_one_that_is_opened(tmp_path: Path) ->
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other/data.pkl", b"\x80\x02N.")
     assert "is no file of torch.save's" in refusal(path)
+
+
+def test_a_damaged_file_is_not_quoted_at_length(tmp_path: Path) -> None:
+    text = json.dumps({"aesthetic": {"dtype": "\x1b[31m" + "x" * 10**5, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"0000")
+    message = refusal(tmp_path / "a.safetensors")
+    assert len(message) < 200
+    assert message.isprintable()
 
 
 def test_refuses_safetensors_with_anything_else_in_them(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"evaluation"},
     {"service", "report"},
     {"sample", "output", "download", "stops", "embeds"},
-    {"prompt", "registry", "redraw"},
+    {"prompt", "registry", "redraw", "graft"},
     {"embedding", "pipeline"},
     {"canvas"},
-    {"gradient", "steering", "schedulers", "images", "checkpoint", "results"},
+    {"gradient", "steering", "schedulers", "images", "checkpoint", "results", "lora"},
     {"ldm"},
     {"request"},
     {"notation"},
@@ -23,8 +23,8 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = {path.stem: path for path in [ROOT / "predict.py", *(ROOT / "aesthetic").glob("*.py")]}
-HEAVY = {"compel", "diffusers", "transformers"}
-MAY_BE_HEAVY = {"pipeline", "prompt", "redraw", "sample", "schedulers"}
+HEAVY = {"compel", "diffusers", "peft", "transformers"}
+MAY_BE_HEAVY = {"graft", "pipeline", "prompt", "redraw", "sample", "schedulers"}
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:

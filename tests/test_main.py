@@ -17,7 +17,7 @@ from aesthetic import embedding, output, sample
 from aesthetic.__main__ import main
 from aesthetic.request import Request
 from aesthetic.service import Service
-from tests import snapshot
+from tests import lora, snapshot
 from tests.snapshot import MODEL
 from tests.test_images import encoded
 
@@ -146,6 +146,35 @@ def test_a_recipe_is_shown_and_its_command_draws_the_same_file(
     assert (python, flag, module) == ("python", "-m", "aesthetic")
     assert main([*command, "--outdir=again"]) == 0
     assert (tmp_path / "again" / "samples" / "00000.png").read_bytes() == drawn.read_bytes()
+
+
+def test_a_lora_is_drawn_with_and_put_into_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], service: Service
+) -> None:
+    style = lora.write(tmp_path / "style.safetensors", lora.changes(service.model))
+    few = ["--n_samples=1", "--n_iter=1", "--skip_grid", *SMALL]
+    assert main(["txt2img", "--lora=style.safetensors", "--lora_scale=0.5", "--outdir=first", *few]) == 0
+    drawn = tmp_path / "first" / "samples" / "00000.png"
+    capsys.readouterr()
+    assert main(["recipe", str(drawn)]) == 0
+    shown = capsys.readouterr().out
+    assert f"LORA is the lora with the sha256 {snapshot.sha256(style)}." in shown
+    command = next(shlex.split(line) for line in shown.splitlines() if line.startswith("python"))
+    assert not any(word.startswith("--prompt_strength") for word in command)
+    command[command.index("--lora=LORA")] = "--lora=style.safetensors"
+    assert main([*command[3:], "--outdir=again"]) == 0
+    assert (tmp_path / "again" / "samples" / "00000.png").read_bytes() == drawn.read_bytes()
+    assert main(["sweep", "--lora=style.safetensors", "--aesthetics=fantasy", "--steps", "0", "1", *SMALL[:3]]) == 0
+
+
+def test_a_lora_that_is_none_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "load", lambda *_: pytest.fail("a model was loaded"))
+    (tmp_path / "x").write_text("text")
+    assert "aesthetic: lora: the file is damaged, or no .safetensors file" in complaint(
+        capsys, "txt2img", "--lora=x", *SMALL
+    )
 
 
 def test_a_recipe_cannot_pass_its_own_command_off_as_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

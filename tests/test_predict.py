@@ -50,6 +50,8 @@ ORDER = [
     "aesthetic_text_angle",
     "aesthetic_text_negative",
     "long_prompt",
+    "lora",
+    "lora_scale",
     "n_samples",
     "scale",
     "ddim_steps",

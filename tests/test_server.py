@@ -21,7 +21,9 @@ import pytest
 from PIL import Image
 
 from aesthetic import output
+from aesthetic.pipeline import Model
 from script import client, server
+from tests import lora
 from tests.snapshot import ROOT
 from tests.test_images import encoded, zipped
 
@@ -308,6 +310,17 @@ def test_from_a_picture_with_a_mask(address: str) -> None:
         assert found.getpixel((8, 64)) != (200, 30, 30)
     prediction = draw(address, image=data_url(b"text"))
     assert "PictureError: image: the file is no picture" in prediction["error"]
+
+
+def test_with_a_lora(address: str, model: Model, tmp_path: Path) -> None:
+    data = data_url(lora.write(tmp_path / "x", lora.changes(model)).read_bytes())
+    plain, changed, off = (
+        Image.open(io.BytesIO(files(draw(address, **inputs))[0])).tobytes()
+        for inputs in ({}, {"lora": data, "lora_scale": 0.5}, {"lora": data, "lora_scale": 0})
+    )
+    assert changed != plain == off
+    prediction = draw(address, lora=data_url(b"text"))
+    assert "CheckpointError: lora: the file is damaged, or no .safetensors file" in prediction["error"]
 
 
 def test_the_log_of_a_bad_input_has_no_traceback(address: str) -> None:

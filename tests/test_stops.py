@@ -14,9 +14,11 @@ from PIL import Image
 from aesthetic import prompt, sample
 from aesthetic.errors import AestheticError, RequestError
 from aesthetic.output import read_recipe
+from aesthetic.pipeline import Model
 from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Drawing, Service
 from aesthetic.stops import Stop, condition
+from tests import lora
 
 
 @pytest.fixture
@@ -259,16 +261,27 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "image": st.sampled_from([None, "picture"]),
     "mask": st.sampled_from([None, "mask", "black"]),
     "prompt_strength": st.sampled_from([0.2, 0.5, 1]),
+    "lora": st.sampled_from([None, "lora", "wide", "broken"]),
+    "lora_scale": st.sampled_from([0, 0.5, 1]),
 }
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """A picture, and masks that do and don't let anything be redrawn."""
+def files(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Mapping[str, Path]:
+    """A picture, masks that do and don't let anything be redrawn, and LoRAs that do and don't fit."""
     folder = tmp_path_factory.mktemp("files")
     for name, colour in (("picture", "red"), ("mask", "white"), ("black", "black")):
         Image.new("RGB", (150, 140), colour).save(folder / f"{name}.png")
-    return {name: folder / f"{name}.png" for name in ("picture", "mask", "black")}
+    found = {name: folder / f"{name}.png" for name in ("picture", "mask", "black")}
+    changes = lora.changes(model)
+    wide = {
+        place: replace(pair, down=pair.down.repeat(1, 2, *[1] * (pair.down.ndim - 2)))
+        for place, pair in changes.items()
+    }
+    found["lora"] = lora.write(folder / "lora.safetensors", changes)
+    found["wide"] = lora.write(folder / "wide.safetensors", wide)
+    (folder / "broken.safetensors").write_bytes(found["lora"].read_bytes()[:-1])
+    return found | {"broken": folder / "broken.safetensors"}
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -277,7 +290,7 @@ def test_every_combination_works_or_is_refused_before_the_model_works(
     service: Service, quick: Request, files: Mapping[str, Path], options: dict[str, Any]
 ) -> None:
     asked = {"num_inference_steps": 1} | {
-        name: files.get(value, value) if name in ("image", "mask") else value for name, value in options.items()
+        name: files.get(value, value) if name in ("image", "mask", "lora") else value for name, value in options.items()
     }
     worked = []
     with pytest.MonkeyPatch.context() as patch:

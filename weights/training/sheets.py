@@ -42,7 +42,11 @@ def styles(judges: JudgesLike, prompts: Sequence[str]) -> dict[Cell, dict[str, A
 def steps(judges: JudgesLike, prompt: str) -> dict[Cell, dict[str, Any]]:
     """What to ask for: a prompt with each aesthetic, each number of steps of it."""
     return {
-        (name, "1 step" if stop == 1 else f"{stop} steps"): {"prompt": prompt, "aesthetic_embedding": name, "aesthetic_steps": stop}
+        (name, "1 step" if stop == 1 else f"{stop} steps"): {
+            "prompt": prompt,
+            "aesthetic_embedding": name,
+            "aesthetic_steps": stop,
+        }
         for name in judges.styles
         if name in AESTHETICS
         for stop in STEPS

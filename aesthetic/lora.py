@@ -1,0 +1,292 @@
+"""A LoRA file: small changes to layers of the UNet and of the text encoder, in safetensors.
+
+    W' = W + scale · alpha / rank · up · down
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685. A file names layers
+in one of two ways: lora_unet_ and lora_te_ with underscores (kohya's scripts, and most trainers after them), or unet.
+and text_encoder. with dots (diffusers, peft).
+
+The file is anybody's: its header is read before a weight is, and what comes out are numbers for layers that the model
+has, never the file's own names or notes. graft.py puts them into a model; nothing here knows diffusers.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import Repr
+from typing import Any
+
+import safetensors
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .ldm import CONVERT
+
+__all__ = ["Lora", "Pair", "fit", "read"]
+
+MAX_BYTES = 10**9  # of a file; one of rank 128 for every layer has a third of that
+MAX_HEADER = 2**24  # bytes; trainers note every tag of every picture there
+MAX_TENSORS = 4096  # three for each of some 350 layers are usual
+MAX_RANK = 512
+LARGEST = 65504.0  # that fp16 holds, of the values
+DTYPES = ("F16", "BF16", "F32", "F64")
+KEY = re.compile(
+    r"(?P<layer>(?:lora_(?:unet|te)_|(?:unet|text_encoder)\.).+?)"
+    r"(?:(?:[._]lora\.|\.lora_linear_layer\.|\.lora_)(?P<side>down|up|A|B)\.weight|\.alpha)"
+)
+SIDES = {"down": "down", "A": "down", "up": "up", "B": "up", None: "alpha"}
+# What other files can be told by, the surer signs first.
+SIGNS = {
+    "model.diffusion_model.": "a whole model: give it as AESTHETIC_MODEL",
+    "hada_w": "a LoHa",
+    "lokr_w": "a LoKr",
+    "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
+    "lora_mid": "a LoCon with three factors a layer",
+    "oft_": "an OFT",
+    ".diff": "whole differences of weights",
+    "lora_te1_": "a LoRA for Stable Diffusion XL",
+    "lora_te2_": "a LoRA for Stable Diffusion XL",
+    "text_encoder_2.": "a LoRA for Stable Diffusion XL",
+    "lora_unet_input_blocks_": "a LoRA for Stable Diffusion XL",
+    "lora_unet_middle_block_": "a LoRA for Stable Diffusion XL",
+    "lora_unet_output_blocks_": "a LoRA for Stable Diffusion XL",
+    "joint_blocks": "for Stable Diffusion 3",
+    "double_blocks": "for Flux",
+    "single_transformer_blocks": "for Flux",
+    "motion_modules": "for AnimateDiff",
+    "lora_controlnet": "a Control-LoRA",
+    "base_model.model.": "peft's own, which doesn't say what part of a model it is for: save it with diffusers",
+    "emb_params": "a textual inversion",
+}
+MADE_FOR = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}  # by width
+EXPECTED = "a LoRA in .safetensors was expected, with the names of kohya's scripts or of diffusers"
+UNREAD = ("alpha_pattern", "use_rslora", "use_dora")  # what diffusers' notes may ask for beside one alpha
+OLD_NAMES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}  # diffusers' of 2023
+
+_short = Repr()
+_short.maxstring = 100  # kohya's names have up to 80 characters
+brief = _short.repr
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """The change of one layer: down [rank, in, ...] and up [out, rank, ...], finite, on the CPU."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """What alpha is divided by."""
+        return int(self.down.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lora:
+    """What a file holds: changes by the file's own names of layers, without the ends that tell the factors apart."""
+
+    pairs: Mapping[str, Pair]
+    sha256: str
+
+
+@contextmanager
+def _blaming() -> Iterator[None]:
+    """Begin the message with the input that is to blame."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"lora: {error}") from error
+    except safetensors.SafetensorError as error:  # which quotes the file
+        raise CheckpointError(f"lora: the file is damaged, or no .safetensors file: {brief(str(error))}") from error
+
+
+@_blaming()
+def read(path: Path) -> Lora:
+    """The LoRA in a file. Raises CheckpointError, saying what was found, for anything else."""
+    _require_small(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        layers = _layers(list(file.keys()))
+        for sides in layers.values():
+            _require_shapes(file, sides)
+        alphas = _noted_alphas(file.metadata() or {})
+        pairs = {layer: _pair(layer, file, sides, alphas) for layer, sides in layers.items()}
+    if not any(pair.alpha and pair.up.any() and pair.down.any() for pair in pairs.values()):
+        raise CheckpointError("the file changes nothing: every product of its factors is zero")
+    with path.open("rb") as data:
+        return Lora(pairs=pairs, sha256=hashlib.file_digest(data, "sha256").hexdigest())
+
+
+@_blaming()
+def fit(lora: Lora, unet: Any, text_encoder: Any) -> tuple[dict[str, Pair], dict[str, Pair]]:
+    """The changes of the UNet and of the text encoder (CLIPTextModel), by their own names of layers, in their shapes.
+
+    Raises CheckpointError unless every layer that the file names is there, and of the same shape.
+    """
+    _require_width(lora, text_encoder.config.hidden_size)
+    places = dict(_places(unet, text_encoder))
+    parts: tuple[dict[str, Pair], dict[str, Pair]] = {}, {}
+    for name, pair in lora.pairs.items():
+        part, layer = places.get(name.replace(".processor.", "."), (None, ""))
+        if part is None:
+            raise CheckpointError(
+                f"the file changes a layer {brief(name)}, which the model doesn't have: it is for another kind of model"
+            )
+        if layer in parts[part]:
+            raise CheckpointError(f"the file changes one layer under two names, the second being {brief(name)}")
+        parts[part][layer] = _fitted(name, pair, (unet, text_encoder)[part].get_submodule(layer).weight)
+    return parts
+
+
+def _require_small(path: Path) -> None:
+    """Raise CheckpointError for what is no file, no safetensors, or too large to be read to the end of its header."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}; {EXPECTED}")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise CheckpointError(f"the file has {size / 1e9:.1f} GB, and a LoRA has at most {MAX_BYTES // 10**9}")
+    with path.open("rb") as file:
+        start = file.read(9)
+    header = int.from_bytes(start[:8], "little")
+    is_whole = start[8:] == b"{" and header <= size - 8
+    if not is_whole and start.startswith((b"PK", b"\x80")):  # which a header's length may begin with as well
+        raise CheckpointError(f"the file is a pickle, as .pt, .ckpt and .bin are: {CONVERT.format('lora.pt')}")
+    if not is_whole:
+        raise CheckpointError(f"the file is damaged, or no .safetensors file; {EXPECTED}")
+    if header > MAX_HEADER:
+        raise CheckpointError(
+            f"the file's header has {header / 1e6:.0f} MB, and a LoRA's at most {MAX_HEADER // 10**6}"
+        )
+
+
+def _layers(names: list[str]) -> dict[str, dict[str, str]]:
+    """For each layer, the names of its down, up and alpha. Raises CheckpointError if there is anything else."""
+    if not 0 < len(names) <= MAX_TENSORS:
+        raise CheckpointError(f"the file holds {len(names)} tensors, and a LoRA 2 to {MAX_TENSORS}; {EXPECTED}")
+    for sign, kind in SIGNS.items():
+        if any(sign in name for name in names):
+            raise CheckpointError(f"the file is {kind}; {EXPECTED}")
+    if names == ["aesthetic"]:
+        raise CheckpointError("the file is an aesthetic: give it as aesthetic_embedding_file")
+    layers: dict[str, dict[str, str]] = {}
+    for name in names:
+        found = KEY.fullmatch(name)
+        if found is None:
+            raise CheckpointError(f"the file holds {brief(name)}, which is no part of a LoRA; {EXPECTED}")
+        sides, side = layers.setdefault(found["layer"], {}), SIDES[found["side"]]
+        if side in sides:
+            raise CheckpointError(f"the file holds both {brief(sides[side])} and {brief(name)}, which say the same")
+        sides[side] = name
+    for layer, sides in layers.items():
+        if not {"down", "up"} <= sides.keys():
+            raise CheckpointError(f"the file holds only one of the two factors that change {brief(layer)}")
+    return layers
+
+
+def _require_shapes(file: Any, sides: Mapping[str, str]) -> None:
+    """Raise CheckpointError unless the factors of a layer are floats that can be multiplied, and alpha is a number."""
+    facts = {side: file.get_slice(name) for side, name in sides.items()}
+    shapes = {side: list(fact.get_shape()) for side, fact in facts.items()}
+    for side, fact in facts.items():
+        if fact.get_dtype() not in DTYPES:
+            raise CheckpointError(
+                f"the file holds {brief(sides[side])} as {fact.get_dtype()}; {', '.join(DTYPES)} were expected"
+            )
+    down, up = shapes["down"], shapes["up"]
+    is_product = all(len(shape) in (2, 4) and 0 not in shape for shape in (down, up)) and down[0] == up[1]
+    if not is_product or math.prod(shapes.get("alpha", [])) != 1:
+        raise CheckpointError(f"the file holds {brief(sides['down'])} {down} and {brief(sides['up'])} {up}: no LoRA")
+    if down[0] > MAX_RANK:
+        raise CheckpointError(f"the file holds {brief(sides['down'])} of rank {down[0]}, and {MAX_RANK} is the most")
+
+
+def _pair(layer: str, file: Any, sides: Mapping[str, str], alphas: Mapping[str, float]) -> Pair:
+    found = {side: _finite(name, file.get_tensor(name)) for side, name in sides.items()}
+    down, up = found["down"], found["up"]
+    if "alpha" in found:
+        return Pair(down=down, up=up, alpha=found["alpha"].item())
+    return Pair(down=down, up=up, alpha=alphas.get(layer.partition(".")[0], float(len(down))))
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not (tensor.float().abs() <= LARGEST).all():  # which nan isn't either
+        raise CheckpointError(f"the file holds values in {brief(name)} that are not finite, or not in fp16's range")
+    return tensor
+
+
+def _noted_alphas(notes: Mapping[str, str]) -> dict[str, float]:
+    """The alpha of each part, unet or text_encoder, that diffusers notes where it is not the rank: a number, no more.
+
+    Raises CheckpointError for notes that ask for something else than one alpha for all layers.
+    """
+    alphas: dict[str, float] = {}
+    try:
+        found = json.loads(notes.get("lora_adapter_metadata", "{}"))
+        for part in ("unet", "text_encoder"):
+            for name in UNREAD:
+                if found.get(f"{part}.{name}"):
+                    raise CheckpointError(f"the file's notes ask for {name} in its {part}, which is not known here")
+            alpha = found.get(f"{part}.lora_alpha")
+            if alpha is not None:
+                alphas[part] = _finite_number(alpha)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError("the file's notes (lora_adapter_metadata) are not those that diffusers writes") from error
+    return alphas
+
+
+def _finite_number(found: object) -> float:
+    if isinstance(found, (int, float)) and abs(found) <= LARGEST:
+        return float(found)
+    raise ValueError("no number")
+
+
+def _places(unet: nn.Module, text_encoder: nn.Module) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Every name that a file may have for a layer, with the part (0: UNet, 1: text encoder) and its name in there."""
+    for layer in _weighted(unet):
+        for name in (f"unet.{layer}", f"unet.{layer.removesuffix('.0')}", f"lora_unet_{layer.replace('.', '_')}"):
+            yield name, (0, layer)
+    for layer in _weighted(text_encoder):
+        yield f"lora_te_text_model_{layer.replace('.', '_')}", (1, layer)
+        block, _, last = layer.rpartition(".")
+        for name in (layer, f"{block}.{OLD_NAMES.get(last, last)}"):
+            yield f"text_encoder.{name}", (1, layer)
+            yield f"text_encoder.text_model.{name}", (1, layer)
+
+
+def _weighted(part: nn.Module) -> Iterable[str]:
+    return [name for name, module in part.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+
+
+def _require_width(lora: Lora, own: int) -> None:
+    """Raise CheckpointError, with the model that a LoRA is for, if that has a text encoder of another width."""
+    for name, pair in lora.pairs.items():
+        is_cross = "attn2" in name and name.endswith(("to_k", "to_v"))
+        is_text = name.startswith(("lora_te_", "text_encoder.")) and name.endswith(("q_proj", "k_proj", "to_q", "to_k"))
+        width = pair.down.shape[1]
+        if (is_cross or is_text) and width != own:
+            raise CheckpointError(
+                f"the file is for {MADE_FOR.get(width, 'another model')}, whose text encoder is {width} wide, "
+                f"and this model's is {own} wide: it needs a LoRA for {MADE_FOR.get(own, 'its own kind')}"
+            )
+
+
+def _fitted(name: str, pair: Pair, weight: Tensor) -> Pair:
+    """`pair` in the shape of the weight [out, in, ...] that it changes: trainers write 1 × 1 convolutions both ways."""
+    down, up = (pair.rank, *weight.shape[1:]), (weight.shape[0], pair.rank, *[1] * (weight.ndim - 2))
+    if _trimmed(pair.down.shape) != _trimmed(down) or _trimmed(pair.up.shape) != _trimmed(up):
+        raise CheckpointError(
+            f"the file changes {brief(name)} by {list(pair.up.shape)} · {list(pair.down.shape)}, and the model's layer "
+            f"has the shape {list(weight.shape)}: it is for another model"
+        )
+    return Pair(down=pair.down.reshape(down), up=pair.up.reshape(up), alpha=pair.alpha)
+
+
+def _trimmed(shape: Iterable[int]) -> tuple[int, ...]:
+    whole = tuple(shape)
+    return whole[:2] if all(side == 1 for side in whole[2:]) else whole
