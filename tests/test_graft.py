@@ -206,6 +206,7 @@ def test_a_scale_of_0_changes_nothing_but_the_file_is_checked(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the file, if it is cancelled while that is being opened
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # cancelled in Hypothesis's gc callback
 def test_after_anything_the_next_picture_is_that_of_a_fresh_model(
     service: Service, home: Path, strong: Request, changes: lora.Changes, file: Path, tmp_path: Path
 ) -> None:

@@ -94,6 +94,14 @@ def test_without_downloads_it_draws_with_the_demo_and_says_so(tmp_path: Path) ->
     assert (tmp_path / "output.0.png").is_file()
 
 
+def test_a_model_that_is_not_there_says_so_at_once(tmp_path: Path, home: Path) -> None:
+    for command in ("predict", "serve"):
+        answer = run(command, tmp_path, home, PORT="0", AESTHETIC_MODEL="nonsense")
+        assert answer.returncode == 1
+        assert f"script/{command}: there is no model 'nonsense'" in answer.stderr
+        assert "Traceback" not in answer.stderr
+
+
 def test_a_wrong_home_says_so_and_draws_nothing(tmp_path: Path) -> None:
     for command in ("predict", "serve"):
         answer = run(command, tmp_path, tmp_path / "nowhere", PORT="0")
