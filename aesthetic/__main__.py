@@ -1,4 +1,4 @@
-"""The command line: python -m aesthetic txt2img | sweep | evaluate | embed | convert | embeddings | recipe.
+"""The command line: python -m aesthetic txt2img | sweep | evaluate | embed | convert | embeddings | recipe | bench.
 
 txt2img takes the flags of the original code's scripts/txt2img.py and names its files alike. What is imported here
 at the top answers --help and bad values at once; torch and the models come in with the command that needs them.
@@ -7,6 +7,7 @@ at the top answers --help and bad values at once; torch and the models come in w
 import argparse
 import datetime as dt
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -158,6 +159,52 @@ def evaluate(options: argparse.Namespace) -> None:
         raise
     if written is not None:
         print(written)
+
+
+def bench(options: argparse.Namespace) -> None:
+    """Measure each stage and the whole of predictions beside plain diffusers with the original's loop."""
+    if options.repeats < 1:
+        raise RequestError(f"--repeats must be 1 or more, not {options.repeats}")
+    requests = [
+        Request(
+            seed=1,
+            width=width,
+            height=height,
+            num_outputs=outputs,
+            num_inference_steps=options.steps,
+            aesthetic_steps=options.aesthetic_steps,
+            scheduler=options.scheduler,
+        )
+        for width, height in options.sizes
+        for outputs in options.outputs
+    ]
+    if options.json is not None:
+        _require_writable(options.json, ".json")
+    from . import bench
+
+    measured = bench.run(
+        _random(options.random) if options.random else _service(options.ckpt),
+        requests,
+        repeats=options.repeats,
+        say=print,
+    )
+    if options.json is not None:
+        options.json.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+
+
+def _service(model: str | None) -> "Service":
+    from .service import Service
+
+    return Service.load(model)
+
+
+def _random(size: str) -> "Service":
+    """A service on a model with random weights, of which nothing is on the disk."""
+    from . import checkpoint, pipeline, shapes
+    from .registry import Registry
+    from .service import Service
+
+    return Service(shapes.build(size, pipeline.default_device()), Registry(checkpoint.home() / "embeddings"))
 
 
 def embed(options: argparse.Namespace) -> None:
@@ -439,6 +486,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_txt2img(commands.add_parser("txt2img", help="draw pictures, with the flags of the original script"))
     _add_sweep(commands.add_parser("sweep", help="draw a sheet of aesthetics × steps"))
     _add_evaluate(commands.add_parser("evaluate", help="measure what the steps do, with plots and intervals"))
+    _add_bench(commands.add_parser("bench", help="measure how fast it is, beside plain diffusers"))
     command = commands.add_parser("embed", help="make an aesthetic from pictures")
     command.add_argument("pictures", type=Path, help="a folder, a zip, a tar or one picture")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
@@ -523,6 +571,26 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     flag("--negative_prompt", default="", help="what to keep out")
     flag("--disable_safety_checker", action="store_true", help="measure pictures that it would keep back")
     _add_ckpt(parser)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.set_defaults(run=bench)
+    flag = parser.add_argument
+    flag("--random", choices=["sd15", "tiny"], help="random weights of these shapes, in place of a model")
+    flag("--sizes", type=_size, nargs="+", default=[(512, 512)], metavar="WIDTHxHEIGHT", help="pixels")
+    flag("--outputs", type=int, nargs="+", default=[1], metavar="COUNT", help="pictures at once")
+    flag("--steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
+    flag("--aesthetic_steps", type=int, default=DEFAULTS["aesthetic_steps"], help="steps towards the aesthetic")
+    flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
+    flag("--repeats", type=int, default=5, help="of everything, after a first time that doesn't count")
+    flag("--json", type=Path, metavar="NAME.json", help="write all that was measured, for machines")
+    _add_ckpt(parser)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
 
 
 def _add_txt2img(parser: argparse.ArgumentParser) -> None:

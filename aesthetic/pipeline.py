@@ -31,7 +31,17 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from .checkpoint import CLIP, Snapshot, home
 from .errors import CheckpointError
 
-__all__ = ["Model", "Vision", "clip_space", "default_device", "load", "load_vision", "read_projection"]
+__all__ = [
+    "Model",
+    "Vision",
+    "clip_space",
+    "default_device",
+    "hush",
+    "load",
+    "load_vision",
+    "precision",
+    "read_projection",
+]
 
 PROJECTION = "text_projection.weight"
 OPENCLIP = 1024  # the width of Stable Diffusion 2.x's text encoder
@@ -111,7 +121,7 @@ def load(snapshot: Snapshot, device: torch.device) -> Model:
 
     Raises CheckpointError if its text encoder has no projection, or one that doesn't fit, and if weights are missing.
     """
-    _hush()
+    hush()
     projection, space = _projection(snapshot)
     if snapshot.file is not None:
         encoder, pipeline = _load_file(snapshot.file, snapshot.folder, projection, device)
@@ -130,7 +140,7 @@ def load(snapshot: Snapshot, device: torch.device) -> Model:
 
 def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
     """The vision tower alone, for making aesthetics without drawing. Raises CheckpointError if there is none."""
-    _hush()
+    hush()
     _, space = _projection(snapshot)
     vision = _load_vision(snapshot, space, device)
     if vision is None:
@@ -151,7 +161,7 @@ def read_projection(clip: Path | None = None) -> Tensor:
     return projection.float()
 
 
-def _hush() -> None:
+def hush() -> None:
     """No reports of weights left over, since each tower is half of a CLIP, nor of what service.py says itself."""
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
@@ -175,7 +185,7 @@ def _load_file(file: Path, folder: Path, projection: Tensor, device: torch.devic
         ) from error
     _require_weights(pipeline.text_encoder, f"the text encoder's weights in {file}")
     encoder = _project(pipeline.text_encoder, projection, file).to(device)
-    dtype = _precision(device)
+    dtype = precision(device)
     if dtype != torch.float32:
         pipeline.register_modules(text_encoder=copy.deepcopy(pipeline.text_encoder))
     return encoder, pipeline.to(device, dtype)
@@ -194,12 +204,13 @@ def _project(text_encoder: Any, projection: Tensor, file: Path) -> Any:
     return encoder.eval().requires_grad_(False)
 
 
-def _precision(device: torch.device) -> torch.dtype:
+def precision(device: torch.device) -> torch.dtype:
+    """What is drawn in: fp16 on a GPU, fp32 on a CPU."""
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
-    dtype = _precision(device)
+    dtype = precision(device)
     components: dict[str, Any] = {"image_encoder": None}  # the vision tower is not the pipeline's business
     if dtype == torch.float32:
         components["text_encoder"] = encoder.text_model  # the same weights in the same precision: once will do

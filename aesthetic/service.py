@@ -9,7 +9,8 @@ anything for the next one: weights are only read, and the one copy that moves is
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -39,6 +40,10 @@ BATCH = 32  # pictures through the vision tower at once
 UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
 
 
+def _ignore(image: Image.Image, recipe: output.Recipe) -> None:
+    """What becomes of a picture that nobody waits for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """What came of a request.
@@ -50,7 +55,7 @@ class Drawing:
     drift:      how far the conditioning moved from the prompt's own, relative to its length.
     steps:      taken towards the aesthetic.
     blocked:    pictures that the safety checker kept back.
-    seconds:    by stage.
+    seconds:    by stage; "encode" is what writing takes beyond the drawing.
     """
 
     request: Request
@@ -83,8 +88,10 @@ class Service:
         )
         return cls(loaded, Registry(checkpoint.home() / "embeddings"))
 
-    def draw(self, request: Request) -> Drawing:
+    def draw(self, request: Request, shown: Callable[[Image.Image, output.Recipe], object] = _ignore) -> Drawing:
         """Draw what is asked for.
+
+        shown: called with each picture and its recipe, in order, while the next one may still have to be drawn.
 
         Raises RequestError, EmbeddingError, PictureError or CheckpointError before anything is personalised or drawn,
         and DrawingError if nothing is left to show.
@@ -116,9 +123,12 @@ class Service:
             with self._timed(seconds, "image"):
                 start = redraw.encode(self.model, drawn_over)
         for stop in stops:
-            shown, kept = drawer._draw_stop(request, aesthetic, stop, seconds, start)
-            pictures += shown
-            blocked += kept
+            for picture in drawer._draw_stop(request, aesthetic, stop, seconds, start):
+                if picture is None:
+                    blocked += 1
+                else:
+                    pictures.append(picture)
+                    shown(*picture)
         _require_some(request, pictures, blocked)
         return Drawing(
             request=request,
@@ -135,17 +145,16 @@ class Service:
 
         Of a sweep, the last one is a sheet of all the others.
         """
-        drawing = self.draw(request)
-        paths = []
-        with self._timed(drawing.seconds, "encode"):
-            for i, (image, recipe) in enumerate(drawing.pictures):
-                paths.append(folder / f"output.{i}.{request.output_format}")
-                output.write(paths[-1], image, recipe)
+        files: list[Future[bytes]] = []
+        # The threads make bytes and touch no file: wherever a cancellation comes, they leave nothing for the next.
+        with ThreadPoolExecutor() as pool:
+            drawing = self.draw(request, lambda *picture: files.append(pool.submit(output.encode, *picture)))
             if request.sweep:
-                paths.append(folder / f"output.{len(paths)}.{request.output_format}")
-                labels = [f"{recipe.request['aesthetic_steps']} steps" for _, recipe in drawing.pictures]
-                sheet = output.contact_sheet([[image for image, _ in drawing.pictures]], columns=labels)
-                sheet.save(paths[-1], quality=request.output_quality)  # which PNG passes over
+                files.append(pool.submit(_sheet, drawing))
+            paths = [folder / f"output.{i}.{request.output_format}" for i in range(len(files))]
+            with self._timed(drawing.seconds, "encode"):
+                for path, file in zip(paths, files, strict=True):
+                    path.write_bytes(file.result())
         return paths, drawing
 
     def draw_batches(
@@ -161,8 +170,8 @@ class Service:
         aesthetic = self._aesthetic(request)
         _, stops = condition(drawer.model, drawer._personalise, request, self._target(request, aesthetic))
         for stop in stops:
-            pictures, _ = drawer._draw_stop(batch, aesthetic, stop, {})
-            yield stop.steps, pictures
+            pictures = drawer._draw_stop(batch, aesthetic, stop, {})
+            yield stop.steps, [picture for picture in pictures if picture is not None]
 
     def _with_lora(self, request: Request, seconds: dict[str, float]) -> Self:
         """This service, or where a LoRA is given, one that draws with it and is dropped with the prediction.
@@ -181,13 +190,13 @@ class Service:
         stop: Stop,
         seconds: dict[str, float],
         start: redraw.Start | None = None,
-    ) -> tuple[list[tuple[Image.Image, output.Recipe]], int]:
-        """The pictures of a request at one stop, and how many the safety checker kept back."""
+    ) -> Iterator[tuple[Image.Image, output.Recipe] | None]:
+        """The pictures of a request at one stop, as soon as each is there; None for one that the checker kept back."""
         with self._timed(seconds, "denoise"):
             latents = sample.denoise(self.model, stop.conditioning, request, start)
         drawn_over = start.canvas if start is not None else None
-        shown, blocked = self._shown(request, latents, drawn_over, seconds)
-        return [(image, self._recipe(request, aesthetic, drawn_over, stop, i)) for i, image in shown], blocked
+        for i, image in self._shown(request, latents, drawn_over, seconds):
+            yield None if image is None else (image, self._recipe(request, aesthetic, drawn_over, stop, i))
 
     def _aesthetic(self, request: Request) -> Aesthetic | None:
         """The aesthetic to follow; None if the plain model is to draw."""
@@ -252,9 +261,8 @@ class Service:
 
     def _shown(
         self, request: Request, latents: Tensor, drawn_over: canvas.Canvas | None, seconds: dict[str, float]
-    ) -> tuple[list[tuple[int, Image.Image]], int]:
-        """The pictures that may be shown, with their places in the batch, and how many the checker kept back."""
-        shown, blocked = [], 0
+    ) -> Iterator[tuple[int, Image.Image | None]]:
+        """The places in the batch and their pictures, None for one that may not be shown; no place that overflowed."""
         pictures = sample.decode(self.model, latents)
         for i in range(request.num_outputs):
             with self._timed(seconds, "decode"):
@@ -268,10 +276,7 @@ class Service:
                 unsafe = not request.disable_safety_checker and sample.is_unsafe(self.model, picture)
             if unsafe:
                 log.warning("The safety checker kept picture %d back", i)
-                blocked += 1
-            else:
-                shown.append((i, sample.to_pil(self.model, picture)))
-        return shown, blocked
+            yield i, None if unsafe else sample.to_pil(self.model, picture)
 
     def _recipe(
         self,
@@ -358,6 +363,13 @@ def _batches(pixels: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     rest = iter(pixels)
     while batch := list(islice(rest, BATCH)):
         yield batch
+
+
+def _sheet(drawing: Drawing) -> bytes:
+    """A sheet of the pictures of a sweep, as a file."""
+    labels = [f"{recipe.request['aesthetic_steps']} steps" for _, recipe in drawing.pictures]
+    sheet = output.contact_sheet([[image for image, _ in drawing.pictures]], columns=labels)
+    return output.encode_sheet(sheet, drawing.request)
 
 
 def _require_some(request: Request, pictures: Sequence[object], blocked: int) -> None:

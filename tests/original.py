@@ -1,16 +1,14 @@
-"""The original research code's personalisation, transcribed with plain transformers.
-
-From the FrozenCLIPEmbedder of the fork of Stable Diffusion that came with arXiv 2209.12330, with the model given
-instead of loaded from the disk for every prompt. Nothing of the package is used here.
-"""
+"""The CLIP that the original research code would use with a home's model."""
 
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel
 
+from aesthetic.original import conditioning, difference
 from tests import snapshot
+
+__all__ = ["conditioning", "difference", "load_clip"]
 
 
 def load_clip(home: Path) -> CLIPModel:
@@ -20,26 +18,3 @@ def load_clip(home: Path) -> CLIPModel:
     tower = CLIPTextModel.from_pretrained(folder, variant="fp16", dtype=torch.float32)
     model.text_model.load_state_dict(tower.state_dict())
     return model.eval()
-
-
-def conditioning(model: CLIPModel, tokens: Tensor, image_embs: Tensor, *, steps: int, lr: float) -> Tensor:
-    """The conditioning [1, 77, hidden] of `tokens` personalised towards `image_embs`; changes `model`."""
-    image_embs = image_embs / image_embs.norm(dim=-1, keepdim=True)
-    text_embs = model.get_text_features(tokens).pooler_output
-    text_embs = text_embs / text_embs.norm(dim=-1, keepdim=True)
-    loss = -(text_embs @ image_embs.T)
-    optimizer = torch.optim.Adam(model.text_model.parameters(), lr=lr)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss.mean().backward()
-        optimizer.step()
-        text_embs = model.get_text_features(tokens).pooler_output
-        text_embs = text_embs / text_embs.norm(dim=-1, keepdim=True)
-        loss = -(text_embs @ image_embs.T)
-    z: Tensor = model.text_model(input_ids=tokens).last_hidden_state
-    return z.detach()
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """Relative error."""
-    return float((ours - theirs).norm() / theirs.norm())

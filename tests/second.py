@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from aesthetic import shapes
 from tests import snapshot
 from tests.snapshot import CONFIGS, MODEL, TINY, write_json
 
@@ -68,7 +69,7 @@ def write(home: Path, folder: Path, *, prediction: str = "v_prediction", project
             [file] = (folder / "text_encoder").glob("*.safetensors")
             own = {"text_projection.weight": torch.randn(DIM, HIDDEN)}
             save_file(load_file(file) | own, file, metadata={"format": "pt"})
-            vision = snapshot.VISION | TINY["vision"] | {"projection_dim": DIM, "hidden_act": "gelu"}
+            vision = shapes.SD15["vision"] | shapes.TINY["vision"] | {"projection_dim": DIM, "hidden_act": "gelu"}
             tower = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**vision))
             snapshot.save_weights(tower, folder / "image_encoder")
     return folder

@@ -22,6 +22,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from aesthetic import shapes
+from aesthetic.shapes import SD15
+
 ROOT = Path(__file__).parent.parent
 MODEL = "stable-diffusion-v1-5"
 CLIP = "clip-vit-large-patch14"
@@ -55,77 +58,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     },
-    "scheduler/scheduler_config.json": {
-        "_class_name": "PNDMScheduler",
-        "_diffusers_version": "0.6.0",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "num_train_timesteps": 1000,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "trained_betas": None,
-        "clip_sample": False,
-    },
-    "unet/config.json": {
-        "_class_name": "UNet2DConditionModel",
-        "_diffusers_version": "0.6.0",
-        "act_fn": "silu",
-        "attention_head_dim": 8,
-        "block_out_channels": [320, 640, 1280, 1280],
-        "center_input_sample": False,
-        "cross_attention_dim": 768,
-        "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
-        "downsample_padding": 1,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "in_channels": 4,
-        "layers_per_block": 2,
-        "mid_block_scale_factor": 1,
-        "norm_eps": 1e-05,
-        "norm_num_groups": 32,
-        "out_channels": 4,
-        "sample_size": 64,
-        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
-    },
-    "vae/config.json": {
-        "_class_name": "AutoencoderKL",
-        "_diffusers_version": "0.6.0",
-        "act_fn": "silu",
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "in_channels": 3,
-        "latent_channels": 4,
-        "layers_per_block": 2,
-        "norm_num_groups": 32,
-        "out_channels": 3,
-        "sample_size": 512,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-    },
-    "text_encoder/config.json": {
-        "_name_or_path": "openai/clip-vit-large-patch14",
-        "architectures": ["CLIPTextModel"],
-        "attention_dropout": 0.0,
-        "bos_token_id": 0,
-        "dropout": 0.0,
-        "eos_token_id": 2,
-        "hidden_act": "quick_gelu",
-        "hidden_size": 768,
-        "initializer_factor": 1.0,
-        "initializer_range": 0.02,
-        "intermediate_size": 3072,
-        "layer_norm_eps": 1e-05,
-        "max_position_embeddings": 77,
-        "model_type": "clip_text_model",
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-        "pad_token_id": 1,
-        "projection_dim": 768,
-        "torch_dtype": "float32",
-        "transformers_version": "4.22.0.dev0",
-        "vocab_size": 49408,
-    },
+    "scheduler/scheduler_config.json": SD15["scheduler"],
+    **{f"{part}/config.json": SD15[part] for part in ("unet", "vae", "text_encoder")},
     "tokenizer/special_tokens_map.json": {
         "bos_token": _START,
         "eos_token": _END,
@@ -151,44 +85,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **dict(list(_PREPROCESSOR.items())[2:]),
     },
 }
-VISION = {
-    "hidden_act": "quick_gelu",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "patch_size": 14,
-    "image_size": 224,
-    "projection_dim": 768,
-}
-
-# What the tiny one has otherwise. Its CLIP space is not as wide as its hidden states; the real one's happens to be.
-TINY: dict[str, dict[str, Any]] = {
-    "unet/config.json": {
-        "attention_head_dim": 1,
-        "block_out_channels": [8, 8, 16, 16],
-        "cross_attention_dim": 32,
-        "norm_num_groups": 4,
-    },
-    "vae/config.json": {"block_out_channels": [4, 4, 8, 8], "layers_per_block": 1, "norm_num_groups": 4},
-    "text_encoder/config.json": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "projection_dim": 24,
-        "vocab_size": 600,
-    },
-    "feature_extractor/preprocessor_config.json": {"crop_size": 32, "size": 32},
-    "vision": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "patch_size": 8,
-        "image_size": 32,
-        "projection_dim": 24,
-    },
+TINY = {f"{part}/config.json": changes for part, changes in shapes.TINY.items()} | {
+    "feature_extractor/preprocessor_config.json": {"crop_size": 32, "size": 32}
 }
 SIZES: dict[str, dict[str, dict[str, Any]]] = {"tiny": TINY, "full": {}}
 
@@ -197,7 +95,7 @@ def write_home(folder: Path, *, size: str = "tiny") -> Path:
     """Make `folder` a home with random weights and eight random aesthetics; the same ones each time."""
     changes = SIZES[size]
     configs = {file: config | changes.get(file, {}) for file, config in CONFIGS.items()}
-    vision: dict[str, Any] = VISION | changes.get("vision", {})
+    vision: dict[str, Any] = SD15["vision"] | changes.get("vision/config.json", {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2209_12330)
         write_model(folder / "weights" / MODEL, configs, vision)
@@ -243,15 +141,9 @@ def write_clip(folder: Path, configs: dict[str, dict[str, Any]], vision: dict[st
 
 
 def write_vocabulary(folder: Path) -> None:
-    """The two files of CLIP's byte-pair encoding, with all single bytes and three words in them."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [256 + i for i in range(256 - len(printable))]  # bytes that such a file can't hold as they are
-    letters = [chr(code) for code in printable + others]
-    merges = ["c a", "ca t</w>", "d o", "do g</w>", "t h", "th e</w>"]
-    words = [merge.replace(" ", "") for merge in merges]
-    ends = ["<|startoftext|>", "<|endoftext|>"]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *words, *ends]
-    write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
+    """The two files of CLIP's byte-pair encoding, with little in them: see shapes.py."""
+    vocabulary, merges = shapes.vocabulary()
+    write_json(folder / "vocab.json", vocabulary)
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
 
 

@@ -1,17 +1,20 @@
 """The idea: equal to the original code, and from pristine weights every time."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import CLIPModel
 
 from aesthetic import prompt
-from aesthetic.gradient import Personaliser, similarity
+from aesthetic.gradient import Personaliser, ascend, similarity
 from aesthetic.pipeline import Model
 from aesthetic.service import Service
 from tests import original
 from tests.original import difference
 
+TABLE = "text_model.embeddings.token_embedding"
 STEPS = (0, 1, 5, 20)
 RATES = (1e-4, 3e-3)
 
@@ -97,3 +100,45 @@ def test_only_the_text_model_moves_and_gradients_are_freed(model: Model, tokens:
     for name in ("final_layer_norm.weight", "embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.bias"):
         assert not torch.equal(moved[f"text_model.{name}"], pristine[f"text_model.{name}"])
     assert all(weight.grad is None for weight in personalise._working.parameters())
+
+
+@pytest.mark.parametrize("lr", RATES)
+def test_training_the_rows_of_a_prompt_is_training_the_whole_table(
+    model: Model, tokens: Tensor, target: Tensor, lr: float
+) -> None:
+    chunks = torch.cat([tokens, prompt.tokenize(model, "the dog and the dog").input_ids])
+    everything = copy.deepcopy(model.encoder)
+    everything.get_submodule("text_model").requires_grad_(True)
+    expected = ascend(everything, chunks, target, steps=5, lr=lr)
+    for ours, theirs in zip(Personaliser(model.encoder)(chunks, target, steps=5, lr=lr), expected, strict=True):
+        assert torch.equal(ours.conditioning, theirs.conditioning)
+        assert torch.equal(ours.similarity, theirs.similarity)
+
+
+def test_a_row_moves_as_it_would_in_the_table_and_the_others_would_not(
+    model: Model, tokens: Tensor, target: Tensor
+) -> None:
+    everything = copy.deepcopy(model.encoder)
+    everything.get_submodule("text_model").requires_grad_(True)
+    list(ascend(everything, tokens, target, steps=3, lr=1e-3))
+    moved, pristine = (one.get_submodule(TABLE).weight for one in (everything, model.encoder))
+    personalise = Personaliser(model.encoder)
+    list(personalise(tokens, target, steps=3, lr=1e-3))
+    assert torch.equal(personalise._working.get_submodule(TABLE)(tokens), everything.get_submodule(TABLE)(tokens))
+    others = torch.ones(len(pristine), dtype=torch.bool).index_fill(0, tokens.flatten(), False)
+    assert torch.equal(moved[others], pristine[others])
+    assert not torch.equal(moved[~others], pristine[~others])
+
+
+def test_prompts_of_any_length_follow_one_another(model: Model, tokens: Tensor, target: Tensor) -> None:
+    personalise = Personaliser(model.encoder)
+    *_, expected = personalise(tokens, target, steps=2, lr=1e-3)
+    list(personalise(torch.cat([tokens, prompt.tokenize(model, "a dog").input_ids]), target, steps=2, lr=1e-3))
+    *_, last = personalise(tokens, target, steps=2, lr=1e-3)
+    assert torch.equal(last.conditioning, expected.conditioning)
+
+
+def test_the_copy_has_no_table(model: Model) -> None:
+    weights = dict(Personaliser(model.encoder)._working.named_parameters())
+    assert weights.keys() == dict(model.encoder.named_parameters()).keys()
+    assert weights[f"{TABLE}.weight"].numel() == 0

@@ -9,13 +9,13 @@ from tests.snapshot import ROOT
 
 LAYERS = [  # from the top; whoever stands in a line may import from the lines below it
     {"predict", "__main__"},
-    {"evaluation"},
+    {"evaluation", "bench"},
     {"service", "report"},
-    {"sample", "output", "download", "stops", "embeds"},
+    {"sample", "output", "download", "stops", "embeds", "shapes"},
     {"prompt", "registry", "redraw", "graft"},
     {"embedding", "pipeline"},
     {"canvas"},
-    {"gradient", "steering", "schedulers", "images", "checkpoint", "results", "lora"},
+    {"gradient", "steering", "schedulers", "images", "checkpoint", "results", "lora", "original", "floor"},
     {"ldm"},
     {"request"},
     {"notation"},
@@ -24,7 +24,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = {path.stem: path for path in [ROOT / "predict.py", *(ROOT / "aesthetic").glob("*.py")]}
 HEAVY = {"compel", "diffusers", "peft", "transformers"}
-MAY_BE_HEAVY = {"graft", "pipeline", "prompt", "redraw", "sample", "schedulers"}
+MAY_BE_HEAVY = {"graft", "original", "pipeline", "prompt", "redraw", "sample", "schedulers", "shapes"}
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:

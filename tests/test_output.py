@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageChops, PngImagePlugin
 
 from aesthetic import output
 from aesthetic.errors import AestheticError, PictureError, RequestError
@@ -53,6 +53,19 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     path = written(tmp_path_factory.mktemp("picture") / f"a.{request.output_format}", content)
     assert output.read_recipe(path) == content
     assert output.read_recipe(path).rebuild() == request
+
+
+@pytest.mark.parametrize("sigma", [0, 5, 200])
+def test_a_png_keeps_every_pixel_and_is_no_larger_than_pillows_own(tmp_path: Path, sigma: float) -> None:
+    shade = Image.linear_gradient("L").resize((192, 128))
+    channels = [ImageChops.add(shade, Image.effect_noise(shade.size, sigma)) for _ in range(3)]
+    picture = Image.merge("RGB", channels)
+    output.write(tmp_path / "a.png", picture, recipe(Request(seed=1)))
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.tobytes() == picture.tobytes()
+    picture.save(tmp_path / "b.png")
+    ours, theirs = ((tmp_path / name).stat().st_size for name in ("a.png", "b.png"))
+    assert ours < 1.15 * theirs + 2000  # the recipe, too
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg"])

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from aesthetic import canvas, checkpoint, embedding, pipeline, prompt, redraw, schedulers
+from aesthetic import canvas, checkpoint, embedding, pipeline, prompt, redraw, schedulers, shapes
 from aesthetic.embeds import prompt_embeds
 from aesthetic.errors import CheckpointError, EmbeddingError, RequestError
 from aesthetic.pipeline import Model
@@ -22,7 +22,7 @@ from aesthetic.registry import Registry
 from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
 from tests import lora, original, second
-from tests.snapshot import ROOT, TINY, write_json
+from tests.snapshot import ROOT, write_json
 from tests.test_schedulers import PLAIN
 
 CPU = torch.device("cpu")
@@ -215,7 +215,7 @@ def test_the_lines_of_the_readme_put_it_there(home: Path, tmp_path: Path, monkey
         clip = transformers.CLIPModel(
             transformers.CLIPConfig(
                 text_config=text | {"num_hidden_layers": 4},
-                vision_config=TINY["vision"] | {"projection_dim": second.DIM},
+                vision_config=shapes.TINY["vision"] | {"projection_dim": second.DIM},
                 projection_dim=second.DIM,
             )
         )

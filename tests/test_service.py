@@ -369,3 +369,68 @@ def test_every_stage_is_timed(service: Service, quick: Request, tmp_path: Path) 
     _, drawing = service.predict(quick, tmp_path)
     assert set(drawing.seconds) == {"aesthetic", "personalise", "denoise", "decode", "safety", "encode"}
     assert all(seconds > 0 for seconds in drawing.seconds.values())
+
+
+def test_files_are_those_of_the_pictures_whatever_finishes_first(
+    service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = output.encode
+
+    def unhurried(image: Image.Image, recipe: output.Recipe) -> bytes:
+        time.sleep(0.1 if recipe.request["seed"] == 7 else 0)  # the first one is the last to be ready
+        return encode(image, recipe)
+
+    monkeypatch.setattr(output, "encode", unhurried)
+    for request in (replace(quick, num_outputs=3), replace(quick, aesthetic_sweep="0,2", output_format="webp")):
+        paths, drawing = service.predict(request, tmp_path)
+        names = [f"output.{i}.{request.output_format}" for i in range(3)]
+        assert [path.name for path in paths] == names
+        for path, picture in zip(paths, drawing.pictures, strict=False):
+            assert path.read_bytes() == encode(*picture)
+
+
+def test_a_picture_is_encoded_while_the_next_is_drawn(
+    service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, encoded_one, decode = output.encode, threading.Event(), sample.decode
+
+    def telling(image: Image.Image, recipe: output.Recipe) -> bytes:
+        encoded_one.set()
+        return encode(image, recipe)
+
+    def waiting(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
+        first, second = decode(model, latents)
+        yield first
+        assert encoded_one.wait(60)
+        yield second
+
+    monkeypatch.setattr(output, "encode", telling)
+    monkeypatch.setattr(sample, "decode", waiting)
+    service.predict(replace(quick, num_outputs=2), tmp_path)
+
+
+def test_what_goes_wrong_in_encoding_is_said(
+    service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> bytes:
+        raise OSError("encoder error")
+
+    monkeypatch.setattr(output, "encode", failing)
+    with pytest.raises(OSError, match="encoder error"):
+        service.predict(quick, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_of_a_cancelled_prediction_goes_on(
+    service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancelled(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
+        yield next(sample_decode(model, latents))
+        raise Cancelled
+
+    sample_decode, before = sample.decode, threading.active_count()
+    monkeypatch.setattr(sample, "decode", cancelled)
+    with pytest.raises(Cancelled):
+        service.predict(replace(quick, num_outputs=2), tmp_path)
+    assert threading.active_count() == before
+    assert list(tmp_path.iterdir()) == []

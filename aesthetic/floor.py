@@ -1,0 +1,90 @@
+"""How fast a device can be, measured, and what a piece of work asks of it, counted: the least time it can take.
+
+    floor = max(floating-point operations / rate of a large matrix product, bytes / rate of a large copy)
+
+The bytes are those that no ordering of the work can save: weights, read once for each time they are used.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["Rates", "Work", "bytes_of", "measure", "operations", "seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a device does in a second.
+
+    flops: floating-point operations of a matrix product, by precision.
+    bytes: read and written by a copy.
+    """
+
+    flops: dict[torch.dtype, float]
+    bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a piece of work asks for: operations in a precision, and bytes to be moved."""
+
+    flops: float
+    bytes: float
+    dtype: torch.dtype
+
+    def floor(self, rates: Rates) -> float:
+        """The seconds that it takes at least."""
+        return max(self.flops / rates.flops[self.dtype], self.bytes / rates.bytes)
+
+    def times(self, count: float) -> "Work":
+        """The same work `count` times."""
+        return Work(flops=count * self.flops, bytes=count * self.bytes, dtype=self.dtype)
+
+
+def measure(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
+    """What `device` can do: the best of several tries, at sizes at which it is busy."""
+    side, room = (8192, 2**30) if device.type == "cuda" else (1024, 2**26)
+    flops = {}
+    for dtype in dtypes:
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        flops[dtype] = 2 * side**3 / _best(device, lambda a=a, b=b: a @ b)  # type: ignore[misc]
+    source = torch.zeros(room, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return Rates(flops=flops, bytes=2 * room / _best(device, lambda: target.copy_(source)))
+
+
+def operations(action: Callable[[], object]) -> int:
+    """The floating-point operations of matrix products and convolutions in `action`, which is run once."""
+    # The counter knows attention's kernels on a GPU but not those of a CPU; products of matrices it knows everywhere.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        action()
+    return int(counter.get_total_flops())
+
+
+def bytes_of(*modules: nn.Module) -> int:
+    """Of all weights."""
+    return sum(weight.nbytes for module in modules for weight in module.parameters())
+
+
+def seconds(device: torch.device, action: Callable[[], Any]) -> tuple[float, Any]:
+    """How long `action` takes, with all that it starts on the device, and what it gives."""
+    _wait(device)
+    started = time.perf_counter()
+    result = action()
+    _wait(device)
+    return time.perf_counter() - started, result
+
+
+def _best(device: torch.device, action: Callable[[], object], tries: int = 10) -> float:
+    return min(seconds(device, action)[0] for _ in range(tries))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

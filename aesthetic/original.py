@@ -1,0 +1,102 @@
+"""The original research code's way from prompt to pictures, to test and to measure against: its loop, plain diffusers.
+
+Nothing of the package is used here, so that what is compared with it has nothing in common with it.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["Original", "conditioning", "difference"]
+
+
+def conditioning(model: Any, tokens: Tensor, image_embs: Tensor, *, steps: int, lr: float) -> Tensor:
+    """The conditioning [1, 77, hidden] of `tokens` personalised towards `image_embs`; changes `model`, a CLIPModel.
+
+    Transcribed with plain transformers from the FrozenCLIPEmbedder of the fork of Stable Diffusion that came with
+    arXiv 2209.12330, with the model given instead of loaded from the disk for every prompt.
+    """
+    image_embs = image_embs / image_embs.norm(dim=-1, keepdim=True)
+    text_embs = model.get_text_features(tokens).pooler_output
+    text_embs = text_embs / text_embs.norm(dim=-1, keepdim=True)
+    loss = -(text_embs @ image_embs.T)
+    optimizer = torch.optim.Adam(model.text_model.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        text_embs = model.get_text_features(tokens).pooler_output
+        text_embs = text_embs / text_embs.norm(dim=-1, keepdim=True)
+        loss = -(text_embs @ image_embs.T)
+    z: Tensor = model.text_model(input_ids=tokens).last_hidden_state
+    return z.detach()
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """Relative error."""
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+class Original:
+    """A diffusers pipeline used as its documentation says, on a conditioning that the original's loop has made.
+
+    The loop's weights are in memory, which is to its advantage: the original reads them from the disk for each prompt.
+    """
+
+    def __init__(self, pipeline: Any, encoder: Any, scheduler: Any) -> None:
+        """`encoder`: CLIPTextModelWithProjection in fp32, which stays as it is."""
+        components = {**pipeline.components, "scheduler": scheduler}
+        self.pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.encoder = encoder
+        self.clip = _whole(encoder)
+
+    def personalise(self, tokens: Tensor, target: Tensor, *, steps: int, lr: float) -> Tensor:
+        """The conditioning, from the encoder's weights."""
+        self.clip.text_model.load_state_dict(self.encoder.text_model.state_dict())
+        return conditioning(self.clip, tokens, target, steps=steps, lr=lr)
+
+    def denoise(self, embeds: Tensor, latents: Tensor, **options: Any) -> Any:
+        """What the pipeline makes of a conditioning and of noise, with guidance away from no words."""
+        with torch.no_grad():
+            [empty, _] = self.pipeline.encode_prompt("", embeds.device, 1, False)
+        return self.pipeline(
+            prompt_embeds=embeds.to(latents.dtype),
+            negative_prompt_embeds=empty,
+            num_images_per_prompt=len(latents),
+            latents=latents,
+            **options,
+        ).images
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> tuple[Tensor, list[Image.Image]]:
+        """The pictures [n, 3, height, width] of latents, and in 8 bits."""
+        vae = self.pipeline.vae
+        images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return images, self.pipeline.image_processor.postprocess(images, output_type="pil")
+
+    def check(self, images: Tensor) -> None:
+        """Ask the safety checker about pictures, if there is one."""
+        self.pipeline.run_safety_checker(images, images.device, self.pipeline.unet.dtype)
+
+    def save(self, pictures: Sequence[Image.Image], folder: Path) -> None:
+        """Write pictures, as they are and one after the other."""
+        for i, picture in enumerate(pictures):
+            picture.save(folder / f"plain.{i}.png")
+
+
+def _whole(encoder: Any) -> Any:
+    """A CLIP as the original had it, with a text tower of its own, and without a vision tower, which nobody asks."""
+    config = transformers.CLIPConfig(text_config=encoder.config.to_dict(), projection_dim=encoder.config.projection_dim)
+    with torch.device("meta"):
+        clip = transformers.CLIPModel(config).eval()
+    clip.text_model = copy.deepcopy(encoder.text_model).requires_grad_(True)
+    clip.text_projection = encoder.text_projection
+    return clip
