@@ -165,6 +165,8 @@ def bench(options: argparse.Namespace) -> None:
     """Measure each stage and the whole of predictions beside plain diffusers with the original's loop."""
     if options.repeats < 1:
         raise RequestError(f"--repeats must be 1 or more, not {options.repeats}")
+    if options.random and options.ckpt:
+        raise RequestError("give only one of --random and --ckpt: both say what to measure")
     requests = [
         Request(
             seed=1,

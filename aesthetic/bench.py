@@ -153,7 +153,7 @@ class _Bench:
         """Once from end to end, for what each stage starts from."""
         _, [stop] = stops.condition(self.model, self.service._personalise, self.request, self.target)
         self.conditioning = stop.conditioning
-        self.noise = sample._noise(self.model, self.request, sample.generators(self.request))
+        self.noise = sample.starting_noise(self.model, self.request, sample.generators(self.request))
         self.latents = sample.denoise(self.model, self.conditioning, self.request)
         self.images = [image for image in sample.decode(self.model, self.latents) if image is not None]
         self.drawing = self.service.draw(self.request)
@@ -207,14 +207,15 @@ class _Bench:
 
     def _plain_denoising(self, embeds: Tensor | None = None, **options: Any) -> Any:
         request = self.request
+        sources = sample.generators(request)  # whatever else they give, as to ancestral samplers, comes after the noise
         return self.original.denoise(
             self.conditioning.positive if embeds is None else embeds,
-            self.noise,
+            sample.starting_noise(self.model, request, sources),
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             width=request.width,
             height=request.height,
-            generator=sample.generators(request),
+            generator=sources,
             **{"output_type": "latent", **options},
         )
 

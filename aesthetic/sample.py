@@ -18,7 +18,7 @@ from .pipeline import Model
 from .prompt import Conditioning
 from .request import Request
 
-__all__ = ["decode", "denoise", "generators", "is_unsafe", "to_pil"]
+__all__ = ["decode", "denoise", "generators", "is_unsafe", "starting_noise", "to_pil"]
 
 
 def generators(request: Request) -> list[torch.Generator]:
@@ -84,7 +84,7 @@ def _denoise(
     """Latents of as many pictures as there are sources of noise, through the UNet together."""
     scheduler = schedulers.build(request.scheduler, model.scheduler, eta=request.ddim_eta)
     components = {**model.pipeline.components, "scheduler": scheduler}
-    noise = _noise(model, request, sources)
+    noise = starting_noise(model, request, sources)
     pipeline: Any
     if start is not None:
         pipeline = redraw.Redrawing(**components, requires_safety_checker=False)
@@ -107,8 +107,8 @@ def _denoise(
     return latents
 
 
-def _noise(model: Model, request: Request, sources: Sequence[torch.Generator]) -> Tensor:
-    """Where each picture starts; what diffusers itself would draw from these generators."""
+def starting_noise(model: Model, request: Request, sources: Sequence[torch.Generator]) -> Tensor:
+    """Where each picture starts, [n, channels, height / f, width / f]: what diffusers draws from these generators."""
     factor = model.pipeline.vae_scale_factor
     shape = (1, model.pipeline.unet.config.in_channels, request.height // factor, request.width // factor)
     noise = torch.cat([torch.randn(shape, generator=source) for source in sources])

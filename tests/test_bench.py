@@ -37,6 +37,12 @@ def test_both_ways_draw_the_same_and_the_same_each_time(case: Case) -> None:
     assert case.repeatable
 
 
+def test_a_sampler_that_draws_noise_of_its_own_draws_the_same(service: Service) -> None:
+    request = Request(width=128, height=128, num_inference_steps=6, aesthetic_steps=1, seed=7)
+    case = bench.compare(service, replace(request, scheduler="K_EULER_ANCESTRAL"), RATES, repeats=1)
+    assert case.difference["latents"] <= 1e-4
+
+
 def test_floors_add_up(case: Case, service: Service) -> None:
     assert case.floor["denoising"] == pytest.approx(4 * case.floor["UNet step"])  # PNDM calls once more
     parts = ("personalisation", "denoising", "decoding", "safety check")
@@ -73,6 +79,7 @@ def test_the_command_measures_a_model_that_is_nowhere(tmp_path: Path, capsys: py
         (["--repeats", "0"], "--repeats must be 1 or more"),
         (["--outputs", "9"], "num_outputs"),
         (["--json", "x"], ".json"),
+        (["--ckpt", "demo"], "give only one of --random and --ckpt"),
     ],
 )
 def test_bad_options_are_refused_at_once(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

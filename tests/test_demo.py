@@ -81,7 +81,7 @@ def test_without_steps_it_is_plain_diffusers(demo: Service) -> None:
     plain = StableDiffusionPipeline.from_pretrained(FOLDER)
     plain.set_progress_bar_config(disable=True)
     request = replace(asked("a red heart"), scheduler="PNDM", num_inference_steps=5)
-    latents = sample._noise(demo.model, request, sample.generators(request)).to(plain.unet.dtype)
+    latents = sample.starting_noise(demo.model, request, sample.generators(request)).to(plain.unet.dtype)
     theirs = plain("a red heart", latents=latents, num_inference_steps=5).images[0]
     assert max(ImageChops.difference(draw(demo, request), theirs).tobytes()) <= 1  # of 255
 

@@ -54,7 +54,7 @@ def test_equals_the_original_loop(gpu: Model, clip: CLIPModel, gpu_service: Serv
 
 
 def test_the_noise_is_the_cpus(gpu: Model, model: Model, quick: Request) -> None:
-    for_gpu, for_cpu = (sample._noise(one, quick, sample.generators(quick)) for one in (gpu, model))
+    for_gpu, for_cpu = (sample.starting_noise(one, quick, sample.generators(quick)) for one in (gpu, model))
     assert torch.equal(for_gpu.cpu(), for_cpu.half())
 
 

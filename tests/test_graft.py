@@ -182,7 +182,7 @@ def test_what_it_does_not_change_is_shared(service: Service, tmp_path: Path, par
 def test_in_half_precision_the_encoder_stays_whole(
     home: Path, changes: lora.Changes, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_precision", lambda _: torch.float16)  # as on a GPU
+    monkeypatch.setattr(pipeline, "precision", lambda _: torch.float16)  # as on a GPU
     half = pipeline.load(checkpoint.locate(None, home / "weights"), CPU)
     found, merged = graft(half, file, 0.5), lora.by_hand(half, changes, 0.5)
     for part in (found.pipeline.unet, found.pipeline.text_encoder):

@@ -66,7 +66,7 @@ def test_it_draws_the_same_picture(service: Service, file: Path, home: Path, qui
 def test_in_half_precision_the_encoder_stays_whole(
     file: Path, home: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_precision", lambda _: torch.float16)  # as on a GPU
+    monkeypatch.setattr(pipeline, "precision", lambda _: torch.float16)  # as on a GPU
     found = load(file, home)
     for part in (found.pipeline.unet, found.pipeline.vae, found.pipeline.text_encoder, found.pipeline.safety_checker):
         assert {weight.dtype for weight in part.parameters()} == {torch.float16}

@@ -71,7 +71,7 @@ def plain(home: Path) -> StableDiffusionPipeline:
 
 def test_without_steps_it_is_plain_diffusers(service: Service, plain: StableDiffusionPipeline, quick: Request) -> None:
     request = replace(quick, aesthetic_steps=0, scheduler="PNDM", negative_prompt="the dog", num_outputs=2)
-    latents = sample._noise(service.model, request, sample.generators(request))
+    latents = sample.starting_noise(service.model, request, sample.generators(request))
     for i, (ours, _) in enumerate(service.draw(request).pictures):
         theirs = plain(
             "the cat",
