@@ -148,6 +148,11 @@ def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
     return vision
 
 
+def precision(device: torch.device) -> torch.dtype:
+    """What is drawn in: fp16 on a GPU, fp32 on a CPU."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
 def read_projection(clip: Path | None = None) -> Tensor:
     """The text projection [dim, hidden], fp32, of the CLIP snapshot in a folder, or of the one that was downloaded.
 
@@ -186,8 +191,7 @@ def _load_file(file: Path, folder: Path, projection: Tensor, device: torch.devic
     _require_weights(pipeline.text_encoder, f"the text encoder's weights in {file}")
     encoder = _project(pipeline.text_encoder, projection, file).to(device)
     dtype = precision(device)
-    if dtype != torch.float32:
-        pipeline.register_modules(text_encoder=copy.deepcopy(pipeline.text_encoder))
+    pipeline.register_modules(text_encoder=_in_precision(encoder.text_model, dtype))
     return encoder, pipeline.to(device, dtype)
 
 
@@ -204,16 +208,17 @@ def _project(text_encoder: Any, projection: Tensor, file: Path) -> Any:
     return encoder.eval().requires_grad_(False)
 
 
-def precision(device: torch.device) -> torch.dtype:
-    """What is drawn in: fp16 on a GPU, fp32 on a CPU."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+def _in_precision(module: Any, dtype: torch.dtype) -> Any:
+    """`module` itself if it is of that precision, else a copy that is."""
+    return module if module.dtype == dtype else copy.deepcopy(module).to(dtype)
 
 
 def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
     dtype = precision(device)
-    components: dict[str, Any] = {"image_encoder": None}  # the vision tower is not the pipeline's business
-    if dtype == torch.float32:
-        components["text_encoder"] = encoder.text_model  # the same weights in the same precision: once will do
+    components: dict[str, Any] = {
+        "image_encoder": None,  # the vision tower is not the pipeline's business
+        "text_encoder": _in_precision(encoder.text_model, dtype),  # read once for both
+    }
     if not (folder / "safety_checker").is_dir():
         components["safety_checker"] = None
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from aesthetic import checkpoint, pipeline
@@ -54,6 +54,21 @@ def test_every_weight_is_the_one_in_the_file(model: Model, home: Path) -> None:
         loaded = {prefix + name: weight for name, weight in tower.state_dict().items()}
         assert loaded.keys() == stored.keys()
         assert all(torch.equal(weight, stored[name]) for name, weight in loaded.items())
+
+
+def test_in_half_precision_the_pipeline_has_the_text_encoder_that_diffusers_loads(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "precision", lambda _: torch.float16)
+    model = load(home / "weights")
+    theirs = CLIPTextModel.from_pretrained(
+        home / "weights" / MODEL / "text_encoder", variant="fp16", dtype=torch.float16
+    )
+    ours = model.pipeline.text_encoder
+    assert {part.dtype for part in (ours, model.pipeline.unet, model.pipeline.vae)} == {torch.float16}
+    assert {weight.dtype for weight in model.encoder.parameters()} == {torch.float32}
+    assert all(torch.equal(weight, theirs.state_dict()[name]) for name, weight in ours.state_dict().items())
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
 def test_on_a_cpu_everything_is_fp32(model: Model) -> None:
