@@ -81,9 +81,8 @@ def txt2img(options: argparse.Namespace) -> None:
     requests = list(_requests(options))
     _check_aesthetic(requests[0], options.ckpt)
     from . import output
-    from .service import Service
 
-    service = Service.load(options.ckpt)
+    service = _service(options.ckpt)
     samples = options.outdir / "samples"
     samples.mkdir(parents=True, exist_ok=True)
     drawn, images = 0, []
@@ -126,9 +125,7 @@ def sweep(options: argparse.Namespace) -> None:
     _require_writable(options.output, ".png")
     for request in requests:
         _check_aesthetic(request, options.ckpt)
-    from .service import Service
-
-    _draw_sheet(Service.load(options.ckpt), requests, [Path(name).stem for name in options.aesthetics], options.output)
+    _draw_sheet(_service(options.ckpt), requests, [Path(name).stem for name in options.aesthetics], options.output)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -272,9 +269,7 @@ def _state(registry: "Registry", name: str) -> str:
 
 def _preview(options: argparse.Namespace) -> None:
     _require_writable(options.preview, ".png", flag="--preview")
-    from .service import Service
-
-    service = Service.load(options.ckpt)
+    service = _service(options.ckpt)
     registry, space = service.registry, service.model.space
     names = [name for name, entry in registry.entries.items() if entry.space == space and registry.path(name).is_file()]
     if not names:

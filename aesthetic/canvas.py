@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from . import images
-from .errors import AestheticError, PictureError
+from .errors import PictureError, blaming
 from .request import SIZES, Request
 
 __all__ = ["Canvas", "fitted", "read"]
@@ -71,10 +71,8 @@ def fitted(picture: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
 
 
 def _read(name: str, path: Path) -> images.Picture:
-    try:
+    with blaming(name):
         return images.read_picture(path, images.UPLOAD, label="the file")  # uploads have no telling names
-    except AestheticError as error:
-        raise type(error)(f"{name}: {error}") from error
 
 
 def _require_one_shape(mask: tuple[int, int], image: tuple[int, int]) -> None:

@@ -12,6 +12,9 @@ that a user of the service gets to see.
     └── DrawingError       the model drew nothing that may be returned
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "AestheticError",
     "CheckpointError",
@@ -20,6 +23,7 @@ __all__ = [
     "EmbeddingError",
     "PictureError",
     "RequestError",
+    "blaming",
 ]
 
 
@@ -49,3 +53,12 @@ class DownloadError(AestheticError):
 
 class DrawingError(AestheticError):
     """The model drew nothing that may be returned."""
+
+
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Begin the message of whatever goes wrong with the input that is to blame."""
+    try:
+        yield
+    except AestheticError as error:
+        raise type(error)(f"{name}: {error}") from error

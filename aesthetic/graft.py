@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import lora
 from .lora import Pair
-from .pipeline import Model
+from .pipeline import Model, in_precision
 
 __all__ = ["graft"]
 
@@ -41,7 +41,7 @@ def graft(model: Model, path: Path, scale: float) -> Model:
         parts["unet"] = _adapted(model.pipeline.unet, for_unet, scale)
     if for_text:
         grafted = replace(grafted, encoder=_merged(model.encoder, for_text, scale))
-        parts["text_encoder"] = _in_precision(grafted.encoder.text_model, model.pipeline.text_encoder.dtype)
+        parts["text_encoder"] = in_precision(grafted.encoder.text_model, model.pipeline.text_encoder.dtype)
     components = {**model.pipeline.components, **parts}
     return replace(grafted, pipeline=type(model.pipeline)(**components, requires_safety_checker=False))
 
@@ -59,11 +59,6 @@ def _merged(encoder: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
         down, up = (factor.to(weight.device, weight.dtype).flatten(1) for factor in (pair.down, pair.up))
         weight += (up @ down).view_as(weight) * (pair.alpha / pair.rank * scale)
     return changed
-
-
-def _in_precision(text_model: Any, dtype: torch.dtype) -> Any:
-    """The pipeline's text encoder: the same one where the precision is the same, as pipeline.py has it."""
-    return text_model if text_model.dtype == dtype else copy.deepcopy(text_model).to(dtype)
 
 
 def _adapted(unet: Any, pairs: Mapping[str, Pair], scale: float) -> Any:

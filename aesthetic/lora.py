@@ -24,7 +24,7 @@ from typing import Any
 import safetensors
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, blaming
 from .ldm import CONVERT
 
 __all__ = ["Lora", "Pair", "fit", "read"]
@@ -97,17 +97,16 @@ class Lora:
 
 
 @contextmanager
-def _blaming() -> Iterator[None]:
-    """Begin the message with the input that is to blame."""
+def _readable() -> Iterator[None]:
+    """Raises CheckpointError where safetensors finds fault, and quotes the file."""
     try:
         yield
-    except CheckpointError as error:
-        raise CheckpointError(f"lora: {error}") from error
-    except safetensors.SafetensorError as error:  # which quotes the file
-        raise CheckpointError(f"lora: the file is damaged, or no .safetensors file: {brief(str(error))}") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"the file is damaged, or no .safetensors file: {brief(str(error))}") from error
 
 
-@_blaming()
+@blaming("lora")
+@_readable()
 def read(path: Path) -> Lora:
     """The LoRA in a file. Raises CheckpointError, saying what was found, for anything else."""
     _require_small(path)
@@ -123,7 +122,7 @@ def read(path: Path) -> Lora:
         return Lora(pairs=pairs, sha256=hashlib.file_digest(data, "sha256").hexdigest())
 
 
-@_blaming()
+@blaming("lora")
 def fit(lora: Lora, unet: Any, text_encoder: Any) -> tuple[dict[str, Pair], dict[str, Pair]]:
     """The changes of the UNet and of the text encoder (CLIPTextModel), by their own names of layers, in their shapes.
 

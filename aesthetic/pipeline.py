@@ -37,6 +37,7 @@ __all__ = [
     "clip_space",
     "default_device",
     "hush",
+    "in_precision",
     "load",
     "load_vision",
     "precision",
@@ -191,7 +192,7 @@ def _load_file(file: Path, folder: Path, projection: Tensor, device: torch.devic
     _require_weights(pipeline.text_encoder, f"the text encoder's weights in {file}")
     encoder = _project(pipeline.text_encoder, projection, file).to(device)
     dtype = precision(device)
-    pipeline.register_modules(text_encoder=_in_precision(encoder.text_model, dtype))
+    pipeline.register_modules(text_encoder=in_precision(encoder.text_model, dtype))
     return encoder, pipeline.to(device, dtype)
 
 
@@ -208,7 +209,7 @@ def _project(text_encoder: Any, projection: Tensor, file: Path) -> Any:
     return encoder.eval().requires_grad_(False)
 
 
-def _in_precision(module: Any, dtype: torch.dtype) -> Any:
+def in_precision(module: Any, dtype: torch.dtype) -> Any:
     """`module` itself if it is of that precision, else a copy that is."""
     return module if module.dtype == dtype else copy.deepcopy(module).to(dtype)
 
@@ -217,7 +218,7 @@ def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
     dtype = precision(device)
     components: dict[str, Any] = {
         "image_encoder": None,  # the vision tower is not the pipeline's business
-        "text_encoder": _in_precision(encoder.text_model, dtype),  # read once for both
+        "text_encoder": in_precision(encoder.text_model, dtype),  # read once for both
     }
     if not (folder / "safety_checker").is_dir():
         components["safety_checker"] = None

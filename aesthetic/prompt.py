@@ -87,14 +87,16 @@ def encode(text_encoder: Any, positive: Tokens, negative: Tokens, empty: Tokens)
     empty: the tokens of "", which are what weights are measured from and what fills the shorter prompt up, so that
            guidance finds two of a length.
     """
-    # One by one, since the bits of a batch may depend on its size.
-    hidden, other, nothing = (
-        torch.cat([text_encoder(chunk).last_hidden_state for chunk in tokens.input_ids.unsqueeze(1)])
-        for tokens in (positive, negative, empty)
-    )
+
+    def hidden(tokens: Tokens) -> Tensor:
+        # One by one, since the bits of a batch may depend on its size.
+        return torch.cat([text_encoder(chunk).last_hidden_state for chunk in tokens.input_ids.unsqueeze(1)])
+
+    nothing = hidden(empty)
+    other = nothing if torch.equal(negative.input_ids, empty.input_ids) else hidden(negative)
     length = max(positive.input_ids.numel(), negative.input_ids.numel())
     return Conditioning(
-        positive=_join(hidden, positive.weights, nothing, length),
+        positive=_join(hidden(positive), positive.weights, nothing, length),
         negative=_join(other, negative.weights, nothing, length),
         empty=nothing,
     )

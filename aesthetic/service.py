@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from . import __version__, canvas, checkpoint, embedding, images, output, pipeline, prompt, redraw, sample, steering
 from .embedding import Aesthetic
-from .errors import AestheticError, DrawingError, RequestError
+from .errors import DrawingError, RequestError, blaming
 from .gradient import Personaliser
 from .graft import graft
 from .registry import Registry
@@ -203,12 +203,12 @@ class Service:
         if request.is_plain:
             return None
         if request.mix:
-            with _blaming("aesthetic_mix"):
+            with blaming("aesthetic_mix"):
                 return self._mixed(request.mix)
         if request.aesthetic_images is not None:
-            with _blaming("aesthetic_images"):
+            with blaming("aesthetic_images"):
                 return self._from_pictures(request.aesthetic_images)
-        with _blaming("aesthetic_embedding_file" if request.aesthetic_embedding_file else "aesthetic_embedding"):
+        with blaming("aesthetic_embedding_file" if request.aesthetic_embedding_file else "aesthetic_embedding"):
             if request.aesthetic_embedding_file is not None:
                 return self._fitting(embedding.read(request.aesthetic_embedding_file, label=UPLOAD))
             name = request.aesthetic_embedding or self.registry.default(self.model.space)
@@ -380,12 +380,3 @@ def _require_some(request: Request, pictures: Sequence[object], blocked: int) ->
             "the denoising overflowed and left no picture: try another seed or scheduler, a lower "
             "guidance_scale or a lower aesthetic_lr" + (", or a lower lora_scale" if request.lora else "")
         )
-
-
-@contextmanager
-def _blaming(name: str) -> Iterator[None]:
-    """Begin the message with the input that is to blame."""
-    try:
-        yield
-    except AestheticError as error:
-        raise type(error)(f"{name}: {error}") from error

@@ -4,7 +4,6 @@ Neither speed nor memory depends on what the weights are: such a model measures 
 download and without a file. What it draws is noise.
 """
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,7 @@ def build(size: str, device: torch.device) -> Model:
         vae=_made(diffusers.AutoencoderKL.from_config, shapes["vae"], dtype, device),
         # Its random thresholds are all 1, and no cosine is higher: it lets everything through.
         safety_checker=_made(StableDiffusionSafetyChecker, clip, dtype, device),
-        text_encoder=encoder.text_model if dtype == torch.float32 else copy.deepcopy(encoder.text_model).to(dtype),
+        text_encoder=pipeline.in_precision(encoder.text_model, dtype),
         scheduler=diffusers.PNDMScheduler.from_config(shapes["scheduler"]),
         tokenizer=_tokenizer(),
         feature_extractor=CLIPImageProcessorPil(

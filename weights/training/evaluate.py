@@ -71,6 +71,12 @@ class Settings:
     size: int | None = None  # pixels, width and height; None: the service's own default
     subjects: int = 200  # how many subjects are drawn, and told apart
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What every prediction is asked for alike, as the API takes it."""
+        drawn = {"num_inference_steps": self.inference_steps, "scheduler": self.scheduler}
+        return drawn if self.size is None else drawn | {"width": self.size, "height": self.size}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -124,13 +130,10 @@ def inputs(job: Job, settings: Settings) -> dict[str, Any]:
         "aesthetic_steps": job.steps,
         "num_outputs": job.outputs,
         "seed": SEED,
-        "num_inference_steps": settings.inference_steps,
-        "scheduler": settings.scheduler,
+        **settings.inputs,
     }
     if job.aesthetic is not None:
         drawn["aesthetic_embedding"] = job.aesthetic
-    if settings.size is not None:
-        drawn |= {"width": settings.size, "height": settings.size}
     return drawn
 
 
@@ -262,11 +265,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m weights.training.evaluate",
-        description="Judge what running servers draw; stop and go on freely.",
-    )
+def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
+    """Which servers draw, and how: --server, --judges, --inference-steps, --scheduler and --size."""
     flag = parser.add_argument
     flag(
         "--server",
@@ -274,13 +274,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         help=f"a running Cog server; several share the work ({DEFAULT_SERVER})",
     )
-    flag("--judges", type=Path, default=FOLDER, metavar="FOLDER", help="the trained judges")
-    flag("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER", help="where to write, and to go on")
-    flag("--parts", nargs="+", choices=PARTS, default=PARTS, help="draw only some of it")
-    flag("--outputs", type=int, default=Settings.outputs, help="pictures of each prompt")
+    flag("--judges", type=Path, default=FOLDER, metavar="FOLDER", help="the trained judges, who know the words, too")
     flag("--inference-steps", type=int, default=Settings.inference_steps, help="denoising steps")
     flag("--scheduler", default=Settings.scheduler, help="the sampler")
     flag("--size", type=int, metavar="PIXELS", help="width and height; blank: the service's default")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m weights.training.evaluate",
+        description="Judge what running servers draw; stop and go on freely.",
+    )
+    add_drawing_flags(parser)
+    flag = parser.add_argument
+    flag("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER", help="where to write, and to go on")
+    flag("--parts", nargs="+", choices=PARTS, default=PARTS, help="draw only some of it")
+    flag("--outputs", type=int, default=Settings.outputs, help="pictures of each prompt")
     flag("--subjects", type=int, default=Settings.subjects, help="how many subjects to draw and to tell apart")
     return parser
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from . import options as shown
 from .captions import AESTHETICS
-from .evaluate import STEPS, JudgesLike
-from .judge import FOLDER, Judges
+from .evaluate import STEPS, JudgesLike, Settings, add_drawing_flags
+from .judge import Judges
 from .predictions import DEFAULT_SERVER, PredictionError, predict, share
 
 PROMPTS = ("a castle", "a cat", "a red car", "a rocket", "cherries", "a tree", "a fish", "a house")
@@ -104,9 +104,8 @@ def compressed(image: Image.Image) -> bytes:
 def main(arguments: list[str] | None = None) -> int:
     """Draw the sheets; returns the exit status."""
     options = _parser().parse_args(arguments)
-    alike = {"seed": options.seed, "num_inference_steps": options.inference_steps, "scheduler": options.scheduler}
-    if options.size is not None:
-        alike |= {"width": options.size, "height": options.size}
+    settings = Settings(inference_steps=options.inference_steps, scheduler=options.scheduler, size=options.size)
+    alike = {"seed": options.seed, **settings.inputs}
     try:
         judges = Judges.load(options.judges)
         options.output.mkdir(parents=True, exist_ok=True)
@@ -129,20 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m weights.training.sheets", description="Draw the README's pictures."
     )
+    add_drawing_flags(parser)
     flag = parser.add_argument
-    flag(
-        "--server",
-        action="append",
-        metavar="URL",
-        help=f"a running Cog server; several share the work ({DEFAULT_SERVER})",
-    )
-    flag("--judges", type=Path, default=FOLDER, metavar="FOLDER", help="the judges, who know the words")
     flag("--prompts", nargs="+", default=PROMPTS, help="the rows of styles.png; the first is that of steps.png")
     flag("--only", nargs="+", metavar="NAME", help="only these sheets: styles, steps, weight, mix, ...")
     flag("--seed", type=int, default=1, help="of every picture")
-    flag("--inference-steps", type=int, default=20, help="denoising steps")
-    flag("--scheduler", default="DPMSolverMultistep", help="the sampler")
-    flag("--size", type=int, metavar="PIXELS", help="width and height; blank: the service's default")
     flag("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write")
     return parser
 
