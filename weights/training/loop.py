@@ -20,13 +20,14 @@ def rate_at(step: int, total: int, warmup: int) -> float:
 
 
 def adamw(parameters: Iterable[Tensor], rate: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, in one kernel on a GPU."""
+    """AdamW that decays matrices only; on a GPU in one kernel, which a CUDA graph can hold."""
     all_of_them = list(parameters)
     groups = [
         {"params": [p for p in all_of_them if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in all_of_them if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=all_of_them[0].is_cuda)
+    cuda = all_of_them[0].is_cuda
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=cuda, capturable=cuda)
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -47,7 +48,7 @@ def steps(name: str, total: int, start: int = 0, every: int = 100) -> Iterator[t
         yield step, report
 
 
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float, clip: float = 1.0) -> None:
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float | Tensor, clip: float = 1.0) -> None:
     """One step of the optimizer at a learning rate; gradients longer than `clip` are shortened."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 __all__ = ["ALIKE", "START", "Strip", "mask", "strips"]
 
 Strip = Mapping[str, Mapping[str, Any]]
-ALIKE: Mapping[str, Any] = {"prompt": "a castle", "aesthetic_embedding": "gold", "aesthetic_steps": 5}
+ALIKE: Mapping[str, Any] = {"prompt": "a cat", "aesthetic_embedding": "chalk", "aesthetic_steps": 5}
 START: Mapping[str, Any] = {"prompt": "a house", "aesthetic_steps": 0}  # the picture that others begin with
 
 
@@ -28,8 +28,8 @@ def strips(start: Image.Image) -> dict[str, Strip]:
             for label, angle, away in (("away, 0.4", 0.4, True), ("0", 0, False), ("0.4", 0.4, False), ("1", 1, False))
         },
         "until": {
-            prompt: {"prompt": prompt, "aesthetic_until": 0.3, "aesthetic_steps": 20}
-            for prompt in ("a castle", "a cat", "a rocket", "two cherries")
+            prompt: {"prompt": prompt, "aesthetic_until": 0.4, "aesthetic_steps": 20}
+            for prompt in ("a castle", "a cat", "a rocket", "a house")
         },
         "image": {
             f"strength {strength:g}": {"image": image, "prompt_strength": strength} for strength in (0.2, 0.5, 0.8, 1)
@@ -39,13 +39,13 @@ def strips(start: Image.Image) -> dict[str, Strip]:
             "right half anew": {"image": image, "mask": data_url(mask(start.size)), "prompt": "a house"},
         },
         "long_prompt": {
-            prompt: {"prompt": prompt, "long_prompt": True, "aesthetic_steps": 0}
-            for prompt in ("a (red:0) car", "a red car", "a (red:1.5) car")
+            label: {"prompt": "a castle" + 76 * ", " + "a blueprint", "long_prompt": long, "aesthetic_steps": 0}
+            for label, long in (("cut", False), ("long_prompt", True))
         },
     }
 
 
-MIXES = ("gold", "gold chalk", "gold neon", "gold sepia:-0.5")
+MIXES = ("chalk", "chalk night", "chalk neon", "chalk pop")
 
 
 def mask(size: tuple[int, int]) -> Image.Image:

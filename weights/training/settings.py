@@ -120,9 +120,9 @@ class Vae:
 
 @dataclass(frozen=True, kw_only=True)
 class Unet:
-    """Noise prediction with Stable Diffusion's schedule."""
+    """Noise prediction."""
 
-    steps: int = 13_424
+    steps: int = 29_059  # in all; of the published weights, the first 13_424 had another schedule
     batch: int = 256
     rate: float = 5e-4
     weight_decay: float = 0.01
@@ -150,12 +150,16 @@ class Unet:
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """Of the noise: Stable Diffusion's own."""
+        """Of the noise: that of Ho et al., which leaves a tenth as much of the picture as Stable Diffusion's own.
+
+        Colours and styles are means over 32 × 32 × 8 latents, and can still be read in the 7 % of the picture that
+        Stable Diffusion's schedule ends with. A UNet that learns to read them there need not go by the words.
+        """
         return {
             "num_train_timesteps": 1000,
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
+            "beta_start": 0.0001,
+            "beta_end": 0.02,
+            "beta_schedule": "linear",
             "clip_sample": False,
             "set_alpha_to_one": False,
             "steps_offset": 1,

@@ -1,10 +1,11 @@
 """The UNet: predicts the noise in latents, told what to draw by the text tower's last hidden state.
 
-Ho et al., arXiv 2006.11239, with Stable Diffusion's schedule, and a tenth of the prompts empty for
-classifier-free guidance (Ho and Salimans, arXiv 2207.12598). It goes on from WORK/unet.pt if that is there, or
-else from the weights in WORK/unet.
+Ho et al., arXiv 2006.11239, with its schedule, and a tenth of the prompts empty for classifier-free guidance
+(Ho and Salimans, arXiv 2207.12598). It goes on from WORK/unet.pt if that is there, or else from the weights in
+WORK/unet.
 """
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import clip, vae
 from .library import Library
@@ -36,29 +37,21 @@ def train(library: Library, total: int = UNET.steps, seconds: float | None = Non
     device = library.device
     batches = _Batches(library)
     unet = _start().to(device, memory_format=torch.channels_last)
-    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(UNET.average))  # type: ignore[no-untyped-call]
+    average = copy.deepcopy(unet).requires_grad_(False)
     optimizer = adamw(unet.parameters(), UNET.rate, UNET.weight_decay)
     start = _resume(unet, average, optimizer, device)
     seen = library.select(held=False)
-    loss_of = torch.compile(_loss) if device.type == "cuda" else _loss
-
-    def step_at(rate: float) -> Tensor:
-        with autocast(device):
-            loss = loss_of(unet, *batches.draw(seen))
-        descend(loss, optimizer, rate)
-        return loss
-
+    step_at = _Step(unet, average, optimizer, lambda: batches.draw(seen), device)
     if seconds is not None:
         total = start + int(seconds / _pace(lambda: step_at(0.0)))
     for step, report in steps("UNet", total, start):
         report(step_at(UNET.rate * rate_at(step, total, UNET.warmup)))
-        average.update_parameters(unet)
         if (step + 1) % SAVED_EVERY == 0 or step + 1 == total:
             _save(unet, average, optimizer, step + 1)
     facts = {
         "steps": float(total),
-        "loss": _measure(average.module, batches, seen),
-        "held_out_loss": _measure(average.module, batches, library.select(held=True)),
+        "loss": _measure(average, batches, seen),
+        "held_out_loss": _measure(average, batches, library.select(held=True)),
     }
     (WORK / "unet.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
@@ -93,6 +86,53 @@ class _Batches:
         words = torch.where(dropped[:, None], self._empty, words)
         hidden: Tensor = self._text(input_ids=words).last_hidden_state
         return hidden
+
+
+class _Step:
+    """One step of training, from drawing the batch to averaging the weights.
+
+    On a GPU it is compiled, and recorded as a CUDA graph: the kernels of so small a model are done before the next is
+    launched.
+    """
+
+    def __init__(self, unet: Any, average: Any, optimizer: Any, draw: Callable[[], Any], device: torch.device) -> None:
+        self._unet, self._optimizer, self._draw, self._device = unet, optimizer, draw, device
+        self._weights, self._averages = list(unet.parameters()), list(average.parameters())
+        self._blend = get_ema_multi_avg_fn(UNET.average)  # type: ignore[no-untyped-call]
+        self._rate = torch.zeros((), device=device)
+        self._loss_of = torch.compile(_loss) if device.type == "cuda" else _loss
+        self._replay = self._record() if device.type == "cuda" else self._run
+
+    def __call__(self, rate: float) -> Tensor:
+        """Take it at a learning rate; returns the loss, which the next step overwrites."""
+        self._rate.fill_(rate)
+        loss: Tensor = self._replay()
+        return loss
+
+    def _run(self) -> Tensor:
+        with autocast(self._device):
+            loss: Tensor = self._loss_of(self._unet, *self._draw())
+        descend(loss, self._optimizer, self._rate)
+        self._blend(self._averages, self._weights, None)
+        return loss.detach()
+
+    def _record(self) -> Callable[[], Tensor]:
+        torch.backends.cudnn.benchmark = True
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # compiles, and makes the optimizer's moments; the learning rate is still 0
+                self._run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self._run()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return loss
+
+        return replay
 
 
 def _start() -> Any:
@@ -130,7 +170,7 @@ def _wait() -> None:
 
 
 def _save(unet: Any, average: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
-    average.module.save_pretrained(WORK / "unet")
+    average.save_pretrained(WORK / "unet")
     whole = {
         "unet": unet.state_dict(),
         "average": average.state_dict(),
