@@ -1,4 +1,4 @@
-"""The command line: python -m aesthetic txt2img | sweep | evaluate | embed | convert | embeddings | recipe | bench.
+"""The command line: python -m aesthetic txt2img, sweep, evaluate, embed, convert, embeddings, recipe, bench and warm.
 
 txt2img takes the flags of the original code's scripts/txt2img.py and names its files alike. What is imported here
 at the top answers --help and bad values at once; torch and the models come in with the command that needs them.
@@ -25,6 +25,7 @@ from .request import FORMATS, SCHEDULERS, Request
 
 if TYPE_CHECKING:
     from .output import Recipe
+    from .pipeline import Model
     from .registry import Registry
     from .service import Service
 
@@ -162,8 +163,7 @@ def bench(options: argparse.Namespace) -> None:
     """Measure each stage and the whole of predictions beside plain diffusers with the original's loop."""
     if options.repeats < 1:
         raise RequestError(f"--repeats must be 1 or more, not {options.repeats}")
-    if options.random and options.ckpt:
-        raise RequestError("give only one of --random and --ckpt: both say what to measure")
+    _require_one_model(options)
     requests = [
         Request(
             seed=1,
@@ -179,13 +179,17 @@ def bench(options: argparse.Namespace) -> None:
     ]
     if options.json is not None:
         _require_writable(options.json, ".json")
-    from . import bench
+    from . import bench, fast, pipeline
 
+    device = pipeline.default_device()
+    speeds = options.speeds or [fast.speed(device)]
+    known = fast.SPEEDS if device.type == "cuda" else ("plain",)
+    if not set(speeds) <= set(known) or len(set(speeds)) < len(speeds):
+        raise RequestError(f"--speeds must be of {', '.join(known)} on this machine, each once, not {' '.join(speeds)}")
+    if "compile" in speeds:
+        fast.prepare(_model(options), requests)
     measured = bench.run(
-        _random(options.random) if options.random else _service(options.ckpt),
-        requests,
-        repeats=options.repeats,
-        say=print,
+        lambda speed: _at_speed(_model(options), speed), speeds, requests, repeats=options.repeats, say=print
     )
     if options.json is not None:
         options.json.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
@@ -197,13 +201,43 @@ def _service(model: str | None) -> "Service":
     return Service.load(model)
 
 
-def _random(size: str) -> "Service":
-    """A service on a model with random weights, of which nothing is on the disk."""
-    from . import checkpoint, pipeline, shapes
+def warm(options: argparse.Namespace) -> None:
+    """Compile what pictures of some sizes are drawn with, for the GPU that is here."""
+    _require_one_model(options)
+    from . import fast, pipeline
+
+    requests = [
+        Request(width=width, height=height, num_outputs=outputs)
+        for width, height in options.sizes
+        for outputs in options.outputs
+    ]
+    if pipeline.default_device().type != "cuda":
+        raise RequestError("there is no CUDA GPU here to compile for")
+    fast.prepare(_model(options), requests)
+    print("AESTHETIC_SPEED=compile draws with it.")
+
+
+def _require_one_model(options: argparse.Namespace) -> None:
+    if options.random and options.ckpt:
+        raise RequestError("give only one of --random and --ckpt: both name the model")
+
+
+def _model(options: argparse.Namespace) -> "Model":
+    """That of the options, or one with random weights, of which nothing is on the disk."""
+    from . import pipeline, service, shapes
+
+    device = pipeline.default_device()
+    if options.random:
+        return shapes.build(options.random, device)
+    return pipeline.load(service.locate(options.ckpt), device)
+
+
+def _at_speed(model: "Model", speed: str) -> "Service":
+    from . import checkpoint, fast
     from .registry import Registry
     from .service import Service
 
-    return Service(shapes.build(size, pipeline.default_device()), Registry(checkpoint.home() / "embeddings"))
+    return Service(model, Registry(checkpoint.home() / "embeddings"), fast.choose(model, speed))
 
 
 def embed(options: argparse.Namespace) -> None:
@@ -484,6 +518,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep(commands.add_parser("sweep", help="draw a sheet of aesthetics × steps"))
     _add_evaluate(commands.add_parser("evaluate", help="measure what the steps do, with plots and intervals"))
     _add_bench(commands.add_parser("bench", help="measure how fast it is, beside plain diffusers"))
+    _add_warm(commands.add_parser("warm", help="compile for the GPU that is here: for AESTHETIC_SPEED=compile"))
     command = commands.add_parser("embed", help="make an aesthetic from pictures")
     command.add_argument("pictures", type=Path, help="a folder, a zip, a tar or one picture")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
@@ -574,14 +609,26 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.set_defaults(run=bench)
     flag = parser.add_argument
-    flag("--random", choices=["sd15", "tiny"], help="random weights of these shapes, in place of a model")
-    flag("--sizes", type=_size, nargs="+", default=[(512, 512)], metavar="WIDTHxHEIGHT", help="pixels")
-    flag("--outputs", type=int, nargs="+", default=[1], metavar="COUNT", help="pictures at once")
+    flag("--speeds", nargs="+", metavar="SPEED", help="of plain, graph and compile; without, what the service takes")
     flag("--steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
     flag("--aesthetic_steps", type=int, default=DEFAULTS["aesthetic_steps"], help="steps towards the aesthetic")
     flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
     flag("--repeats", type=int, default=5, help="of everything, after a first time that doesn't count")
     flag("--json", type=Path, metavar="NAME.json", help="write all that was measured, for machines")
+    _add_shapes(parser)
+
+
+def _add_warm(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.set_defaults(run=warm)
+    _add_shapes(parser)
+
+
+def _add_shapes(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("--random", choices=["sd15", "tiny"], help="random weights of these shapes, in place of a model")
+    flag("--sizes", type=_size, nargs="+", default=[(512, 512)], metavar="WIDTHxHEIGHT", help="pixels")
+    flag("--outputs", type=int, nargs="+", default=[1], metavar="COUNT", help="pictures at once")
     _add_ckpt(parser)
 
 

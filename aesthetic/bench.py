@@ -1,10 +1,11 @@
 """How fast it is: each stage and the whole of a prediction, beside plain diffusers with the original's loop.
 
-Both ways are measured in the same process on the same inputs, in turn, so that whatever else the machine is doing
+All ways are measured in the same process on the same inputs, in turn, so that whatever else the machine is doing
 concerns them alike. Beside what is measured stands the least that the stage can take: see floor.py.
 """
 
 import contextlib
+import gc
 import io
 import logging
 import platform
@@ -12,7 +13,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,13 +24,15 @@ from torch import Tensor
 
 from . import embedding, floor, output, prompt, sample, schedulers, stops
 from .floor import Rates, Work
+from .gradient import Personaliser
 from .original import Original, difference
+from .pipeline import Model
 from .request import Request
 from .service import Service
 
 __all__ = ["Case", "Stage", "compare", "run", "table"]
 
-PLAIN, OURS = "plain diffusers", "this"
+PLAIN = "plain diffusers"
 LIBRARIES = ("torch", "diffusers", "transformers", "pillow")
 
 
@@ -47,9 +50,9 @@ class Case:
 
     seconds:    of every repeat, by stage and by way.
     floor:      the least seconds that a stage can take on this device, where there is such a number.
-    peak:       bytes of the GPU's memory that were in use at most during the whole, by way.
-    difference: relative, of the conditioning and of the latents from those of plain diffusers.
-    repeatable: whether all repeats gave the same files.
+    peak:       bytes of the GPU's memory that torch held at most during the whole, by way of ours.
+    difference: relative, of the conditioning and of the latents from those of plain diffusers, by way of ours.
+    repeatable: whether all repeats of a way gave the same files.
     """
 
     width: int
@@ -61,33 +64,73 @@ class Case:
     seconds: dict[str, dict[str, list[float]]]
     floor: dict[str, float]
     peak: dict[str, int]
-    difference: dict[str, float]
+    difference: dict[str, dict[str, float]]
     repeatable: bool
 
 
-def run(service: Service, requests: Sequence[Request], *, repeats: int, say: Callable[[str], object]) -> dict[str, Any]:
-    """Measure requests, each `repeats` times: what was measured, for machines; `say` gets it for people."""
-    device, facts = service.model.device, _facts(service)
-    rates = floor.measure(device, {service.model.pipeline.dtype, service.model.encoder.dtype})
+def run(
+    set_up: Callable[[str], Service],
+    speeds: Sequence[str],
+    requests: Sequence[Request],
+    *,
+    repeats: int,
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """Measure requests, each `repeats` times: what was measured, for machines; `say` gets it for people.
+
+    set_up: gives a service with one of fast.SPEEDS, of which those in `speeds` are measured, always on the same model.
+    """
+    peaks = [_peaks(set_up, speed, requests) for speed in speeds]
+    model = set_up("plain").model
+    services = {speed: set_up(speed) for speed in speeds}
+    rates = floor.measure(model.device, {model.pipeline.dtype, model.encoder.dtype})
+    facts = _facts(model)
     facts |= {f"{_name(dtype)} TFLOP/s": f"{rate / 1e12:.4g}" for dtype, rate in rates.flops.items()}
     facts |= {"copy GB/s": f"{rates.bytes / 1e9:.4g}"}
     say("\n".join(f"{name:<18}{fact}" for name, fact in facts.items()))
     cases = []
-    for request in requests:
-        cases.append(compare(service, request, rates, repeats=repeats))
+    for request, *peak in zip(requests, *peaks, strict=True):
+        case = compare(model, services, request, rates, repeats=repeats)
+        cases.append(replace(case, peak=dict(zip(speeds, peak, strict=True))))
         say("\n" + table(cases[-1]))
     return {"facts": facts, "cases": [asdict(case) for case in cases]}
 
 
-def _facts(service: Service) -> dict[str, str]:
+def _peaks(set_up: Callable[[str], Service], speed: str, requests: Sequence[Request]) -> list[int]:
+    """How much memory each request takes while there is no other service."""
+    service = set_up(speed)
+    peaks = [_peak(service, request) for request in requests]
+    del service
+    gc.collect()
+    return peaks
+
+
+def _peak(service: Service, request: Request) -> int:
+    """Bytes that torch takes of the GPU's memory; 0 on a CPU, where nobody counts them."""
+    if service.model.device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with TemporaryDirectory() as folder, _quiet():
+        service.predict(_followed(request, service.model, Path(folder)), Path(folder))
+    return torch.cuda.max_memory_reserved()
+
+
+def _followed(request: Request, model: Model, folder: Path) -> Request:
+    """`request` with an aesthetic of whatever kind, which is written to `folder`."""
+    path, dice = folder / "aesthetic.safetensors", torch.Generator().manual_seed(0)
+    embedding.save(path, torch.nn.functional.normalize(torch.randn(1, model.dim, generator=dice)), {})
+    return replace(request, aesthetic_embedding_file=path)
+
+
+def _facts(model: Model) -> dict[str, str]:
     """What was measured on: the device, and the versions of what drew."""
-    device = service.model.device
-    on_gpu = device.type == "cuda"
+    on_gpu = model.device.type == "cuda"
     return {
-        "model": service.model.snapshot.name,
-        "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        "model": model.snapshot.name,
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         "cuda": str(torch.version.cuda) if on_gpu else "none",
-        "precision": _name(service.model.pipeline.dtype),
+        "precision": _name(model.pipeline.dtype),
         "python": platform.python_version(),
         **{library: version(library) for library in LIBRARIES},
     }
@@ -97,25 +140,23 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def compare(service: Service, request: Request, rates: Rates, *, repeats: int) -> Case:
-    """Measure one request, which has a seed and an aesthetic of whatever kind, `repeats` times."""
+def compare(model: Model, services: Mapping[str, Service], request: Request, rates: Rates, *, repeats: int) -> Case:
+    """Measure one request, which has a seed, `repeats` times: a model as it is, and services by what to call them."""
     with TemporaryDirectory() as folder, _quiet():
-        bench = _Bench(service, request, Path(folder))
+        bench = _Bench(model, services, request, Path(folder))
         for stage in bench.stages.values():  # what the first time takes longer for is not what is asked
             for action in stage.ways.values():
                 action()
         seconds: dict[str, dict[str, list[float]]] = {
             name: {way: [] for way in stage.ways} for name, stage in bench.stages.items()
         }
-        peak, files = dict.fromkeys((PLAIN, OURS), 0), set()
+        files = set()
         for repeat in range(repeats):
             for name, stage in bench.stages.items():
                 for way in list(stage.ways)[:: 1 if repeat % 2 else -1]:
-                    _forget_peak(service)
-                    took, result = floor.seconds(service.model.device, stage.ways[way])
+                    took, result = floor.seconds(model.device, stage.ways[way])
                     seconds[name][way].append(took)
                     if name == "whole":
-                        peak[way] = max(peak[way], _peak(service))
                         files |= {(way, result)}
         return Case(
             width=request.width,
@@ -126,23 +167,20 @@ def compare(service: Service, request: Request, rates: Rates, *, repeats: int) -
             scheduler=request.scheduler,
             seconds=seconds,
             floor=_floors(bench.stages, rates),
-            peak=peak,
-            difference=bench.differences(),
-            repeatable=len(files) == len(peak),
+            peak={},
+            difference={way: bench.differences(service) for way, service in services.items()},
+            repeatable=len(files) == 1 + len(services),
         )
 
 
 class _Bench:
     """The stages of one request, each with its inputs ready: every way gets the same."""
 
-    def __init__(self, service: Service, request: Request, folder: Path) -> None:
-        self.service, self.model, self.folder = service, service.model, folder
-        target = torch.nn.functional.normalize(
-            torch.randn(1, self.model.dim, generator=torch.Generator().manual_seed(0))
-        )
-        embedding.save(folder / "aesthetic.safetensors", target, {})
-        self.request = Request(**{**asdict(request), "aesthetic_embedding_file": folder / "aesthetic.safetensors"})
-        self.target = target.to(self.model.device)
+    def __init__(self, model: Model, services: Mapping[str, Service], request: Request, folder: Path) -> None:
+        self.model, self.services, self.folder = model, services, folder
+        self.request = _followed(request, self.model, folder)
+        assert self.request.aesthetic_embedding_file is not None
+        self.target = embedding.read(self.request.aesthetic_embedding_file).vector.to(self.model.device)
         self.tokens = prompt.tokenize(self.model, request.prompt)
         scheduler = schedulers.build(request.scheduler, self.model.scheduler)
         self.original = Original(self.model.pipeline, self.model.encoder, scheduler)
@@ -151,30 +189,42 @@ class _Bench:
 
     def _draw(self) -> None:
         """Once from end to end, for what each stage starts from."""
-        _, [stop] = stops.condition(self.model, self.service._personalise, self.request, self.target)
+        _, [stop] = stops.condition(self.model, Personaliser(self.model.encoder), self.request, self.target)
         self.conditioning = stop.conditioning
         self.noise = sample.starting_noise(self.model, self.request, sample.generators(self.request))
         self.latents = sample.denoise(self.model, self.conditioning, self.request)
         self.images = [image for image in sample.decode(self.model, self.latents) if image is not None]
-        self.drawing = self.service.draw(self.request)
+        self.drawing = next(iter(self.services.values())).draw(self.request)
 
     def _stages(self) -> dict[str, Stage]:
         work = self._work()
-        ways: dict[str, Sequence[Callable[[], object]]] = {
-            "personalisation": (self._plain_personalisation, self._personalisation),
-            "UNet step": (self._unet, self._unet),
-            "denoising": (self._plain_denoising, self._denoising),
-            "decoding": (lambda: self.original.decode(self.latents), self._decoding),
-            "safety check": (
-                lambda: self.original.check(torch.cat(self.images)),
-                lambda: [sample.is_unsafe(self.model, image) for image in self.images],
-            ),
-            "PNG": (lambda: self.original.save([image for image, _ in self.drawing.pictures], self.folder), self._png),
-            "whole": (self._plain_whole, self._whole),
+        plain: dict[str, Callable[[], object]] = {
+            "personalisation": self._plain_personalisation,
+            "UNet step": lambda: self._unet(self.model),
+            "denoising": self._plain_denoising,
+            "decoding": lambda: self.original.decode(self.latents),
+            "safety check": lambda: self.original.check(torch.cat(self.images)),
+            "PNG": lambda: self.original.save([image for image, _ in self.drawing.pictures], self.folder),
+            "whole": self._plain_whole,
         }
+        ours = {way: self._ours(service) for way, service in self.services.items()}
         return {
-            name: Stage(ways=dict(zip((PLAIN, OURS), both, strict=True)), work=work.get(name))
-            for name, both in ways.items()
+            name: Stage(
+                ways={PLAIN: action, **{way: actions[name] for way, actions in ours.items()}}, work=work.get(name)
+            )
+            for name, action in plain.items()
+        }
+
+    def _ours(self, service: Service) -> dict[str, Callable[[], object]]:
+        """Each stage as a service does it."""
+        return {
+            "personalisation": lambda: self._personalisation(service.personalise),
+            "UNet step": lambda: self._unet(service.drawn),
+            "denoising": lambda: sample.denoise(service.drawn, self.conditioning, self.request),
+            "decoding": lambda: self._decoding(service.drawn),
+            "safety check": lambda: [sample.is_unsafe(service.drawn, image) for image, _ in self.drawing.pictures],
+            "PNG": self._png,
+            "whole": lambda: self._whole(service),
         }
 
     def _plain_personalisation(self) -> Tensor:
@@ -183,9 +233,9 @@ class _Bench:
             self.tokens.input_ids, self.target, steps=request.aesthetic_steps, lr=request.aesthetic_lr
         )
 
-    def _personalisation(self, steps: int | None = None) -> Tensor:
+    def _personalisation(self, personalise: Personaliser, steps: int | None = None) -> Tensor:
         request = self.request
-        run = self.service._personalise(
+        run = personalise(
             self.tokens.input_ids,
             self.target,
             steps=request.aesthetic_steps if steps is None else steps,
@@ -195,13 +245,16 @@ class _Bench:
         return last.conditioning
 
     @torch.no_grad()
-    def _unet(self, count: int | None = None) -> Tensor:
+    def _unet(self, model: Model, count: int | None = None) -> Tensor:
         """One call as in a step of the denoising: with guidance, for twice as many pictures."""
         latents, both = self.noise[:count], self.conditioning
         embeds = [both.positive] if self.request.guidance_scale <= 1 else [both.negative, both.positive]
         conditioning = torch.cat([one.expand(len(latents), -1, -1) for one in embeds])
-        step: Tensor = self.model.pipeline.unet(
-            latents.repeat(len(embeds), 1, 1, 1), 500, encoder_hidden_states=conditioning, return_dict=False
+        step: Tensor = model.pipeline.unet(
+            latents.repeat(len(embeds), 1, 1, 1),
+            torch.tensor(500),
+            encoder_hidden_states=conditioning,
+            return_dict=False,
         )[0]
         return step
 
@@ -219,12 +272,9 @@ class _Bench:
             **{"output_type": "latent", **options},
         )
 
-    def _denoising(self) -> Tensor:
-        return sample.denoise(self.model, self.conditioning, self.request)
-
-    def _decoding(self) -> list[object]:
-        images = sample.decode(self.model, self.latents)
-        return [sample.to_pil(self.model, image) for image in images if image is not None]
+    def _decoding(self, model: Model) -> list[object]:
+        images = sample.decode(model, self.latents)
+        return [sample.to_pil(model, image) for image in images if image is not None]
 
     def _png(self) -> list[bytes]:
         with ThreadPoolExecutor() as pool:
@@ -235,15 +285,16 @@ class _Bench:
         self.original.save(pictures, self.folder)
         return tuple((self.folder / f"plain.{i}.png").read_bytes() for i in range(len(pictures)))
 
-    def _whole(self) -> tuple[bytes, ...]:
-        paths, _ = self.service.predict(self.request, self.folder)
+    def _whole(self, service: Service) -> tuple[bytes, ...]:
+        paths, _ = service.predict(self.request, self.folder)
         return tuple(path.read_bytes() for path in paths)
 
-    def differences(self) -> dict[str, float]:
-        """How far what is drawn is from what plain diffusers draws."""
+    def differences(self, service: Service) -> dict[str, float]:
+        """How far what a service draws is from what plain diffusers draws."""
+        latents = sample.denoise(service.drawn, self.conditioning, self.request)
         return {
-            "conditioning": difference(self._personalisation(), self._plain_personalisation()),
-            "latents": difference(self._denoising().float(), self._plain_denoising().float()),
+            "conditioning": difference(self._personalisation(service.personalise), self._plain_personalisation()),
+            "latents": difference(latents.float(), self._plain_denoising().float()),
         }
 
     def _work(self) -> dict[str, Work]:
@@ -251,7 +302,9 @@ class _Bench:
         parts, count = self.model.pipeline, self.request.num_outputs
         picture = self.images[0]
         unet = Work(
-            flops=count * floor.operations(lambda: self._unet(1)), bytes=floor.bytes_of(parts.unet), dtype=parts.dtype
+            flops=count * floor.operations(lambda: self._unet(self.model, 1)),
+            bytes=floor.bytes_of(parts.unet),
+            dtype=parts.dtype,
         )
         work = {
             "personalisation": self._personalising_work(),
@@ -274,7 +327,11 @@ class _Bench:
     def _personalising_work(self) -> Work:
         """A step moves the weights ten times: forward, backward, as gradients, and Adam reads four and writes three."""
         steps, tower = self.request.aesthetic_steps, self.model.encoder.text_model
-        forward, step = (floor.operations(lambda steps=steps: self._personalisation(steps)) for steps in (0, 1))  # type: ignore[misc]
+        personalise = Personaliser(self.model.encoder)
+        forward, step = (
+            floor.operations(lambda steps=steps: self._personalisation(personalise, steps))  # type: ignore[misc]
+            for steps in (0, 1)
+        )
         weights = floor.bytes_of(tower) - floor.bytes_of(tower.get_input_embeddings())
         return Work(
             flops=forward + steps * (step - forward),
@@ -296,21 +353,33 @@ class _Bench:
 def table(case: Case) -> str:
     """What was measured, for people: medians, with the least and the most of all repeats."""
     guided = f"{case.outputs} × {case.width} × {case.height}, {case.steps} steps of {case.scheduler}"
+    ours = list(case.difference)
+    heads = ["stage", "floor", PLAIN, *(head for way in ours for head in (way, "faster", "of the floor"))]
     lines = [
         f"{guided}, {case.aesthetic_steps} aesthetic steps; milliseconds, median (least to most)",
         "",
-        f"| stage | {PLAIN} | {OURS} | faster | floor | of the floor |",
-        "|---|---|---|---|---|---|",
+        _row(heads),
+        _row(["---"] * len(heads)),
     ]
     for name, ways in case.seconds.items():
-        plain, ours = ways[PLAIN], ways[OURS]
-        faster = statistics.median(plain) / statistics.median(ours)
-        least = case.floor.get(name)
-        cells = ["", ""] if least is None else [f"{1000 * least:.3g}", f"{least / statistics.median(ours):.0%}"]
-        lines.append("| " + " | ".join([name, _spread(plain), _spread(ours), f"{faster:.2f} ×", *cells]) + " |")
-    lines += ["", *(f"peak memory, {way}: {peak / 2**30:.2f} GiB" for way, peak in case.peak.items() if peak)]
-    lines += [f"relative difference of the {what}: {apart:.1e}" for what, apart in case.difference.items()]
+        least, plain = case.floor.get(name), statistics.median(ways[PLAIN])
+        cells = [name, "" if least is None else f"{1000 * least:.3g}", _spread(ways[PLAIN])]
+        for way in ours:
+            median = statistics.median(ways[way])
+            share = "" if least is None else f"{median / least:.1f} ×"
+            cells += [_spread(ways[way]), f"{plain / median:.2f} ×", share]
+        lines.append(_row(cells))
+    lines.append("")
+    for way in ours:
+        facts = [f"{apart:.1e} from {PLAIN} in its {what}" for what, apart in case.difference[way].items()]
+        if case.peak.get(way):
+            facts.append(f"{case.peak[way] / 2**30:.1f} GiB of memory at most")
+        lines.append(f"{way}: {', '.join(facts)}")
     return "\n".join([*lines, f"the same files in every repeat: {'yes' if case.repeatable else 'NO'}"])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _floors(stages: Mapping[str, Stage], rates: Rates) -> dict[str, float]:
@@ -322,15 +391,6 @@ def _floors(stages: Mapping[str, Stage], rates: Rates) -> dict[str, float]:
 def _spread(seconds: Sequence[float]) -> str:
     middle, *ends = (1000 * value for value in (statistics.median(seconds), min(seconds), max(seconds)))
     return f"{middle:.4g} ({ends[0]:.4g} to {ends[1]:.4g})"
-
-
-def _forget_peak(service: Service) -> None:
-    if service.model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak(service: Service) -> int:
-    return torch.cuda.max_memory_allocated() if service.model.device.type == "cuda" else 0
 
 
 @contextlib.contextmanager

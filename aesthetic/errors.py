@@ -9,7 +9,8 @@ that a user of the service gets to see.
     ├── PictureError       a picture or an archive of pictures cannot be used
     ├── CheckpointError    weights are missing, incomplete, or not what they should be
     ├── DownloadError      a file could not be fetched, or is not the one that was asked for
-    └── DrawingError       the model drew nothing that may be returned
+    ├── DrawingError       the model drew nothing that may be returned
+    └── SettingError       the environment asks for what can't be done
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ __all__ = [
     "EmbeddingError",
     "PictureError",
     "RequestError",
+    "SettingError",
     "blaming",
 ]
 
@@ -53,6 +55,10 @@ class DownloadError(AestheticError):
 
 class DrawingError(AestheticError):
     """The model drew nothing that may be returned."""
+
+
+class SettingError(AestheticError):
+    """An environment variable asks for what there is not, or what this machine can't do."""
 
 
 @contextmanager

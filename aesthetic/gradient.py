@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Personaliser", "Step", "ascend", "similarity"]
+__all__ = ["Personaliser", "Rows", "Step", "ascend", "similarity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Personaliser:
     The copy is filled from the untouched weights at the *start* of every run, never at the end: a run may
     be abandoned or cancelled at any point, inside a `finally` too, and must leave nothing for the next.
 
-    Of the table of tokens, a third of all weights, the copy has the rows that the prompt reads: see `_Rows`.
+    Of the table of tokens, a third of all weights, the copy has the rows that the prompt reads: see `Rows`.
 
     There is one copy: one run at a time, and none inside torch.inference_mode.
     """
@@ -98,7 +98,7 @@ class Personaliser:
 
         Its table of tokens is the nn.Embedding at `.text_model.embeddings.token_embedding`.
         """
-        self._table, self._rows = encoder.get_submodule("text_model.embeddings.token_embedding"), _Rows()
+        self._table, self._rows = encoder.get_submodule("text_model.embeddings.token_embedding"), Rows()
         # Told that the rows are the copy of the table, deepcopy makes none, and puts them in its place.
         self._working = copy.deepcopy(encoder, {id(self._table): self._rows}).requires_grad_(False)
         self._working.get_submodule("text_model").requires_grad_(True)
@@ -119,7 +119,7 @@ class Personaliser:
         self._rows.read(input_ids, self._table)
 
 
-class _Rows(nn.Module):
+class Rows(nn.Module):
     """The rows of a table of tokens, [tokens, hidden], that one prompt reads: in its place, and as trainable.
 
     Training them alone is exact. Every other row has a gradient of zero, with which Adam's moments stay zero and the
@@ -129,15 +129,21 @@ class _Rows(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(0))
+        self._tokens = torch.empty(0)
 
     def read(self, input_ids: Tensor, table: nn.Module) -> None:
         """Take the rows of a prompt [batch, tokens] from the table, an nn.Embedding.
 
         A token that occurs n times has n rows, of which `forward` finds the first: it moves as one, and no length
-        depends on what a prompt says.
+        depends on what a prompt says. The rows of a prompt of the same shape stay where they are in memory.
         """
-        self._tokens = input_ids.flatten().sort().values
-        self.weight = nn.Parameter(table(self._tokens))
+        tokens = input_ids.flatten().sort().values
+        rows = table(tokens)
+        if rows.shape == self.weight.shape:
+            self._tokens.copy_(tokens)
+            self.weight.data.copy_(rows)
+        else:
+            self._tokens, self.weight = tokens, nn.Parameter(rows)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """[batch, tokens, hidden] of tokens [batch, tokens], all of which have been read."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -60,17 +61,25 @@ def decode(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
         yield image if image.isfinite().all() else None
 
 
-def is_unsafe(model: Model, image: Tensor) -> bool:
-    """Whether the model's safety checker, if it has one, would not show a picture [1, 3, height, width]."""
+def is_unsafe(model: Model, picture: Image.Image) -> bool:
+    """Whether the model's safety checker, if it has one, would not show a picture: diffusers' run_safety_checker."""
     pipeline = model.pipeline
-    _, flags = pipeline.run_safety_checker(image, model.device, pipeline.unet.dtype)
-    return bool(flags and flags[0])
+    if pipeline.safety_checker is None:
+        return False
+    pixels = pipeline.feature_extractor(picture, return_tensors="pt").pixel_values
+    pixels = pixels.to(model.device, pipeline.unet.dtype)
+    _, [flag] = pipeline.safety_checker(images=np.zeros((1, 1)), clip_input=pixels)  # it blackens what it is given
+    return bool(flag)
 
 
 def to_pil(model: Model, image: Tensor) -> Image.Image:
-    """A decoded picture [1, 3, height, width] in 8 bits."""
-    picture: Image.Image = model.pipeline.image_processor.postprocess(image, output_type="pil")[0]
-    return picture
+    """A decoded picture [1, 3, height, width] in 8 bits, to the last one as diffusers' image processor has it.
+
+    On its device, from which a twelfth as much then has to be fetched.
+    """
+    [unit] = model.pipeline.image_processor.denormalize(image)
+    pixels = (unit.float() * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def _denoise(
@@ -82,7 +91,7 @@ def _denoise(
     start: redraw.Start | None,
 ) -> Tensor:
     """Latents of as many pictures as there are sources of noise, through the UNet together."""
-    scheduler = schedulers.build(request.scheduler, model.scheduler, eta=request.ddim_eta)
+    scheduler = schedulers.on_cpu(schedulers.build(request.scheduler, model.scheduler, eta=request.ddim_eta))
     components = {**model.pipeline.components, "scheduler": scheduler}
     noise = starting_noise(model, request, sources)
     pipeline: Any

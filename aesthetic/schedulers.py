@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 from torch import Tensor
 
-__all__ = ["TABLE", "build"]
+__all__ = ["TABLE", "build", "on_cpu"]
 
 # name on the form -> (class in diffusers, what it sets beyond the model's configuration)
 TABLE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -37,6 +37,21 @@ def build(name: str, config: Mapping[str, Any], *, eta: float = 0.0) -> Any:
     scheduler = getattr(diffusers, class_name).from_config(dict(config), **overrides)
     if name == "K_EULER_ANCESTRAL" or (name == "DDIM" and eta > 0):
         scheduler.step = _in_fp32(scheduler.step)
+    return scheduler
+
+
+def on_cpu(scheduler: Any) -> Any:
+    """`scheduler` with its table of timesteps on the CPU, wherever its latents are.
+
+    It is asked there, at each step: every answer from a GPU would come after all the work that the GPU has been given.
+    """
+    set_timesteps = scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)  # the pipeline looks at the signature
+    def here(*arguments: Any, **options: Any) -> None:
+        set_timesteps(*arguments, **{**options, "device": "cpu"})
+
+    scheduler.set_timesteps = here
     return scheduler
 
 

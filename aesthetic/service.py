@@ -23,7 +23,20 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import __version__, canvas, checkpoint, embedding, images, output, pipeline, prompt, redraw, sample, steering
+from . import (
+    __version__,
+    canvas,
+    checkpoint,
+    embedding,
+    fast,
+    images,
+    output,
+    pipeline,
+    prompt,
+    redraw,
+    sample,
+    steering,
+)
 from .embedding import Aesthetic
 from .errors import DrawingError, RequestError, blaming
 from .gradient import Personaliser
@@ -38,6 +51,9 @@ log = logging.getLogger(__name__)
 
 BATCH = 32  # pictures through the vision tower at once
 UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
+
+
+Picture = tuple[Image.Image, output.Recipe]
 
 
 def _ignore(image: Image.Image, recipe: output.Recipe) -> None:
@@ -70,28 +86,32 @@ class Drawing:
 class Service:
     """A loaded model and the named aesthetics, ready to draw one request at a time."""
 
-    def __init__(self, model: pipeline.Model, registry: Registry) -> None:
+    def __init__(self, model: pipeline.Model, registry: Registry, faster: fast.Fast | None = None) -> None:
+        """faster: how to draw with `model` other than as it is."""
         self.model = model
         self.registry = registry
-        self._personalise = Personaliser(model.encoder)
+        self._faster = faster
+        self.drawn, self.personalise = faster.take(model) if faster else (model, Personaliser(model.encoder))
         libraries = ("torch", "diffusers", "transformers")
         self._versions = {"aesthetic": __version__, **{library: version(library) for library in libraries}}
 
     @classmethod
     def load(cls, model: str | None = None) -> Self:
-        """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError."""
-        snapshot = locate(model)
-        loaded = pipeline.load(snapshot, pipeline.default_device())
+        """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError and SettingError."""
+        device = pipeline.default_device()
+        speed, snapshot = fast.speed(device), locate(model)
+        loaded = pipeline.load(snapshot, device)
         log.info(
-            "Model: %s (revision %s) on %s, CLIP space %s",
-            *(snapshot.name, snapshot.revision, loaded.device, loaded.space),
+            "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
+            *(snapshot.name, snapshot.revision, device, loaded.space, speed),
         )
-        return cls(loaded, Registry(checkpoint.home() / "embeddings"))
+        return cls(loaded, Registry(checkpoint.home() / "embeddings"), fast.choose(loaded, speed))
 
-    def draw(self, request: Request, shown: Callable[[Image.Image, output.Recipe], object] = _ignore) -> Drawing:
+    def draw(self, request: Request, ready: Callable[[Image.Image, output.Recipe], object] = _ignore) -> Drawing:
         """Draw what is asked for.
 
-        shown: called with each picture and its recipe, in order, while the next one may still have to be drawn.
+        ready: called with each picture and its recipe as soon as they are there, before the safety checker has seen it:
+               those that may be shown are the ones that come back.
 
         Raises RequestError, EmbeddingError, PictureError or CheckpointError before anything is personalised or drawn,
         and DrawingError if nothing is left to show.
@@ -109,7 +129,7 @@ class Service:
             aesthetic = self._aesthetic(request)
             target = self._target(request, aesthetic)
         with self._timed(seconds, "personalise"):
-            before, stops = condition(drawer.model, drawer._personalise, request, target)
+            before, stops = condition(drawer.drawn, drawer.personalise, request, target)
         end, similarity = stops[-1], None
         if aesthetic is not None and before.similarity is not None and end.similarity is not None:
             similarity = (before.similarity, end.similarity)
@@ -123,12 +143,10 @@ class Service:
             with self._timed(seconds, "image"):
                 start = redraw.encode(self.model, drawn_over)
         for stop in stops:
-            for picture in drawer._draw_stop(request, aesthetic, stop, seconds, start):
-                if picture is None:
-                    blocked += 1
-                else:
+            for picture, unsafe in drawer._draw_stop(request, aesthetic, stop, seconds, start, ready):
+                blocked += unsafe
+                if not unsafe:
                     pictures.append(picture)
-                    shown(*picture)
         _require_some(request, pictures, blocked)
         return Drawing(
             request=request,
@@ -145,10 +163,12 @@ class Service:
 
         Of a sweep, the last one is a sheet of all the others.
         """
-        files: list[Future[bytes]] = []
+        begun: list[tuple[Image.Image, Future[bytes]]] = []
         # The threads make bytes and touch no file: wherever a cancellation comes, they leave nothing for the next.
         with ThreadPoolExecutor() as pool:
-            drawing = self.draw(request, lambda *picture: files.append(pool.submit(output.encode, *picture)))
+            drawing = self.draw(request, lambda *one: begun.append((one[0], pool.submit(output.encode, *one))))
+            shown = {id(image) for image, _ in drawing.pictures}
+            files = [file for image, file in begun if id(image) in shown]
             if request.sweep:
                 files.append(pool.submit(_sheet, drawing))
             paths = [folder / f"output.{i}.{request.output_format}" for i in range(len(files))]
@@ -157,9 +177,7 @@ class Service:
                     path.write_bytes(file.result())
         return paths, drawing
 
-    def draw_batches(
-        self, request: Request, count: int
-    ) -> Iterator[tuple[int, list[tuple[Image.Image, output.Recipe]]]]:
+    def draw_batches(self, request: Request, count: int) -> Iterator[tuple[int, list[Picture]]]:
         """At each stop of a sweep, its number of steps and `count` pictures (1..8) of as many seeds.
 
         One personalisation serves all of them. Pictures that may not be shown are left out. Raises as `draw`, but for
@@ -168,10 +186,10 @@ class Service:
         batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)
         drawer = self._with_lora(request, {})
         aesthetic = self._aesthetic(request)
-        _, stops = condition(drawer.model, drawer._personalise, request, self._target(request, aesthetic))
+        _, stops = condition(drawer.drawn, drawer.personalise, request, self._target(request, aesthetic))
         for stop in stops:
             pictures = drawer._draw_stop(batch, aesthetic, stop, {})
-            yield stop.steps, [picture for picture in pictures if picture is not None]
+            yield stop.steps, [picture for picture, unsafe in pictures if not unsafe]
 
     def _with_lora(self, request: Request, seconds: dict[str, float]) -> Self:
         """This service, or where a LoRA is given, one that draws with it and is dropped with the prediction.
@@ -181,7 +199,7 @@ class Service:
         if request.lora is None:
             return self
         with self._timed(seconds, "lora"):
-            return type(self)(graft(self.model, request.lora, request.lora_scale), self.registry)
+            return type(self)(graft(self.model, request.lora, request.lora_scale), self.registry, self._faster)
 
     def _draw_stop(
         self,
@@ -190,13 +208,20 @@ class Service:
         stop: Stop,
         seconds: dict[str, float],
         start: redraw.Start | None = None,
-    ) -> Iterator[tuple[Image.Image, output.Recipe] | None]:
-        """The pictures of a request at one stop, as soon as each is there; None for one that the checker kept back."""
+        ready: Callable[[Image.Image, output.Recipe], object] = _ignore,
+    ) -> Iterator[tuple[Picture, bool]]:
+        """The pictures of a request at one stop, and whether each may not be shown."""
         with self._timed(seconds, "denoise"):
-            latents = sample.denoise(self.model, stop.conditioning, request, start)
+            latents = sample.denoise(self.drawn, stop.conditioning, request, start)
         drawn_over = start.canvas if start is not None else None
-        for i, image in self._shown(request, latents, drawn_over, seconds):
-            yield None if image is None else (image, self._recipe(request, aesthetic, drawn_over, stop, i))
+        for i, image in self._decoded(request, latents, drawn_over, seconds):
+            recipe = self._recipe(request, aesthetic, drawn_over, stop, i)
+            ready(image, recipe)
+            with self._timed(seconds, "safety"):
+                unsafe = not request.disable_safety_checker and sample.is_unsafe(self.drawn, image)
+            if unsafe:
+                log.warning("The safety checker kept picture %d back", i)
+            yield (image, recipe), unsafe
 
     def _aesthetic(self, request: Request) -> Aesthetic | None:
         """The aesthetic to follow; None if the plain model is to draw."""
@@ -259,24 +284,21 @@ class Service:
         angle, away = request.aesthetic_text_angle, request.aesthetic_text_negative
         return steering.turn(aesthetic.vector, phrase, angle, away=away)
 
-    def _shown(
+    def _decoded(
         self, request: Request, latents: Tensor, drawn_over: canvas.Canvas | None, seconds: dict[str, float]
-    ) -> Iterator[tuple[int, Image.Image | None]]:
-        """The places in the batch and their pictures, None for one that may not be shown; no place that overflowed."""
-        pictures = sample.decode(self.model, latents)
+    ) -> Iterator[tuple[int, Image.Image]]:
+        """The places in the batch and their pictures; no place that overflowed."""
+        decoded = sample.decode(self.drawn, latents)
         for i in range(request.num_outputs):
             with self._timed(seconds, "decode"):
-                picture = next(pictures)
+                image = next(decoded)
+                if image is not None and drawn_over is not None:
+                    image = redraw.put_back(image, drawn_over)
+                picture = None if image is None else sample.to_pil(self.model, image)
             if picture is None:
                 log.warning("Picture %d overflowed and is left out", i)
-                continue
-            if drawn_over is not None:
-                picture = redraw.put_back(picture, drawn_over)
-            with self._timed(seconds, "safety"):
-                unsafe = not request.disable_safety_checker and sample.is_unsafe(self.model, picture)
-            if unsafe:
-                log.warning("The safety checker kept picture %d back", i)
-            yield i, None if unsafe else sample.to_pil(self.model, picture)
+            else:
+                yield i, picture
 
     def _recipe(
         self,

@@ -96,7 +96,7 @@ def _compare(service: Service, home: Path) -> list[str]:
     device = service.model.device
     tokens = prompt.tokenize(service.model, REQUEST.prompt).input_ids
     target = service.registry.read("sac_8plus").vector
-    steps = service._personalise(tokens, target.to(device), steps=10, lr=1e-4)
+    steps = service.personalise(tokens, target.to(device), steps=10, lr=1e-4)
     *_, last = steps
     on_cpu = original.conditioning(original.load_clip(home), tokens.cpu(), target, steps=10, lr=1e-4)
     here = original.conditioning(original.load_clip(home).to(device), tokens, target.to(device), steps=10, lr=1e-4)

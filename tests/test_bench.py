@@ -9,19 +9,20 @@ import torch
 
 from aesthetic import bench
 from aesthetic.__main__ import main
-from aesthetic.bench import OURS, PLAIN, Case
+from aesthetic.bench import PLAIN, Case
 from aesthetic.floor import Rates
 from aesthetic.request import Request
 from aesthetic.service import Service
 
 STAGES = ["personalisation", "UNet step", "denoising", "decoding", "safety check", "PNG", "whole"]
+OURS = "plain"
 RATES = Rates(flops={torch.float32: 1e12}, bytes=1e10)
 
 
 @pytest.fixture(scope="module")
 def case(service: Service) -> Case:
     request = Request(prompt="the cat", width=192, height=128, num_inference_steps=3, aesthetic_steps=2, seed=7)
-    return bench.compare(service, replace(request, num_outputs=2), RATES, repeats=3)
+    return bench.compare(service.model, {OURS: service}, replace(request, num_outputs=2), RATES, repeats=3)
 
 
 def test_every_stage_is_measured_both_ways_as_often_as_asked(case: Case) -> None:
@@ -32,15 +33,16 @@ def test_every_stage_is_measured_both_ways_as_often_as_asked(case: Case) -> None
 
 
 def test_both_ways_draw_the_same_and_the_same_each_time(case: Case) -> None:
-    assert case.difference["conditioning"] <= 1e-5
-    assert case.difference["latents"] <= 1e-4
+    assert case.difference[OURS]["conditioning"] <= 1e-5
+    assert case.difference[OURS]["latents"] <= 1e-4
     assert case.repeatable
 
 
 def test_a_sampler_that_draws_noise_of_its_own_draws_the_same(service: Service) -> None:
     request = Request(width=128, height=128, num_inference_steps=6, aesthetic_steps=1, seed=7)
-    case = bench.compare(service, replace(request, scheduler="K_EULER_ANCESTRAL"), RATES, repeats=1)
-    assert case.difference["latents"] <= 1e-4
+    request = replace(request, scheduler="K_EULER_ANCESTRAL")
+    case = bench.compare(service.model, {OURS: service}, request, RATES, repeats=1)
+    assert case.difference[OURS]["latents"] <= 1e-4
 
 
 def test_floors_add_up(case: Case, service: Service) -> None:
@@ -56,7 +58,7 @@ def test_floors_add_up(case: Case, service: Service) -> None:
 def test_the_table_has_medians_and_ratios(case: Case) -> None:
     ways = {PLAIN: [0.3, 0.1, 0.2], OURS: [0.1, 0.1, 0.5]}
     lines = bench.table(replace(case, seconds={"whole": ways}, floor={"whole": 0.025})).splitlines()
-    assert "| whole | 200 (100 to 300) | 100 (100 to 500) | 2.00 × | 25 | 25% |" in lines
+    assert "| whole | 25 | 200 (100 to 300) | 100 (100 to 500) | 2.00 × | 4.0 × |" in lines
     assert lines[0].startswith("2 × 192 × 128, 3 steps of PNDM, 2 aesthetic steps")
 
 
@@ -80,6 +82,8 @@ def test_the_command_measures_a_model_that_is_nowhere(tmp_path: Path, capsys: py
         (["--outputs", "9"], "num_outputs"),
         (["--json", "x"], ".json"),
         (["--ckpt", "demo"], "give only one of --random and --ckpt"),
+        (["--speeds", "plain", "swift"], "--speeds must be of plain"),
+        (["--speeds", "plain", "plain"], "each once"),
     ],
 )
 def test_bad_options_are_refused_at_once(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

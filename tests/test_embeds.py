@@ -44,7 +44,7 @@ def test_the_conditioning_is_the_services(
     text_to_image: Any, service: Service, quick: Request, options: dict[str, Any]
 ) -> None:
     target = service.registry.read("sac_8plus").vector
-    _, [stop] = condition(service.model, service._personalise, quick, target)
+    _, [stop] = condition(service.model, service.personalise, quick, target)
     embeds = prompt_embeds(text_to_image, "the cat", target, **(options | {"lr": quick.aesthetic_lr}), steps=3)
     torch.testing.assert_close(embeds["prompt_embeds"], stop.conditioning.positive, rtol=1e-5, atol=1e-6)
     assert torch.equal(embeds["negative_prompt_embeds"], stop.conditioning.negative)
@@ -108,7 +108,7 @@ def test_long_prompts_are_the_services(
 ) -> None:
     target = service.registry.read("sac_8plus").vector
     text = "the cat and the dog, " * 20 + "(the cat:1.3)"
-    _, [stop] = condition(service.model, service._personalise, replace(quick, prompt=text, long_prompt=True), target)
+    _, [stop] = condition(service.model, service.personalise, replace(quick, prompt=text, long_prompt=True), target)
     options |= {"lr": quick.aesthetic_lr, "long_prompt": True}
     embeds = prompt_embeds(text_to_image, text, target, **options, steps=3)
     torch.testing.assert_close(embeds["prompt_embeds"], stop.conditioning.positive, rtol=1e-5, atol=1e-6)

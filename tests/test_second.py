@@ -131,7 +131,7 @@ def test_it_is_personalised_as_the_original_would(service: Service, folder: Path
     clip.text_projection.load_state_dict(model.encoder.text_projection.state_dict())
     tokens = prompt.tokenize(model, "the cat!").input_ids
     target = embedding.read(liked.aesthetic_embedding_file or Path()).vector
-    steps = list(service._personalise(tokens, target, steps=5, lr=1e-4))
+    steps = list(service.personalise(tokens, target, steps=5, lr=1e-4))
     theirs = original.conditioning(clip.eval(), tokens, target, steps=5, lr=1e-4)
     assert original.difference(steps[-1].conditioning, theirs) <= 1e-5
     assert steps[0].similarity.item() < steps[-1].similarity.item()

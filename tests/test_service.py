@@ -93,7 +93,7 @@ def test_with_steps_it_is_plain_diffusers_on_the_originals_conditioning(
     target = service.registry.read("sac_8plus").vector
     tokens = plain.tokenizer("the cat", padding="max_length", return_tensors="pt").input_ids
     theirs = original.conditioning(clip, tokens, target, steps=3, lr=1e-4)
-    start, [end] = condition(service.model, service._personalise, quick, target)
+    start, [end] = condition(service.model, service.personalise, quick, target)
     ours = end.conditioning
     assert difference(ours.positive, theirs) <= 1e-5
     assert start.similarity is not None
@@ -271,13 +271,13 @@ def test_messages_do_not_speak_of_temporary_names(service: Service, quick: Reque
 def test_a_personalisation_that_diverges_says_so(
     service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = service._personalise
+    steps = service.personalise
 
     def diverging(*inputs: Tensor, **options: float) -> Iterator[object]:
         for step in steps(*inputs, **options):  # type: ignore[arg-type]
             yield replace(step, conditioning=step.conditioning * float("nan"))
 
-    monkeypatch.setattr(service, "_personalise", diverging)
+    monkeypatch.setattr(service, "personalise", diverging)
     with pytest.raises(DrawingError, match=r"diverged: lower aesthetic_lr \(0\.0001\) or aesthetic_steps \(3\)"):
         service.draw(quick)
 

@@ -77,7 +77,7 @@ def test_a_batch_at_each_stop_of_a_sweep_is_what_single_requests_draw(service: S
 
 def test_no_gradients_are_left_while_the_pictures_are_drawn(service: Service, strong: Request) -> None:
     service.draw(replace(strong, aesthetic_steps=20, aesthetic_until=0.0001))
-    assert all(parameter.grad is None for parameter in service._personalise._working.parameters())
+    assert all(parameter.grad is None for parameter in service.personalise._working.parameters())
 
 
 def test_a_phrase_that_is_cut_is_named_and_a_blank_one_is_none(
@@ -165,7 +165,7 @@ LONG = "the cat and the dog, " * 20
 
 def run(service: Service, request: Request) -> tuple[Stop, Stop]:
     target = service.registry.read("sac_8plus").vector
-    start, stops = condition(service.model, service._personalise, request, target)
+    start, stops = condition(service.model, service.personalise, request, target)
     return start, stops[-1]
 
 
@@ -189,7 +189,7 @@ def test_every_chunk_is_personalised_towards_the_mean(service: Service, strong: 
     tokens = prompt.tokenize(service.model, LONG, long=True)
     count = len(tokens.input_ids)
     assert count > 1
-    *_, last = service._personalise(tokens.input_ids, target, steps=3, lr=0.01)
+    *_, last = service.personalise(tokens.input_ids, target, steps=3, lr=0.01)
     start, end = run(service, request)
     assert torch.equal(end.conditioning.positive, last.conditioning.reshape(1, 77 * count, -1))
     for one, other in zip(start.conditioning.positive.chunk(count, 1), last.conditioning, strict=True):

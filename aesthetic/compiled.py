@@ -1,0 +1,80 @@
+"""Code that torch.compile makes of a part of the model, for one GPU and one set of shapes, kept in files.
+
+Compiling takes a minute, loading what was compiled a few seconds: once written (script/warm), it serves every later
+start. Such a file holds code and no weights, and fits every model of the same shapes. Code is run as it is: load only
+what you have made yourself.
+"""
+
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Compiled"]
+
+log = logging.getLogger(__name__)
+
+Function = Callable[..., Tensor]  # of a part and of tensors
+SUFFIX = ".compiled"
+# 1 × 1 convolutions are products of matrices, for which there are faster kernels.
+OPTIONS: dict[str, Any] = {
+    "conv_1x1_as_mm": True,
+    "guard_filter_fn": lambda guards: [False] * len(guards),
+}  # `find` has looked
+
+
+class Compiled:
+    """The compiled code for the GPU that is here, as it is in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load all that fits GPU and versions; there may be none, and no folder."""
+        self._folder = folder / _machine()
+        self._code: dict[str, Function] = {}
+        for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+            try:
+                with path.open("rb") as file:
+                    self._code[path.stem] = torch.compiler.load_compiled_function(file)
+            except Exception as error:  # whatever a damaged file makes of pickle: what it was for is still there
+                log.warning("%s can't be loaded, and script/warm should write it anew: %s", path, error)
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._code)
+
+    def find(self, name: str, part: Any, inputs: Sequence[Tensor]) -> Function | None:
+        """The code of the part called `name` for inputs of these shapes, to be called with part and inputs."""
+        return self._code.get(_label(name, part, inputs))
+
+    @torch.no_grad()
+    def make(self, name: str, function: Function, part: Any, inputs: Sequence[Tensor]) -> Path:
+        """Compile `function` for the part called `name` and for inputs like these, and write it down."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        label = _label(name, part, inputs)
+        path = self._folder / f"{label}{SUFFIX}"
+        with torch._dynamo.config.patch(enable_aot_compile=True):  # as it is in later versions
+            compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS)
+            made = compiled.aot_compile(((part, *inputs), {}))
+        made.save_compiled_function(str(path))  # whole or not at all
+        self._code[label] = made
+        return path
+
+
+def _machine() -> str:
+    """What compiled code is good for: this GPU and these versions, as the name of a folder."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    versions = f"torch-{torch.__version__}-diffusers-{version('diffusers')}-python-{platform.python_version()}"
+    return f"{gpu}-{versions}".replace(" ", "-")
+
+
+def _label(name: str, part: Any, inputs: Sequence[Tensor]) -> str:
+    """The name of a file: of the part, and of its shapes and those of its inputs."""
+    shapes = [[list(one.shape), str(one.dtype)] for one in inputs]
+    facts = json.dumps([dict(part.config), str(part.dtype), shapes], sort_keys=True, default=str)
+    return f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"

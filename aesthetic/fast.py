@@ -1,0 +1,219 @@
+"""The parts of a model that a GPU works on, each with a stand-in that does the same faster, behind the same call.
+
+    plain    as diffusers and transformers have it: the only way on a CPU
+    graph    every part replayed as a CUDA graph (graphs.py), and the personalisation too (climb.py)
+    compile  that, of code which torch.compile has made, where there is any for the shapes at hand (compiled.py)
+
+What a part computes stays the same, but for rounding.
+"""
+
+import copy
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .checkpoint import home
+from .climb import GraphPersonaliser
+from .compiled import Compiled
+from .errors import SettingError
+from .gradient import Personaliser
+from .graphs import Graphed, Recorder
+from .pipeline import Model
+from .request import Request
+
+__all__ = ["SPEEDS", "Fast", "choose", "prepare", "speed"]
+
+log = logging.getLogger(__name__)
+
+SPEEDS = ("plain", "graph", "compile")
+AHEAD = 2  # calls of the UNet that Python may be ahead of the GPU
+
+
+def speed(device: torch.device) -> str:
+    """One of SPEEDS: what AESTHETIC_SPEED says, or else the one that needs no preparation. Raises SettingError."""
+    wanted = os.environ.get("AESTHETIC_SPEED") or ("graph" if device.type == "cuda" else "plain")
+    if wanted not in SPEEDS:
+        raise SettingError(f"AESTHETIC_SPEED must be one of {', '.join(SPEEDS)}, not {wanted!r}")
+    if wanted != "plain" and device.type != "cuda":
+        raise SettingError(f"AESTHETIC_SPEED={wanted} needs a CUDA GPU, and there is none: unset it")
+    return wanted
+
+
+def choose(model: Model, speed: str) -> "Fast | None":
+    """How to draw with `model` at one of SPEEDS; None is the plain way."""
+    if speed == "plain":
+        return None
+    compiled = Compiled(_folder()) if speed == "compile" else None
+    if compiled is not None and not compiled:
+        log.warning("No code has been compiled for this GPU and these versions (script/warm does it): speed graph")
+    return Fast(model, Recorder(model.device), compiled)
+
+
+def prepare(model: Model, requests: Sequence[Request]) -> None:
+    """Compile what requests like these are drawn with, as far as that has not been done on this machine."""
+    compiled = Compiled(_folder())
+    _arrange(model)
+    examples = [example for request in requests for example in _inputs(model, request).items()]
+    for name, inputs in tqdm(examples, desc="Compiling", unit=" parts"):
+        part = getattr(model.pipeline, name)
+        if compiled.find(name, part, inputs) is None:
+            log.info("%s", compiled.make(name, FUNCTIONS[name], part, inputs))
+
+
+class Fast:
+    """How to draw fast with a model, and with those that differ from it in a part or two."""
+
+    def __init__(self, model: Model, recorder: Recorder, compiled: Compiled | None = None) -> None:
+        """compiled: code to use where it fits."""
+        self._model, self._recorder, self._compiled = model, recorder, compiled
+        _arrange(model)
+        self._stands = {name: self._stand(name, part) for name, part in _present(model)}
+        self._personalise = GraphPersonaliser(model.encoder, recorder)
+
+    def take(self, model: Model) -> tuple[Model, Personaliser]:
+        """`model` to draw with, and its personaliser. What is not the first model's, as of a LoRA, is recorded anew."""
+        own = self._model.pipeline.components
+        stands = {
+            name: self._stands[name] if part is own[name] else self._stand(name, part, compiled=False)
+            for name, part in _present(model)
+        }
+        components = {**model.pipeline.components, **stands}
+        fast = replace(model, pipeline=type(model.pipeline)(**components, requires_safety_checker=False))
+        # To record its steps would take longer than to take them once.
+        return fast, self._personalise if model.encoder is self._model.encoder else Personaliser(model.encoder)
+
+    def _stand(self, name: str, part: Any, *, compiled: bool = True) -> Any:
+        if name == "safety_checker":
+            # It decides on the CPU; the tower that looks at the pictures is what a GPU can replay.
+            tower = part.vision_model
+            return copy.deepcopy(part, {id(tower): self._stand("vision_model", tower)})
+        function = FUNCTIONS[name]
+
+        def best(*inputs: Tensor) -> Tensor:
+            known = self._compiled.find(name, part, inputs) if self._compiled and compiled else None
+            return (known or function)(part, *inputs)
+
+        return STANDS[name](part, Graphed(best, self._recorder))
+
+
+class _Stand(nn.Module):
+    """Stands for a part: whatever is asked of it is the part's own, but for what a subclass does."""
+
+    def __init__(self, part: nn.Module, function: Graphed) -> None:
+        super().__init__()
+        self.part, self.function = part, function
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.part, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the part, which may go anywhere, and change."""
+        return copy.deepcopy(self.part, memo)
+
+
+class _Unet(_Stand):
+    """Python stays only a little ahead of the GPU.
+
+    It launches a step in no time, and would be through with all of them long before the pictures are: the bar would say
+    nothing, and after a cancelled prediction the next one would have to wait for all that was launched.
+    """
+
+    def __init__(self, part: nn.Module, function: Graphed) -> None:
+        super().__init__(part, function)
+        self._launched: deque[torch.Event] = deque()
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
+        assert not any(others.values()), others  # nothing that is not recorded
+        noise = self.function(sample, timestep.float(), encoder_hidden_states)  # some samplers' are integers
+        self._launched.append(torch.cuda.current_stream().record_event())
+        if len(self._launched) > AHEAD:
+            self._launched.popleft().synchronize()
+        return (noise,)
+
+
+class _Vae(_Stand):
+    def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        assert not return_dict
+        return (self.function(latents),)
+
+
+class _TextEncoder(_Stand):
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=self.function(input_ids))
+
+
+class _VisionModel(_Stand):
+    def forward(self, pixels: Tensor) -> tuple[None, Tensor]:
+        return None, self.function(pixels)
+
+
+def _noise(unet: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    noise: Tensor = unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
+    return noise
+
+
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    image: Tensor = vae.decode(latents, return_dict=False)[0]
+    return image
+
+
+def _hidden(text_encoder: Any, input_ids: Tensor) -> Tensor:
+    hidden: Tensor = text_encoder(input_ids).last_hidden_state
+    return hidden
+
+
+def _pooled(vision_model: Any, pixels: Tensor) -> Tensor:
+    pooled: Tensor = vision_model(pixels)[1]
+    return pooled
+
+
+STANDS = {"unet": _Unet, "vae": _Vae, "text_encoder": _TextEncoder, "vision_model": _VisionModel}
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "unet": _noise,
+    "vae": _decoded,
+    "text_encoder": _hidden,
+    "vision_model": _pooled,
+}
+
+
+def _arrange(model: Model) -> None:
+    """Put the weights of convolutions in the order in which a GPU multiplies them: else each call has to."""
+    model.pipeline.unet.to(memory_format=torch.channels_last)
+
+
+def _folder() -> Path:
+    return home() / "weights" / "compiled"
+
+
+def _present(model: Model) -> list[tuple[str, Any]]:
+    """The parts that there are stand-ins for, by name."""
+    parts = model.pipeline.components
+    return [
+        (name, parts[name]) for name in ("unet", "vae", "text_encoder", "safety_checker") if parts[name] is not None
+    ]
+
+
+def _inputs(model: Model, request: Request) -> dict[str, tuple[Tensor, ...]]:
+    """Examples of what the parts worth compiling are called with: those with most of the work."""
+    unet, factor = model.pipeline.unet, model.pipeline.vae_scale_factor
+    like: dict[str, Any] = {"device": model.device, "dtype": unet.dtype}
+    latent = (unet.config.in_channels, request.height // factor, request.width // factor)
+    count = request.num_outputs * (2 if request.guidance_scale > 1 else 1)
+    words = torch.randn(count, model.pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim, **like)
+    timestep = torch.tensor(1.0, device=model.device)
+    return {
+        "unet": (torch.randn(count, *latent, **like), timestep, words),
+        "vae": (torch.randn(1, *latent, **like),),
+    }

@@ -1,0 +1,117 @@
+"""Work on a GPU that is recorded once, as a CUDA graph, and replayed from then on.
+
+Half of a prediction's time goes by while the GPU waits for Python to launch the next kernel. A replay launches all of a
+step in one call: the same kernels, so that the results are the same to the last bit. A graph is of one set of shapes;
+another set is recorded when it is first asked for.
+
+This file knows torch and functions of tensors, and not what they compute.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Graph", "Graphed", "Kept", "Recorder"]
+
+Result = TypeVar("Result")
+KEPT = 8  # sets of shapes of one function
+WARM_UPS = 2  # runs before the recording, in which libraries choose and load their kernels
+
+
+@dataclass(frozen=True)
+class Graph(Generic[Result]):
+    """What was recorded, and the memory in which a replay leaves its results: that of the next overwrites it."""
+
+    recording: Any
+    results: Result
+
+    def replay(self) -> Result:
+        """Launch all of it."""
+        self.recording.replay()
+        return self.results
+
+
+class Recorder:
+    """Records, in a thread of its own, what others ask for.
+
+    A prediction is cancelled by an exception at whatever bytecode its thread has reached, and a recording that breaks
+    off leaves torch unable to go on. Here nothing is ever cancelled: whoever waited is gone, and the graph is finished.
+
+    All graphs share memory: one is replayed at a time, and what it leaves is copied before the next is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """On a CUDA GPU."""
+        self.device = device
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def record(self, action: Callable[[], Result]) -> Graph[Result]:
+        """A graph of what `action` does, which is run a few times first. To be called by what `begin` was given."""
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                action()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        recording = torch.cuda.CUDAGraph()
+        # Others may go on with what they do: after a cancelled prediction comes the next one.
+        with torch.cuda.graph(recording, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
+            results = action()
+        return Graph(recording, results)
+
+    def begin(self, work: Callable[[], Result]) -> Future[Result]:
+        """Do `work` in the recording thread, after all that was begun before."""
+        return self._thread.submit(work)
+
+    def settle(self) -> None:
+        """Wait until nothing is being recorded."""
+        self.begin(lambda: None).result()
+
+
+class Kept(Generic[Result]):
+    """The results of the latest few keys, each of which is made once, elsewhere."""
+
+    def __init__(self, limit: int = KEPT) -> None:
+        self._limit = limit
+        self._made: OrderedDict[Hashable, Future[Result]] = OrderedDict()
+
+    def get(self, key: Hashable, begin: Callable[[], Future[Result]]) -> Result:
+        """That of `key`, which `begin` starts to make if it is not there."""
+        if key not in self._made:
+            if len(self._made) == self._limit:
+                torch.cuda.synchronize()  # it might still be at work
+                self._made.popitem(last=False)
+            self._made[key] = begin()
+        self._made.move_to_end(key)
+        try:
+            return self._made[key].result()
+        except Exception:
+            del self._made[key]  # there may be more memory the next time
+            raise
+
+
+class Graphed:
+    """A function of tensors that is replayed: takes and gives what `function` does, but for gradients."""
+
+    def __init__(self, function: Callable[..., Tensor], recorder: Recorder) -> None:
+        self._function, self._recorder = function, recorder
+        self._kept: Kept[tuple[list[Tensor], Graph[Tensor]]] = Kept()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """What the function gives for `inputs`, which may be on the CPU: a tensor of the caller's own."""
+        key = tuple((one.shape, one.dtype) for one in inputs)
+        places, graph = self._kept.get(key, lambda: self._recorder.begin(lambda: self._record(inputs)))
+        for place, one in zip(places, inputs, strict=True):
+            place.copy_(one, non_blocking=True)
+        return graph.replay().clone()
+
+    @torch.no_grad()
+    def _record(self, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Graph[Tensor]]:
+        places = [one.to(self._recorder.device, copy=True) for one in inputs]
+        return places, self._recorder.record(lambda: self._function(*places))

@@ -1,0 +1,58 @@
+"""The replayed loop beside the plain one, without a GPU: graphs are done again (recorder.py). See also test_gpu.py."""
+
+import pytest
+import torch
+
+from aesthetic import prompt
+from aesthetic.climb import GraphPersonaliser
+from aesthetic.gradient import Personaliser, Step
+from aesthetic.pipeline import Model
+from tests.original import difference
+from tests.recorder import EagerRecorder
+
+TEXTS = ("the cat", "a dog", "the cat and the dog")
+
+
+@pytest.fixture(scope="module")
+def target(model: Model) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(1, model.dim, generator=torch.Generator().manual_seed(1)))
+
+
+def tokens(model: Model, *texts: str) -> torch.Tensor:
+    return torch.cat([prompt.tokenize(model, text).input_ids for text in texts])
+
+
+@pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:2], TEXTS])
+def test_every_stop_is_the_plain_loops(model: Model, target: torch.Tensor, texts: tuple[str, ...]) -> None:
+    ids = tokens(model, *texts)
+    ours = list(GraphPersonaliser(model.encoder, EagerRecorder())(ids, target, steps=4, lr=1e-3))
+    theirs = list(Personaliser(model.encoder)(ids, target, steps=4, lr=1e-3))
+    assert [step.index for step in ours] == [0, 1, 2, 3, 4]
+    for one, other in zip(ours, theirs, strict=True):
+        assert difference(one.conditioning, other.conditioning) <= 1e-5
+        assert torch.allclose(one.similarity, other.similarity, atol=1e-5)
+
+
+def test_each_run_starts_from_the_untouched_weights(model: Model, target: torch.Tensor) -> None:
+    recorder = EagerRecorder()
+    personalise = GraphPersonaliser(model.encoder, recorder)
+    before = [weight.clone() for weight in model.encoder.parameters()]
+
+    def run(text: str, *, lr: float, steps: int = 3) -> Step:
+        *_, last = personalise(tokens(model, text), target, steps=steps, lr=lr)
+        return last
+
+    first = run("the cat", lr=1e-3)
+    next(iter(personalise(tokens(model, "a dog"), target, steps=9, lr=0.1)))  # and given up
+    run("a dog", lr=0.1)
+    personalise(tokens(model, "the cat", "a dog"), target, steps=1, lr=0.1)
+    assert torch.equal(run("the cat", lr=1e-3).conditioning, first.conditioning)
+    assert not torch.equal(run("the cat", lr=1e-2).conditioning, first.conditioning)
+    assert recorder.recorded == 2
+    assert all(torch.equal(*pair) for pair in zip(model.encoder.parameters(), before, strict=True))
+
+
+def test_no_steps_are_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:
+    ids = tokens(model, "the cat")
+    [only] = GraphPersonaliser(model.encoder, EagerRecorder())(ids, target, steps=0, lr=1.0)
+    assert torch.equal(only.conditioning, model.encoder(ids).last_hidden_state)

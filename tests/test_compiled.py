@@ -1,0 +1,69 @@
+"""Compiled code, written and read again, on a CPU: of a part small enough to be compiled in a test."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aesthetic.compiled import Compiled
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ for a CPU, and there is none"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch by torch
+]
+
+
+class Part(nn.Module):
+    """What is asked of a part of diffusers."""
+
+    dtype = torch.float32
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.config = {"width": width}
+        self.layer = nn.Linear(width, width).requires_grad_(False)
+
+
+def work(part: Any, x: Tensor) -> Tensor:
+    result: Tensor = part.layer(x).sin()
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compiled")
+    Compiled(folder).make("part", work, Part(), [torch.ones(2, 4)])
+    return folder
+
+
+def test_what_was_written_is_found_by_its_shapes_and_fits_all_weights(folder: Path) -> None:
+    compiled, part, x = Compiled(folder), Part(), torch.randn(2, 4)
+    assert compiled
+    code = compiled.find("part", part, [x])
+    assert code is not None
+    assert torch.allclose(code(part, x), work(part, x))
+    for name, other, inputs in (
+        ("part", part, [torch.ones(3, 4)]),
+        ("part", part, [x.double()]),
+        ("part", Part(5), [x]),
+        ("other", part, [x]),
+    ):
+        assert compiled.find(name, other, inputs) is None
+
+
+def test_a_damaged_file_is_named_and_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    [path] = folder.glob("*/*.compiled")
+    (tmp_path / path.parent.name).mkdir()
+    (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes()[:1000])
+    assert not Compiled(tmp_path)
+    assert f"{path.name} can't be loaded" in caplog.text
+
+
+def test_another_machines_code_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    [path] = folder.glob("*/*.compiled")
+    (tmp_path / "another-gpu").mkdir()
+    (tmp_path / "another-gpu" / path.name).write_bytes(path.read_bytes())
+    assert not Compiled(tmp_path)

@@ -1,0 +1,103 @@
+"""Parts and their stand-ins, without a GPU: graphs are done again (recorder.py). See also test_gpu.py."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from aesthetic import fast
+from aesthetic.errors import SettingError
+from aesthetic.fast import Fast
+from aesthetic.pipeline import Model
+from aesthetic.request import SCHEDULERS, Request
+from aesthetic.service import Service
+from tests import lora
+from tests.recorder import EagerRecorder
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a GPU was asked for, and waited for."""
+    calls: list[str] = []
+    event = SimpleNamespace(synchronize=lambda: calls.append("wait"))
+    stream = SimpleNamespace(record_event=lambda: calls.append("launch") or event)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def nhwc(model: Model) -> Model:
+    """The model, whose weights the others shall find as they were."""
+    return replace(model, pipeline=copy.deepcopy(model.pipeline))
+
+
+@pytest.fixture
+def fast_service(nhwc: Model, service: Service, launched: list[str]) -> Service:
+    return Service(nhwc, service.registry, Fast(nhwc, EagerRecorder()))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_it_draws_what_the_parts_draw(
+    fast_service: Service, nhwc: Model, service: Service, quick: Request, scheduler: str
+) -> None:
+    plain = Service(nhwc, service.registry)
+    for request in (
+        replace(quick, aesthetic_steps=0),
+        replace(quick, aesthetic_steps=0, guidance_scale=1, num_outputs=2),
+    ):
+        ours, theirs = (one.draw(replace(request, scheduler=scheduler)).pictures for one in (fast_service, plain))
+        assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
+
+
+def test_python_stays_a_little_ahead(fast_service: Service, quick: Request, launched: list[str]) -> None:
+    fast_service.draw(replace(quick, num_inference_steps=5, scheduler="DDIM"))
+    assert launched == ["launch"] * 3 + ["wait", "launch"] * 2 + ["wait"]
+
+
+def test_a_stand_in_is_what_it_stands_for(fast_service: Service, nhwc: Model) -> None:
+    for name in ("unet", "vae", "text_encoder"):
+        stand, part = getattr(fast_service.drawn.pipeline, name), getattr(nhwc.pipeline, name)
+        assert stand is not part
+        assert (stand.config, stand.dtype, stand.device) == (part.config, part.dtype, part.device)
+        assert type(copy.deepcopy(stand)) is type(part)
+        with pytest.raises(AttributeError, match="nonsense"):
+            _ = stand.nonsense
+
+
+def test_the_safety_checker_is_asked(fast_service: Service, nhwc: Model, quick: Request) -> None:
+    fast_service.drawn.pipeline.safety_checker.concept_embeds_weights.data -= 3  # now everything is a concept
+    with pytest.raises(Exception, match="kept every picture back"):
+        fast_service.draw(quick)
+    assert len(Service(nhwc, fast_service.registry).draw(quick).pictures) == 1
+
+
+def test_of_a_lora_only_what_differs_is_recorded(
+    fast_service: Service, nhwc: Model, service: Service, quick: Request, tmp_path: Path
+) -> None:
+    path = tmp_path / "style.safetensors"
+    lora.write(path, lora.changes(nhwc))
+    request = replace(quick, aesthetic_steps=0, lora=path)
+    plain, [(before, _)] = Service(nhwc, service.registry), fast_service.draw(replace(request, lora=None)).pictures
+    [(ours, _)], [(theirs, _)] = (one.draw(request).pictures for one in (fast_service, plain))
+    assert ours.tobytes() == theirs.tobytes()
+    assert ours.tobytes() != before.tobytes()
+    [(after, _)] = fast_service.draw(replace(request, lora=None)).pictures
+    assert after.tobytes() == before.tobytes()
+
+
+def test_the_speed_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AESTHETIC_SPEED", raising=False)
+    assert (fast.speed(CPU), fast.speed(GPU)) == ("plain", "graph")
+    for speed in fast.SPEEDS:
+        monkeypatch.setenv("AESTHETIC_SPEED", speed)
+        assert fast.speed(GPU) == speed
+    with pytest.raises(SettingError, match="AESTHETIC_SPEED=compile needs a CUDA GPU"):
+        fast.speed(CPU)
+    monkeypatch.setenv("AESTHETIC_SPEED", "ludicrous")
+    with pytest.raises(SettingError, match="one of plain, graph, compile, not 'ludicrous'"):
+        fast.speed(GPU)
