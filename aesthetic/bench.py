@@ -252,7 +252,7 @@ class _Bench:
         conditioning = torch.cat([one.expand(len(latents), -1, -1) for one in embeds])
         step: Tensor = model.pipeline.unet(
             latents.repeat(len(embeds), 1, 1, 1),
-            torch.tensor(500),
+            torch.tensor(500, device=latents.device),
             encoder_hidden_states=conditioning,
             return_dict=False,
         )[0]

@@ -1,8 +1,8 @@
 """From a name in weights/manifest.json, or a path, to a local snapshot that is all there.
 
 The manifest names every snapshot with its revision and the sha256 of every file. download.py fetches those that
-are on the hub, and verifies all; nothing here reaches for the network, and nothing here loads a model. A model in a
-single file is one of ldm.py's.
+do not come with the checkout, and verifies all; nothing here reaches for the network, and nothing here loads a model.
+A model in a single file is one of ldm.py's.
 """
 
 import json
@@ -26,11 +26,12 @@ INCOMPLETE = "the checkout is incomplete, and git checkout -- {} mends it"
 class File:
     """One file of a snapshot.
 
+    sha256:    None for what is in a git repository, where the commit's id is a digest of every file (see commit.py).
     confirmed: false where the sha256 was listed for a sibling revision only. If the hub's own metadata for the
     pinned revision says otherwise, the hub is right (see download.py).
     """
 
-    sha256: str
+    sha256: str | None
     bytes: int | None = None
     confirmed: bool = True
 
@@ -39,15 +40,23 @@ class File:
 class Source:
     """One entry of the manifest.
 
-    repo_id: on the hub; None for what comes with the checkout and is never downloaded.
-    space:   the CLIP space that a model draws in, so that a name that doesn't fit it is refused before it is loaded.
+    repo_id:  on the hub; None for what is not there.
+    revision: on the hub and in a git repository, the commit's whole id.
+    git:      the URL of a git repository, for what is in one.
+    space:    the CLIP space that a model draws in, so that a name that doesn't fit it is refused before it is loaded.
     """
 
     repo_id: str | None
     revision: str
     license: str
     files: Mapping[str, File]
+    git: str | None = None
     space: str | None = None
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it comes with the checkout, and is never downloaded."""
+        return self.repo_id is None and self.git is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +146,7 @@ def locate(model: str | None, weights: Path) -> Snapshot:
     return Snapshot(
         name=file.stem if file else folder.resolve().name,
         revision=source.revision if source else "local",
-        bundled=source is not None and source.repo_id is None,
+        bundled=source is not None and source.bundled,
         space=source.space if source else None,
         folder=folder,
         clip=clip if has_clip else None,
@@ -149,7 +158,7 @@ def locate(model: str | None, weights: Path) -> Snapshot:
 def _default(models: Sequence[str], manifest: Mapping[str, Source], weights: Path) -> str:
     """The first model that is there. If none is, the one that should have come with the checkout: less to mend."""
     present = [name for name in models if not missing(weights / name, manifest[name])]
-    bundled = [name for name in models if manifest[name].repo_id is None]
+    bundled = [name for name in models if manifest[name].bundled]
     return next(iter([*present, *bundled, *models]), "")
 
 
@@ -166,7 +175,7 @@ def _require_kind(folder: Path) -> None:
 def _require(folder: Path, name: str, source: Source) -> None:
     absent = missing(folder, source)
     if absent:
-        mend = "run script/download-weights" if source.repo_id is not None else INCOMPLETE.format(folder)
+        mend = INCOMPLETE.format(folder) if source.bundled else "run script/download-weights"
         raise CheckpointError(
             f"{name} is not in {folder}, or not all of it ({absent[0]} and {len(absent) - 1} other files "
             f"are missing or cut short): {mend}"

@@ -5,8 +5,8 @@
 A file is written beside its place, under weights/.partial/, and moved there once its digest is right: a half
 file never looks whole. What was interrupted goes on where it stopped, in the same run or the next one; what
 is there already is not fetched again; what comes with the checkout is verified only. huggingface_hub knows the
-hub's protocol (redirects, tokens from HF_TOKEN, mirrors from HF_ENDPOINT, retries, progress bars); this file knows
-what has to arrive.
+hub's protocol (redirects, tokens from HF_TOKEN, mirrors from HF_ENDPOINT, retries, progress bars), commit.py that of
+git repositories, where a commit's id is the digest; this file knows what has to arrive.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils._headers import build_hf_headers
 from tqdm import tqdm
 
-from . import checkpoint, registry
+from . import checkpoint, commit, registry
 from .errors import AestheticError, DownloadError
 
-__all__ = ["download_embedding", "download_snapshot", "main"]
+__all__ = ["download_commit", "download_embedding", "download_snapshot", "main"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def download_snapshot(name: str, source: checkpoint.Source, weights: Path) -> No
     Raises DownloadError if a file can't be had, is not the right one, or doesn't fit on the disk.
     """
     if source.repo_id is None:
-        raise ValueError(f"{name} is on no hub: it comes with the checkout")
+        raise ValueError(f"{name} is on no hub")
     for file_name, file in source.files.items():
         target = weights / name / file_name
         if _is_right(target, file):
@@ -69,6 +69,29 @@ def download_snapshot(name: str, source: checkpoint.Source, weights: Path) -> No
             )
             if not _is_right(target, file, remote):
                 _fetch(remote, file, target, weights / ".partial")
+
+
+def download_commit(name: str, source: checkpoint.Source, weights: Path) -> None:
+    """Fetch the files of `source`, a commit of a git repository, unless all are in `weights`/`name` as they came.
+
+    What they were then is noted beside them, as sha256sum writes it, in a file named after the commit: nothing but the
+    commit's id is known of them before. Raises DownloadError.
+    """
+    if source.git is None:
+        raise ValueError(f"{name} is in no git repository")
+    folder, partial = weights / name, weights / ".partial"
+    note = folder / f"{source.revision}.sha256"
+    if not checkpoint.missing(folder, source) and note.is_file():
+        sha256s = {file_name: _sha256(folder / file_name) for file_name in source.files}
+        if note.read_bytes() == _sums(sha256s):
+            return
+    with _explained(name):
+        partial.mkdir(parents=True, exist_ok=True)
+        files = commit.read(source.git, source.revision, source.files, partial)
+        for file_name, data in files.items():
+            _place(data, folder / file_name, partial)
+        sha256s = {file_name: hashlib.sha256(data).hexdigest() for file_name, data in files.items()}
+        _place(_sums(sha256s), note, partial)  # last: what is noted is there
 
 
 def download_embedding(name: str, entries: registry.Registry, partial: Path) -> None:
@@ -94,7 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise DownloadError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
         wanted = {name: manifest[name] for name in names or manifest}
         _download({name: source for name, source in wanted.items() if source.repo_id is not None}, entries, home)
-        _verify({name: source for name, source in wanted.items() if source.repo_id is None}, entries, home)
+        _download_commits({name: source for name, source in wanted.items() if source.git is not None}, home)
+        _verify({name: source for name, source in wanted.items() if source.bundled}, entries, home)
     except AestheticError as error:
         print(f"download-weights: {error}", file=sys.stderr)
         return 1
@@ -106,14 +130,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _download(sources: Mapping[str, checkpoint.Source], entries: registry.Registry, home: Path) -> None:
-    """Fetch snapshots and, unless there is none to fetch, the aesthetics."""
+    """Fetch snapshots from the hub and, unless there is none to fetch, the aesthetics."""
     for name, source in sources.items():
-        print(f"{name} ({source.license}) -> {home / 'weights' / name}")
+        _announce(name, source, home)
         download_snapshot(name, source, home / "weights")
     if sources:
         print(f"aesthetics -> {entries.folder}")
         for name in entries.entries:
             download_embedding(name, entries, home / "weights" / ".partial")
+
+
+def _download_commits(sources: Mapping[str, checkpoint.Source], home: Path) -> None:
+    """Fetch what is in git repositories: after all else, which needs no git."""
+    for name, source in sources.items():
+        _announce(name, source, home)
+        download_commit(name, source, home / "weights")
+
+
+def _announce(name: str, source: checkpoint.Source, home: Path) -> None:
+    print(f"{name} ({source.license}) -> {home / 'weights' / name}")
 
 
 def _verify(sources: Mapping[str, checkpoint.Source], entries: registry.Registry, home: Path) -> None:
@@ -139,6 +174,7 @@ def _verify(sources: Mapping[str, checkpoint.Source], entries: registry.Registry
 
 def _fetch(remote: _Remote, file: checkpoint.File, target: Path, partial: Path) -> None:
     """Download to a file named by the digest that is wanted, verify it, and move it to `target`."""
+    assert file.sha256 is not None, "only what is in a git repository has none"
     unfinished = partial / file.sha256
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +200,19 @@ def _fetch(remote: _Remote, file: checkpoint.File, target: Path, partial: Path) 
         unfinished.unlink()
         raise DownloadError(f"its sha256 is {found}, and {file.sha256} was expected; it was thrown away")
     unfinished.replace(target)
+
+
+def _place(data: bytes, target: Path, partial: Path) -> None:
+    """Write `target`, in full or not at all."""
+    unfinished = partial / hashlib.sha256(data).hexdigest()
+    unfinished.write_bytes(data)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.replace(target)
+
+
+def _sums(sha256s: Mapping[str, str]) -> bytes:
+    """A line for each file, as sha256sum writes it."""
+    return "".join(f"{sha256}  {name}\n" for name, sha256 in sha256s.items()).encode()
 
 
 def _is_right(path: Path, file: checkpoint.File, remote: _Remote | None = None) -> bool:

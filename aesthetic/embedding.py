@@ -7,10 +7,6 @@ its space can follow it. This file knows no model: features come in as tensors.
 """
 
 import hashlib
-import io
-import pickletools
-import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,23 +17,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from . import pickled
 from .errors import EmbeddingError
 
 __all__ = ["Aesthetic", "digest_of", "mean", "read", "require_fit", "save", "unit"]
 
-MAX_BYTES = 10**6  # of a file; the widest CLIP in use has 1280 dimensions, 10 kB in fp64
+MAX_BYTES = pickled.MAX_BYTES  # of a file; the widest CLIP in use has 1280 dimensions, 10 kB in fp64
 MAX_DIM = 8192
 KEY = "aesthetic"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EXPECTED = "one tensor [D] or [1, D] of finite floats that are not all zero was expected"
-# What torch.save needs to write one tensor or parameter down, in a pickle of some 40 instructions. In a longer
-# one, or with dictionaries, a few bytes can ask for any amount of time and memory.
-MAX_INSTRUCTIONS = 80
-INSTRUCTIONS = frozenset(
-    {"PROTO", "GLOBAL", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "REDUCE", "BINPERSID", "STOP"}
-    | {"BINUNICODE", "BININT", "BININT1", "BININT2", "NEWFALSE", "NEWTRUE", "BINPUT", "BINGET"}
-)
-GLOBALS = re.compile(r"torch \w+Storage|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)|collections OrderedDict")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +67,7 @@ def read(path: Path, name: str | None = None, *, label: str | None = None) -> Ae
     label = label or path.name
     data = _contents(path, label)
     is_zip = data.startswith(b"PK\x03\x04")
-    vector, notes = _read_pt(label, data) if is_zip else _read_safetensors(label, path)
+    vector, notes = (_read_pt(label, data), {}) if is_zip else _read_safetensors(label, path)
     sha256 = hashlib.sha256(data).hexdigest()
     return Aesthetic(
         vector=unit(_checked(label, vector)),
@@ -152,43 +141,8 @@ def _contents(path: Path, label: str) -> bytes:
     return data
 
 
-def _read_pt(label: str, data: bytes) -> tuple[object, dict[str, str]]:
-    """What torch.save wrote. Its pickle is looked at first, and torch gets to see nothing but what was looked at."""
-    try:
-        records = _unzip(label, data)
-        [pickled] = [content for record, content in records.items() if record.endswith("/data.pkl")]
-        _check_pickle(label, pickled)
-        checked = io.BytesIO()
-        with zipfile.ZipFile(checked, "w") as archive:
-            for record, content in records.items():
-                archive.writestr(record, content)
-        checked.seek(0)
-        return torch.load(checked, map_location="cpu", weights_only=True), {}
-    except EmbeddingError:
-        raise
-    except Exception as error:  # whatever a damaged file makes of zipfile, pickletools and torch's reader
-        raise EmbeddingError(f"{label} is no file of torch.save's, or is damaged; {EXPECTED}") from error
-
-
-def _unzip(label: str, data: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(data)) as records:
-        infos = records.infolist()
-        if sum(info.file_size for info in infos) > MAX_BYTES:
-            raise EmbeddingError(f"{label} unpacks to more than {MAX_BYTES // 1000} kB; an aesthetic has a few")
-        # zipfile also knows LZMA, whose headers may ask for gigabytes of memory.
-        if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in infos):
-            raise EmbeddingError(f"{label} is compressed in a way that torch.save doesn't use; {EXPECTED}")
-        return {info.filename: records.read(info) for info in infos}
-
-
-def _check_pickle(label: str, pickled: bytes) -> None:
-    """Raise EmbeddingError unless a pickle, which is not run here, is about one tensor and nothing else."""
-    for count, (instruction, argument, _) in enumerate(pickletools.genops(pickled)):
-        if instruction.name == "EMPTY_DICT" or instruction.name.startswith("SETITEM"):
-            raise EmbeddingError(f"{label} holds a dictionary, perhaps a textual inversion; {EXPECTED}")
-        known = instruction.name in INSTRUCTIONS and count < MAX_INSTRUCTIONS
-        if not known or (instruction.name == "GLOBAL" and not GLOBALS.fullmatch(str(argument))):
-            raise EmbeddingError(f"{label} holds something other than a tensor, and it was not opened; {EXPECTED}")
+def _read_pt(label: str, data: bytes) -> object:
+    return pickled.read(label, data, expected=EXPECTED, error=EmbeddingError)
 
 
 def _read_safetensors(label: str, path: Path) -> tuple[object, dict[str, str]]:

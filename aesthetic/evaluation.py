@@ -3,7 +3,8 @@
 It is the untouched CLIP of the model that looks, the one that aesthetics are made with. For each picture it says how
 close it is to the aesthetic and how close to the prompt: the first should rise with the steps, the second should not
 fall. (That the text encoder of the same CLIP was moved towards the aesthetic makes this the measure that the method
-has it easiest with.)
+has it easiest with.) Where LAION's aesthetic predictor has been downloaded, and that CLIP is the one that it was made
+for, it says what score people would give the picture.
 
 A job is a prompt with an aesthetic, at all steps and seeds, or a prompt without one. Whatever has a file under rows/
 is done: a run that was stopped goes on there, and processes share the rest (`accelerate launch`; on CPUs `torchrun`).
@@ -15,7 +16,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from reprlib import repr as brief
@@ -26,10 +27,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, embedding, output, pipeline, prompt, report
+from . import checkpoint, embedding, output, pipeline, predictor, prompt, report
 from .embedding import Aesthetic
 from .errors import CheckpointError, DrawingError, RequestError
 from .gradient import similarity
+from .predictor import Predictor
 from .registry import Registry
 from .request import Request
 from .results import Row, read_rows, write_rows
@@ -66,6 +68,7 @@ class Plan:
     steps:      rising; the first is 0.
     seeds:      how many, from drawing["seed"] on.
     drawing:    the other inputs of every request.
+    predictor:  LAION's, which scores the pictures; None where it is not here or knows another CLIP.
     """
 
     model: str | None
@@ -75,6 +78,7 @@ class Plan:
     steps: tuple[int, ...]
     seeds: int
     drawing: Mapping[str, Any]
+    predictor: Predictor | None
 
     def jobs(self) -> list[Job]:
         """What there is to do; the plain pictures first."""
@@ -102,6 +106,8 @@ class Plan:
             "seeds": self.seeds,
             **self.drawing,
         }
+        if self.predictor is not None:
+            settings["predictor"] = self.predictor.sha256
         found: dict[str, Any] = json.loads(json.dumps(settings))
         return found
 
@@ -128,14 +134,16 @@ def prepare(
         raise RequestError(f"--seeds must be 1 to {MAX_SEEDS}, not {seeds}")
     Request(num_outputs=seeds, **drawing)  # which raises if the last seed is too large
     snapshot = locate(model)
+    space, dim = pipeline.clip_space(snapshot)
     plan = Plan(
         model=model,
         snapshot=snapshot,
         prompts=tuple(dict.fromkeys(prompts)),
-        aesthetics=_fitting(snapshot, aesthetics),
+        aesthetics=_fitting(space, dim, aesthetics),
         steps=rising,
         seeds=seeds,
         drawing=drawing,
+        predictor=_predictor(dim) if space == snapshot.clip_space else None,
     )
     for job in plan.jobs():
         plan.request(job)
@@ -151,7 +159,7 @@ def run(plan: Plan, folder: Path) -> Path | None:
     on_cpu = pipeline.default_device().type == "cpu"
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)  # which also makes each process's GPU its current one
     with state.main_process_first():
-        _begin(plan, folder)
+        plan = _begin(plan, folder)
     with _alone(folder) if state.is_main_process else nullcontext():
         _draw(plan, folder, state)
         if state.is_main_process:
@@ -189,10 +197,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _fitting(
-    snapshot: checkpoint.Snapshot, wanted: Mapping[str, Mapping[str, Any]] | None
+    space: str, dim: int, wanted: Mapping[str, Mapping[str, Any]] | None
 ) -> dict[str, tuple[Mapping[str, Any], Aesthetic]]:
-    """The aesthetics that were asked for, or all there are, if the model can follow them."""
-    space, dim = pipeline.clip_space(snapshot)
+    """The aesthetics that were asked for, or all there are, if a model of that CLIP space can follow them."""
     registry = Registry(checkpoint.home() / "embeddings")
     if wanted is None:
         here = [name for name in registry.names(space) if registry.path(name).is_file()]
@@ -210,19 +217,33 @@ def _fitting(
     return found
 
 
-def _begin(plan: Plan, folder: Path) -> None:
-    """Make `folder`, or see that what is in it belongs to this plan."""
-    settings, path = plan.settings(), folder / "settings.json"
+def _predictor(dim: int) -> Predictor | None:
+    """LAION's predictor, where it has been downloaded, for a CLIP of `dim` dimensions."""
+    path = predictor.locate(checkpoint.home() / "weights")
+    return None if path is None else predictor.read(path, dim)
+
+
+def _begin(plan: Plan, folder: Path) -> Plan:
+    """Make `folder`, or see that what is in it belongs to this plan; returns the plan as it goes on there.
+
+    A folder that was begun without the predictor goes on without it.
+    """
+    path = folder / "settings.json"
     if path.is_file():
-        _require_same(_read(path), settings, folder)
+        begun = _read(path)
+        if plan.predictor is not None and "predictor" not in begun:
+            log.info("%s was begun without LAION's predictor and goes on so: name another --outdir for scores", folder)
+            plan = replace(plan, predictor=None)
+        _require_same(begun, plan.settings(), folder)
     elif folder.exists() and any(folder.iterdir()):
         raise RequestError(f"--outdir {folder} holds something else: name a new folder")
     for name in ("rows", "pictures"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(plan.settings(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(path)
+    return plan
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -291,6 +312,7 @@ def _work(service: Service, plan: Plan, job: Job, pictures: Path) -> Iterator[Ro
                     similarity_to_aesthetic=_cosine(features, aesthetic.vector),
                     similarity_to_prompt=_cosine(features, words),
                     picture=picture,
+                    score=_score(plan.predictor, features),
                 )
 
 
@@ -301,6 +323,13 @@ def _features(service: Service, image: Image.Image) -> Tensor:
         name = service.model.snapshot.name
         raise CheckpointError(f"{name} has no vision tower (image_encoder) to look at pictures with")
     return vision.features([vision.prepare(image)]).cpu()
+
+
+def _score(scoring: Predictor | None, features: Tensor | None) -> float | None:
+    """Of features [1, D]; nan without a picture, None without a predictor."""
+    if scoring is None:
+        return None
+    return float("nan") if features is None else scoring.score(features)
 
 
 def _cosine(features: Tensor | None, direction: Tensor) -> float:

@@ -53,16 +53,17 @@ class Recorder:
 
     def record(self, action: Callable[[], Result]) -> Graph[Result]:
         """A graph of what `action` does, which is run a few times first. To be called by what `begin` was given."""
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                action()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        recording = torch.cuda.CUDAGraph()
-        # Others may go on with what they do: after a cancelled prediction comes the next one.
-        with torch.cuda.graph(recording, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
-            results = action()
+        with torch.cuda.device(self.device):  # a thread begins with the first one
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    action()
+            torch.cuda.current_stream().wait_stream(stream)
+            recording = torch.cuda.CUDAGraph()
+            # Others may go on with what they do: after a cancelled prediction comes the next one.
+            with torch.cuda.graph(recording, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
+                results = action()
         return Graph(recording, results)
 
     def begin(self, work: Callable[[], Result]) -> Future[Result]:

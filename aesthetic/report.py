@@ -5,7 +5,7 @@ matplotlib draws the plots; it is in requirements-evaluate.txt, and nothing else
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from .results import Effect, Interval, Row, effects
 
 __all__ = ["write"]
 
-COLUMNS = ("steps", "to the aesthetic", "gain", "to the prompt", "loss", "rows")
+COLUMNS = ("steps", "to the aesthetic", "gain", "to the prompt", "loss")
+SCORES = ("LAION score", "rise")
+PANELS: tuple[tuple[str, str, Callable[[Effect], Any]], ...] = (
+    ("Closer to the aesthetic", "cosine", lambda one: one.gain),
+    ("Farther from the prompt", "cosine", lambda one: one.loss),
+    ("Liked more, says LAION's predictor", "score", lambda one: one.rise),
+)
 MAX_ROWS = 12  # of the sheet
 MAX_LETTERS = 40  # of a prompt beside a row
 
@@ -52,6 +58,11 @@ def _text(found: Sequence[Effect], rows: Sequence[Row], settings: Mapping[str, A
         "prompts, with 95 % bootstrap intervals that resample prompts: they say what other prompts of this kind would "
         "give, not other aesthetics.",
     ]
+    if _is_scored(found):
+        parts.append(
+            "*LAION score* is what people would give a picture, from 1 to 10, by LAION's aesthetic predictor, which "
+            "sees it through the same CLIP and knows neither aesthetic nor prompt; *rise* is its change from 0 steps."
+        )
     if lost:
         parts.append(f"{lost} of {len(rows)} rows have no picture (kept back by the safety checker, or overflowed).")
     parts += ["## All aesthetics", _table([one for one in found if one.aesthetic is None])]
@@ -62,13 +73,19 @@ def _text(found: Sequence[Effect], rows: Sequence[Row], settings: Mapping[str, A
 
 
 def _table(found: Sequence[Effect]) -> str:
-    lines = [COLUMNS, ["---:"] * len(COLUMNS)]
+    columns = (*COLUMNS, *(SCORES if _is_scored(found) else ()), "rows")
+    lines = [columns, ["---:"] * len(columns)]
     for one in found:
         is_plain = one.steps == 0  # which is what the others are compared with
         gain, loss = ("", "") if is_plain else (_signed(one.gain), _signed(one.loss))
         means = f"{one.to_aesthetic.mean:.4f}", f"{one.to_prompt.mean:.4f}"
-        lines.append([str(one.steps), means[0], gain, means[1], loss, str(one.rows)])
+        scores = [f"{one.score.mean:.4f}", "" if is_plain else _signed(one.rise)] if one.score and one.rise else []
+        lines.append([str(one.steps), means[0], gain, means[1], loss, *scores, str(one.rows)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _is_scored(found: Sequence[Effect]) -> bool:
+    return any(one.score is not None for one in found)
 
 
 def _signed(value: Interval) -> str:
@@ -101,19 +118,19 @@ def _tradeoff(found: Sequence[Effect]) -> Figure:
 
 
 def _by_steps(found: Sequence[Effect]) -> Figure:
-    """Gain and loss, each by the number of steps."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, way in _ways(found).items():
-        steps = [one.steps for one in way]
-        for axes, values in ((left, [one.gain for one in way]), (right, [one.loss for one in way])):
-            axes.errorbar(steps, _means(values), yerr=_bars(values), **_style(name))
-    for axes, title in ((left, "Closer to the aesthetic"), (right, "Farther from the prompt")):
+    """Gain, loss and, if there are scores, their rise, each by the number of steps."""
+    panels = PANELS if _is_scored(found) else PANELS[:2]
+    figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")
+    columns = figure.subplots(1, len(panels))
+    for axes, (title, unit, change) in zip(columns, panels, strict=True):
+        for name, way in _ways(found).items():
+            values = [change(one) for one in way]
+            axes.errorbar([one.steps for one in way], _means(values), yerr=_bars(values), **_style(name))
         axes.set_title(title)
         axes.set_xlabel("steps")
-        axes.set_ylabel("change of the cosine")
+        axes.set_ylabel(f"change of the {unit}")
         _finish(axes)
-    left.legend(fontsize="small")
+    columns[0].legend(fontsize="small")
     return figure
 
 

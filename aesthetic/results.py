@@ -28,6 +28,7 @@ class Row:
 
     picture:    file name; "" if there is none: the safety checker kept it back, or it overflowed.
     similarity_to_aesthetic, similarity_to_prompt: -1..1, cosines in CLIP space; nan if there is no picture.
+    score:      by LAION's predictor, some 1..10; nan if there is no picture, None if there is no predictor.
     """
 
     prompt: str
@@ -37,6 +38,7 @@ class Row:
     similarity_to_aesthetic: float
     similarity_to_prompt: float
     picture: str
+    score: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Effect:
     to_aesthetic, to_prompt: similarity of the pictures, mean over prompts.
     gain, loss:              change from 0 steps: how much closer to the aesthetic, how much farther from the prompt.
     rows:                    that `gain` and `loss` come from.
+    score, rise:             LAION's score of the pictures and its change from 0 steps; None without the predictor.
     """
 
     aesthetic: str | None
@@ -64,6 +67,8 @@ class Effect:
     gain: Interval
     loss: Interval
     rows: int
+    score: Interval | None = None
+    rise: Interval | None = None
 
 
 def effects(rows: Sequence[Row]) -> list[Effect]:
@@ -71,7 +76,8 @@ def effects(rows: Sequence[Row]) -> list[Effect]:
     seen = [row for row in rows if row.picture]
     aesthetics = dict.fromkeys(row.aesthetic for row in rows)
     steps = sorted({row.steps for row in rows})
-    return [_effect(seen, aesthetic, step) for aesthetic in (None, *aesthetics) for step in steps]
+    is_scored = any(row.score is not None for row in rows)
+    return [_effect(seen, aesthetic, step, is_scored=is_scored) for aesthetic in (None, *aesthetics) for step in steps]
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -94,12 +100,19 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a CSV with a line of names. The file is there in full or not at all, whenever this is stopped."""
+    """Write a CSV with a line of names. The file is there in full or not at all, whenever this is stopped.
+
+    Scores have a column only where there are any.
+    """
+    lines = [asdict(row) for row in rows]
+    names = [spec.name for spec in fields(Row)]
+    if all(line["score"] is None for line in lines):
+        names.remove("score")
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # processes may be at the same job
     with unfinished.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, [spec.name for spec in fields(Row)], lineterminator="\n")
+        table = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
-        table.writerows(asdict(row) for row in rows)
+        table.writerows(lines)
     unfinished.replace(path)
 
 
@@ -115,12 +128,13 @@ def read_rows(path: Path) -> list[Row]:
                 similarity_to_aesthetic=float(line["similarity_to_aesthetic"]),
                 similarity_to_prompt=float(line["similarity_to_prompt"]),
                 picture=line["picture"],
+                score=float(line["score"]) if "score" in line else None,
             )
             for line in csv.DictReader(file)
         ]
 
 
-def _effect(seen: Sequence[Row], aesthetic: str | None, steps: int) -> Effect:
+def _effect(seen: Sequence[Row], aesthetic: str | None, steps: int, *, is_scored: bool) -> Effect:
     chosen = [row for row in seen if aesthetic in (None, row.aesthetic)]
     plain = {_what(row): row for row in chosen if row.steps == 0}
     there = [row for row in chosen if row.steps == steps]
@@ -135,7 +149,14 @@ def _effect(seen: Sequence[Row], aesthetic: str | None, steps: int) -> Effect:
         ),
         loss=_over_prompts((row.prompt, own.similarity_to_prompt - row.similarity_to_prompt) for row, own in pairs),
         rows=len(pairs),
+        score=_over_prompts((row.prompt, _score(row)) for row in there) if is_scored else None,
+        rise=_over_prompts((row.prompt, _score(row) - _score(own)) for row, own in pairs) if is_scored else None,
     )
+
+
+def _score(row: Row) -> float:
+    assert row.score is not None, "rows of one evaluation have scores, all or none"
+    return row.score
 
 
 def _what(row: Row) -> tuple[str, str, int]:

@@ -1,12 +1,13 @@
 """From a name or a path to a snapshot that is all there."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from aesthetic import checkpoint
+from aesthetic import checkpoint, predictor
 from aesthetic.errors import CheckpointError
 from tests import snapshot
 from tests.snapshot import CLIP, MODEL
@@ -20,10 +21,13 @@ def weights(home: Path, tmp_path: Path) -> Path:
 
 def test_the_manifest_pins_every_file() -> None:
     manifest = checkpoint.read_manifest(snapshot.ROOT / "weights")
-    assert list(manifest) == [MODEL, CLIP, "demo"]
+    assert list(manifest) == [MODEL, CLIP, "demo", predictor.NAME]
+    assert [name for name, source in manifest.items() if source.bundled] == ["demo"]
     for source in manifest.values():
-        assert source.repo_id is None or len(source.revision) == 40
-        assert all(len(file.sha256) == 64 for file in source.files.values())
+        assert source.bundled or re.fullmatch("[0-9a-f]{40}", source.revision)
+        # In a git repository, the commit's id is the digest.
+        digests = {len(file.sha256 or "") for file in source.files.values()}
+        assert digests == ({0} if source.git is not None else {64})
         assert all(file.confirmed for name, file in source.files.items() if name.endswith(".safetensors"))
 
 
@@ -81,6 +85,22 @@ def test_an_unknown_model_lists_the_known_ones(weights: Path) -> None:
     for nonsense in ("nonsense", CLIP, str(weights)):
         with pytest.raises(CheckpointError, match=rf"there is no model .*: give a name \({MODEL}\) or the path"):
             checkpoint.locate(nonsense, weights)
+
+
+def test_the_predictor_is_no_model(weights: Path) -> None:
+    real = json.loads((snapshot.ROOT / "weights" / "manifest.json").read_text())
+    manifest = json.loads((weights / "manifest.json").read_text())
+    (weights / "manifest.json").write_text(json.dumps({predictor.NAME: real[predictor.NAME], **manifest}))
+    (weights / predictor.NAME).mkdir()
+    for name in real[predictor.NAME]["files"]:
+        (weights / predictor.NAME / name).write_bytes(b"some numbers")
+    assert predictor.locate(weights) is not None
+    assert checkpoint.locate(None, weights).name == MODEL
+    with pytest.raises(CheckpointError, match=rf"there is no model .*: give a name \({MODEL}\) or the path"):
+        checkpoint.locate(predictor.NAME, weights)
+    (weights / MODEL / "model_index.json").unlink()
+    with pytest.raises(CheckpointError, match=f"{MODEL} is not in .*"):
+        checkpoint.locate(None, weights)
 
 
 def test_home_is_the_checkout_unless_it_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import pty
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -18,11 +20,12 @@ import pytest
 
 from aesthetic import checkpoint, download
 from aesthetic.errors import DownloadError
-from tests import snapshot
+from tests import repository, snapshot
 from tests.hub import Hub
 from tests.snapshot import CLIP, MODEL
 
 UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
+PREDICTOR, HEAD = "predictor", {"head.pth": b"some numbers"}
 
 
 @pytest.fixture
@@ -155,6 +158,7 @@ def test_shows_a_progress_bar_on_a_terminal(empty: Path, hub: Hub) -> None:
 def test_an_interrupted_download_goes_on_in_the_next_run(empty: Path, hub: Hub, home: Path) -> None:
     whole = (home / "weights" / MODEL / UNET).read_bytes()
     digest = checkpoint.read_manifest(empty / "weights")[MODEL].files[UNET].sha256
+    assert digest is not None
     (empty / "weights" / ".partial").mkdir()
     (empty / "weights" / ".partial" / digest).write_bytes(whole[:50_000])
     assert run(empty, hub.address).returncode == 0
@@ -234,6 +238,91 @@ def test_no_network_says_so(empty: Path) -> None:
     assert "no connection" in answer.stderr
     assert "check the network and run script/download-weights again: it goes on where it stopped" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+@pytest.fixture
+def origin(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository, of which the manifest of `empty` names a commit that is not its last one."""
+    origin = tmp_path_factory.mktemp("git") / "origin"
+    pin(empty, f"file://{origin}", repository.commit(origin, HEAD))
+    repository.commit(origin, {"head.pth": b"other numbers"})
+    return origin
+
+
+def pin(home: Path, url: str, revision: str) -> None:
+    manifest = json.loads((home / "weights/manifest.json").read_text())
+    files = {"head.pth": {"sha256": None}}
+    manifest[PREDICTOR] = {"repo_id": None, "git": url, "revision": revision, "license": "MIT", "files": files}
+    snapshot.write_json(home / "weights/manifest.json", manifest)
+
+
+def head(home: Path) -> Path:
+    return home / "weights" / PREDICTOR / "head.pth"
+
+
+def test_what_is_in_a_git_repository_comes_along_and_stays(empty: Path, hub: Hub, origin: Path) -> None:
+    first = run(empty, hub.address)
+    assert first.returncode == 0, first.stderr
+    assert f"{PREDICTOR} (MIT) -> {empty}/weights/{PREDICTOR}" in first.stdout
+    assert head(empty).read_bytes() == HEAD["head.pth"]
+    assert not list((empty / "weights" / ".partial").iterdir())
+    [note] = head(empty).parent.glob("*.sha256")
+    assert subprocess.run(["sha256sum", "--check", "--strict", note], cwd=note.parent, check=False).returncode == 0
+    shutil.rmtree(origin)
+    assert run(empty, hub.address).returncode == 0
+
+
+def test_of_a_git_repository_only_what_is_named_is_fetched(empty: Path, hub: Hub, origin: Path) -> None:
+    assert run(empty, hub.address, PREDICTOR).returncode == 0
+    assert head(empty).read_bytes() == HEAD["head.pth"]
+    assert hub.requests == []
+    assert [path.name for path in (empty / "embeddings").iterdir()] == ["index.json"]
+
+
+def test_what_a_git_repository_gave_is_fetched_again_once_it_is_damaged(empty: Path, hub: Hub, origin: Path) -> None:
+    assert run(empty, hub.address, PREDICTOR).returncode == 0
+    [note] = head(empty).parent.glob("*.sha256")
+    for damaged in (head(empty), note):
+        damaged.write_bytes(b"damaged")
+        assert run(empty, hub.address, PREDICTOR).returncode == 0
+        assert head(empty).read_bytes() == HEAD["head.pth"]
+
+
+def test_another_commit_is_another_download(empty: Path, hub: Hub, origin: Path) -> None:
+    assert run(empty, hub.address, PREDICTOR).returncode == 0
+    pin(empty, f"file://{origin}", repository.git(origin, "rev-parse", "HEAD"))
+    assert run(empty, hub.address, PREDICTOR).returncode == 0
+    assert head(empty).read_bytes() == b"other numbers"
+
+
+def test_a_git_repository_that_fails_stops_no_other_download(empty: Path, hub: Hub, origin: Path) -> None:
+    pin(empty, f"file://{origin}", "1" * 40)
+    answer = run(empty, hub.address)
+    assert answer.returncode == 1
+    assert f"{PREDICTOR}: git fetch: " in answer.stderr
+    assert "upload-pack: not our ref 1111" in answer.stderr
+    assert "run script/download-weights again" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not head(empty).parent.exists()
+    assert not list((empty / "weights" / ".partial").iterdir())
+    assert checkpoint.locate(None, empty / "weights").name == MODEL
+    assert len(list((empty / "embeddings").iterdir())) == 9
+
+
+def test_git_that_is_stopped_leaves_nothing(empty: Path, hub: Hub) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pin(empty, f"git://127.0.0.1:{silent.getsockname()[1]}/origin", "1" * 40)
+        command = [sys.executable, "-m", "aesthetic.download", PREDICTOR]
+        settings = {**os.environ, "AESTHETIC_HOME": str(empty)}
+        with (
+            subprocess.Popen(command, cwd=snapshot.ROOT, env=settings, start_new_session=True) as process,
+            silent.accept()[0],
+        ):
+            assert list((empty / "weights" / ".partial").iterdir())
+            os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to all
+            assert process.wait(timeout=30) == 130
+    assert not list((empty / "weights" / ".partial").iterdir())
+    assert not head(empty).parent.exists()
 
 
 def fetch(remote: download._Remote, folder: Path) -> None:

@@ -1,8 +1,12 @@
 """The command evaluate: from prompts to a report."""
 
 import importlib.util
+import json
+import logging
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,13 +19,13 @@ import torch
 from PIL import Image
 from transformers import CLIPModel
 
-from aesthetic import embedding, evaluation, sample
+from aesthetic import embedding, evaluation, predictor, sample
 from aesthetic.__main__ import PROMPTS, main
 from aesthetic.gradient import Personaliser
 from aesthetic.output import read_recipe
 from aesthetic.results import Row, read_rows
 from aesthetic.service import Service
-from tests import snapshot
+from tests import second, snapshot
 
 SMALL = ["--width=128", "--height=128", "--num_inference_steps=1", "--scheduler=DDIM", "--aesthetic_lr=0.01"]
 FEW = ["--prompts=prompts.txt", "--aesthetics", "fantasy", "gloomcore", "--steps", "0", "1", "3", "--seeds=2"]
@@ -45,6 +49,31 @@ def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         assert main([*ARGUMENTS, "--outdir=out"]) == 0
     return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def scoring(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`home` with LAION's predictor, of random numbers that give pictures some 5."""
+    scoring = tmp_path_factory.mktemp("scoring")
+    (scoring / "embeddings").symlink_to(home / "embeddings")
+    manifest = json.loads((home / "weights" / "manifest.json").read_text())
+    for name in manifest:
+        (scoring / "weights").mkdir(exist_ok=True)
+        (scoring / "weights" / name).symlink_to(home / "weights" / name)
+    own = json.loads((snapshot.ROOT / "weights" / "manifest.json").read_text())[predictor.NAME]
+    snapshot.write_json(scoring / "weights" / "manifest.json", {**manifest, predictor.NAME: own})
+    [file] = own["files"]
+    (scoring / "weights" / predictor.NAME).mkdir()
+    numbers = torch.Generator().manual_seed(4)
+    state = {"weight": torch.randn(1, 24, generator=numbers), "bias": torch.tensor([5.0])}
+    torch.save(state, scoring / "weights" / predictor.NAME / file)
+    return scoring
+
+
+def head(home: Path) -> Path:
+    path = predictor.locate(home / "weights")
+    assert path is not None
+    return path
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -84,6 +113,110 @@ def test_the_similarities_are_those_of_the_untouched_clip(whole: Path, clip: CLI
         aesthetic = service.registry.read(row.aesthetic).vector[0]
         assert row.similarity_to_prompt == pytest.approx((features @ words / words.norm()).item(), abs=1e-5)
         assert row.similarity_to_aesthetic == pytest.approx((features @ aesthetic).item(), abs=1e-5)
+
+
+def test_scores_are_those_of_the_predictor(
+    scoring: Path, whole: Path, clip: CLIPModel, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
+    assert main([*ARGUMENTS, "--outdir=out"]) == 0
+    rows, state = read_rows(Path("out/results.csv")), torch.load(head(scoring), weights_only=True)
+    assert service.model.vision is not None
+    for row in rows:
+        with Image.open(Path("out/pictures") / row.picture) as image, torch.no_grad():
+            pixels = service.model.vision.prepare(image)[None]
+            features = clip.get_image_features(pixels).pooler_output
+        [theirs] = torch.nn.functional.linear(features / features.norm(), state["weight"], state["bias"])
+        assert row.score == pytest.approx(theirs.item(), abs=1e-5)
+    assert len({row.score for row in rows}) > 10
+    # All else is as without it.
+    assert [replace(row, score=None) for row in rows] == read_rows(whole / "results.csv")
+    settings = json.loads(Path("out/settings.json").read_text())
+    assert settings.pop("predictor") == snapshot.sha256(head(scoring))
+    assert settings == json.loads((whole / "settings.json").read_text())
+
+
+def test_the_report_has_scores_where_rows_have(scoring: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
+    assert main([*ARGUMENTS, "--outdir=out"]) == 0
+    with_scores, without = (folder / "report.md" for folder in (Path("out"), whole))
+    assert "| loss | LAION score | rise | rows |" in with_scores.read_text()
+    assert "by LAION's aesthetic predictor" in with_scores.read_text()
+    assert len(re.findall(r"^\| 3 \|.*\| \d\.\d{4} \| [+-]\d\.\d{4} \(", with_scores.read_text(), re.MULTILINE)) == 3
+    assert "LAION" not in without.read_text()
+    assert "score" not in (whole / "results.csv").read_text()
+    widths = []
+    for path in (with_scores, without):
+        with Image.open(path.with_name("steps.png")) as plots:
+            widths.append(plots.width)
+    assert widths[0] == 1.5 * widths[1]
+
+
+def test_a_folder_that_was_begun_without_the_predictor_goes_on_without_it(
+    whole: Path, scoring: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = contents(whole)
+    (whole / "rows" / "000.csv").unlink()
+    monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
+    with caplog.at_level(logging.INFO):
+        assert main([*ARGUMENTS, f"--outdir={whole}"]) == 0
+    assert contents(whole) == before
+    assert "was begun without LAION's predictor and goes on so: name another --outdir for scores" in caplog.text
+
+
+def test_a_folder_that_was_begun_with_the_predictor_needs_the_same_one(
+    home: Path, scoring: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
+    assert main([*ARGUMENTS, "--outdir=out"]) == 0
+    before = contents(Path("out"))
+    Path("out/rows/001-fantasy.csv").unlink()
+    monkeypatch.setenv("AESTHETIC_HOME", str(home))
+    assert "was begun with another predictor ('" in complaint(capsys, *ARGUMENTS, "--outdir=out")
+    monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
+    assert main([*ARGUMENTS, "--outdir=out"]) == 0
+    assert contents(Path("out")) == before
+
+
+def test_a_picture_that_is_kept_back_has_no_score(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
+    answers = iter([True])
+    monkeypatch.setattr(sample, "is_unsafe", lambda *_: next(answers, False))
+    assert main([*ARGUMENTS, "--outdir=out"]) == 0
+    rows = read_rows(Path("out/results.csv"))
+    assert [math.isnan(row.score or 0) for row in rows] == [not row.picture for row in rows]
+    assert "nan" not in Path("out/report.md").read_text()
+
+
+def test_the_predictor_says_nothing_of_what_another_clip_sees(
+    scoring: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
+    path = second.write(scoring, tmp_path / "second")
+    embedding.save(tmp_path / "mine.safetensors", torch.randn(1, second.DIM), {})
+    plans = [
+        evaluation.prepare(
+            model=model, prompts=["the cat"], aesthetics=aesthetics, steps=[0, 1], seeds=1, drawing={"seed": 1}
+        )
+        for model, aesthetics in (
+            (None, {"fantasy": {"aesthetic_embedding": "fantasy"}}),
+            (str(path), {"mine": {"aesthetic_embedding_file": tmp_path / "mine.safetensors"}}),
+        )
+    ]
+    assert [plan.predictor is not None for plan in plans] == [True, False]
+    assert "predictor" not in plans[1].settings()
+
+
+def test_a_predictor_that_is_damaged_is_refused_before_the_model_is_loaded(
+    scoring: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(Service, "load")
+    damaged = shutil.copytree(scoring, tmp_path / "damaged", symlinks=True)
+    head(damaged).write_bytes(head(damaged).read_bytes()[:-100])
+    monkeypatch.setenv("AESTHETIC_HOME", str(damaged))
+    message = complaint(capsys, *ARGUMENTS, "--outdir=out")
+    assert "linear.pth is no file of torch.save's, or is damaged" in message
+    assert not Path("out").exists()
 
 
 def test_each_picture_is_the_one_that_its_recipe_draws(whole: Path, service: Service) -> None:

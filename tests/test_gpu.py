@@ -3,22 +3,27 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import ImageChops
+from PIL import Image, ImageChops
 from transformers import CLIPModel
 
-from aesthetic import checkpoint, pipeline, prompt, sample
+from aesthetic import canvas, checkpoint, embedding, fast, pipeline, prompt, sample
+from aesthetic.climb import GraphPersonaliser
+from aesthetic.compiled import Compiled
 from aesthetic.gradient import Personaliser
+from aesthetic.graphs import KEPT, Recorder
 from aesthetic.pipeline import Model
 from aesthetic.registry import Registry
 from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
-from tests import original
+from tests import lora, original, second
 from tests.original import difference
-from tests.test_service import weights
+from tests.test_graft import structure
+from tests.test_service import cancel, weights
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,15 +31,18 @@ pytestmark = [
 ]
 
 
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
 @pytest.fixture(scope="module")
 def gpu(home: Path) -> Model:
-    return pipeline.load(checkpoint.locate(None, home / "weights"), torch.device("cuda"))
+    return pipeline.load(checkpoint.locate(None, home / "weights"), GPU)
 
 
-@pytest.fixture
-def gpu_service(home: Path, gpu: Model) -> Iterator[Service]:
+@pytest.fixture(params=["plain", "graph"])
+def gpu_service(home: Path, gpu: Model, request: pytest.FixtureRequest) -> Iterator[Service]:
     before = {name: weight.clone() for name, weight in weights(gpu).items()}
-    yield Service(gpu, Registry(home / "embeddings"))
+    yield Service(gpu, Registry(home / "embeddings"), fast.choose(gpu, request.param))
     assert all(torch.equal(weight, before[name]) for name, weight in weights(gpu).items())
 
 
@@ -44,13 +52,80 @@ def test_the_pipeline_is_fp16_and_the_master_fp32(gpu: Model) -> None:
     assert {(weight.dtype, weight.device.type) for weight in gpu.encoder.parameters()} == {(torch.float32, "cuda")}
 
 
+@pytest.fixture(scope="module")
+def recorder() -> Recorder:
+    return Recorder(GPU)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 5, 20])
-def test_equals_the_original_loop(gpu: Model, clip: CLIPModel, gpu_service: Service, steps: int) -> None:
+def test_equals_the_original_loop(gpu: Model, clip: CLIPModel, home: Path, recorder: Recorder, steps: int) -> None:
     tokens = prompt.tokenize(gpu, "the cat").input_ids
-    target = gpu_service.registry.read("sac_8plus").vector.cuda()
-    *_, last = Personaliser(gpu.encoder)(tokens, target, steps=steps, lr=1e-4)
+    target = Registry(home / "embeddings").read("sac_8plus").vector.cuda()
     theirs = original.conditioning(clip.cuda(), tokens, target, steps=steps, lr=1e-4)
-    assert difference(last.conditioning, theirs) <= 1e-5
+    exact, rounded = (GraphPersonaliser(gpu.encoder, recorder, tf32=tf32) for tf32 in (False, True))
+    for personalise, most in ((Personaliser(gpu.encoder), 1e-5), (exact, 1e-5), (rounded, 2e-3)):
+        *_, last = personalise(tokens, target, steps=steps, lr=1e-4)
+        assert difference(last.conditioning, theirs) <= most
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_replayed_runs_are_alike_whatever_was_between(gpu: Model, home: Path, recorder: Recorder) -> None:
+    target, personalise = (
+        Registry(home / "embeddings").read("sac_8plus").vector.cuda(),
+        GraphPersonaliser(gpu.encoder, recorder),
+    )
+
+    def run(text: str, lr: float = 1e-4, *, stop: int = 5, long: bool = False) -> torch.Tensor:
+        steps = personalise(prompt.tokenize(gpu, text, long=long).input_ids, target, steps=5, lr=lr)
+        return next(step for step in steps if step.index == stop).conditioning
+
+    first = run("the cat")
+    run("the dog", 0.1, stop=2)  # and given up
+    run("the cat and the dog, " * 20, 0.1, long=True)
+    assert torch.equal(run("the cat"), first)
+    assert not torch.equal(run("the dog"), first)
+
+
+def test_a_graph_draws_what_the_parts_draw(home: Path, gpu: Model, quick: Request) -> None:
+    graph = Service(gpu, Registry(home / "embeddings"), fast.choose(gpu, "graph"))
+    plain = Service(gpu, graph.registry)
+    request = replace(quick, aesthetic_steps=0)  # Adam as one kernel rounds otherwise
+    for scheduler in SCHEDULERS:
+        for wanted in (request, replace(request, num_outputs=3), replace(request, guidance_scale=1)):
+            wanted = replace(wanted, scheduler=scheduler)  # noqa: PLW2901
+            assert drawn(graph, wanted) == drawn(plain, wanted)
+    for width in range(128, 128 + 64 * (KEPT + 2), 64):  # more shapes than are kept
+        wanted = replace(request, width=width)
+        assert drawn(graph, wanted) == drawn(plain, wanted)
+    assert drawn(graph, request) == drawn(plain, request)
+
+
+def test_a_recording_goes_on_when_its_prediction_is_cancelled(home: Path, gpu: Model, quick: Request) -> None:
+    expected = drawn(Service(gpu, Registry(home / "embeddings"), fast.choose(gpu, "graph")), quick)
+    service = Service(gpu, Registry(home / "embeddings"), fast.choose(gpu, "graph"))
+    shapes = [replace(quick, width=width, aesthetic_steps=20, aesthetic_lr=0.1) for width in (192, 256, 320, 384)]
+    assert any([cancel(service, request) for request in shapes for _ in range(5)])  # noqa: C419  all of them
+    assert drawn(service, quick) == expected
+
+
+def test_compiled_code_draws_alike_and_is_found_by_another_process(
+    home: Path, gpu: Model, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fast, "_folder", lambda: tmp_path)
+    registry, request = Registry(home / "embeddings"), replace(quick, aesthetic_steps=0)
+    fast.prepare(gpu, [request])
+    assert len(list(tmp_path.glob("*/*"))) == 2  # UNet and VAE
+    again = Compiled(tmp_path)  # from the files, as another process would
+    for name, inputs in fast._inputs(gpu, request).items():
+        part = getattr(gpu.pipeline, name)
+        code = again.find(name, part, inputs)
+        assert code is not None
+        with torch.no_grad():
+            assert difference(code(part, *inputs).float(), fast.FUNCTIONS[name](part, *inputs).float()) < 1e-2
+    compiled, plain = Service(gpu, registry, fast.choose(gpu, "compile")), Service(gpu, registry)
+    require_alike(drawn(compiled, request), drawn(plain, request))
+    wanted = replace(request, num_outputs=2)  # for which nothing was compiled
+    require_alike(drawn(compiled, wanted), drawn(plain, wanted))
 
 
 def test_the_noise_is_the_cpus(gpu: Model, model: Model, quick: Request) -> None:
@@ -58,19 +133,108 @@ def test_the_noise_is_the_cpus(gpu: Model, model: Model, quick: Request) -> None
     assert torch.equal(for_gpu.cpu(), for_cpu.half())
 
 
+ROUNDING = 4  # of 255, in the mean; unrelated pictures are ten times as far apart
+
+
+def drawn(service: Service, request: Request) -> list[Image.Image]:
+    return [image for image, _ in service.draw(request).pictures]
+
+
+def apart(one: Image.Image, other: Image.Image) -> float:
+    return float(np.asarray(ImageChops.difference(one, other)).mean())
+
+
+def require_alike(ours: list[Image.Image], theirs: list[Image.Image]) -> None:
+    assert [apart(*pair) for pair in zip(ours, theirs, strict=True)] == pytest.approx([0] * len(ours), abs=ROUNDING)
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_draws_what_the_cpu_draws_but_for_rounding(
     gpu_service: Service, service: Service, quick: Request, scheduler: str
 ) -> None:
     request = replace(quick, scheduler=scheduler, num_outputs=2)
-    for (ours, _), (theirs, _) in zip(gpu_service.draw(request).pictures, service.draw(request).pictures, strict=True):
-        apart = np.asarray(ImageChops.difference(ours, theirs))
-        assert apart.mean() < 4  # of 255; unrelated pictures are ten times as far apart
+    require_alike(drawn(gpu_service, request), drawn(service, request))
+
+
+@pytest.fixture
+def files(model: Model, tmp_path: Path) -> dict[str, Path]:
+    """A picture, a mask that redraws the left half of it, and a LoRA."""
+    paths = {"image": tmp_path / "picture.png", "mask": tmp_path / "mask.png", "lora": tmp_path / "style.safetensors"}
+    Image.effect_noise((16, 16), 80).resize((192, 128)).convert("RGB").save(paths["image"])
+    mask = Image.new("L", (192, 128))
+    mask.paste(255, (0, 0, 96, 128))
+    mask.save(paths["mask"])
+    lora.write(paths["lora"], lora.changes(model))
+    return paths
+
+
+WAYS: dict[str, dict[str, Any]] = {  # each moves a picture by more than ROUNDING
+    "a lora": {"lora": True, "lora_scale": 0.5},
+    "from a picture": {"image": True, "width": 192, "num_inference_steps": 5, "prompt_strength": 0.6},
+    "with a mask": {"image": True, "mask": True, "width": 192, "num_inference_steps": 5, "prompt_strength": 0.8},
+    "a long prompt": {"prompt": "(the cat and the dog, :2)" * 12, "long_prompt": True},
+    "a weight": {"aesthetic_lr": 0.01, "aesthetic_steps": 10, "aesthetic_weight": 0.5},
+    "on the sphere": {"aesthetic_lr": 0.01, "aesthetic_steps": 10, "aesthetic_weight": 0.5, "aesthetic_slerp": True},
+    "a sweep": {"aesthetic_lr": 0.01, "aesthetic_sweep": "0,1,3"},
+}
+
+
+def asked(quick: Request, files: dict[str, Path], way: str) -> Request:
+    return replace(quick, **WAYS[way] | {name: files[name] for name in files.keys() & WAYS[way].keys()})
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_however_it_is_steered_it_draws_what_the_cpu_draws(
+    gpu_service: Service, service: Service, quick: Request, files: dict[str, Path], way: str
+) -> None:
+    request = asked(quick, files, way)
+    require_alike(drawn(gpu_service, request), drawn(service, request))
+
+
+def test_a_lora_leaves_nothing_behind(gpu_service: Service, gpu: Model, quick: Request, files: dict[str, Path]) -> None:
+    request, layers = asked(quick, files, "a lora"), structure(gpu)
+    plain, changed = drawn(gpu_service, quick), drawn(gpu_service, request)
+    assert apart(plain[0], changed[0]) > 2 * ROUNDING
+    assert drawn(gpu_service, quick) == plain
+    assert drawn(gpu_service, request) == changed
+    assert structure(gpu) == layers
+
+
+def test_outside_of_the_mask_no_pixel_changes(gpu_service: Service, quick: Request, files: dict[str, Path]) -> None:
+    request = asked(quick, files, "with a mask")
+    found, [picture] = canvas.read(request), drawn(gpu_service, request)
+    assert found is not None
+    kept = np.asarray(found.mask) == 0
+    same = (np.asarray(picture) == np.asarray(found.image)).all(axis=-1)
+    assert kept.any()
+    assert same[kept].all()
+    assert not same[~kept].all()
+
+
+def test_a_sweep_is_its_stops_alone(gpu_service: Service, quick: Request, files: dict[str, Path]) -> None:
+    request = asked(quick, files, "a sweep")
+    stops = [replace(request, aesthetic_sweep=None, aesthetic_steps=steps) for steps in request.sweep]
+    alone = [drawn(gpu_service, stop)[0] for stop in stops]
+    require_alike(drawn(gpu_service, request), alone)
+    assert apart(alone[0], alone[-1]) > 2 * ROUNDING
+
+
+@pytest.mark.parametrize("prediction", second.SCHEDULERS)
+def test_stable_diffusion_2_draws_what_the_cpu_draws(
+    home: Path, quick: Request, tmp_path: Path, prediction: str
+) -> None:
+    snapshot = checkpoint.locate(str(second.write(home, tmp_path / "second", prediction=prediction)), home / "weights")
+    ours, theirs = (Service(pipeline.load(snapshot, device), Registry(home / "embeddings")) for device in (GPU, CPU))
+    path = tmp_path / "mine.safetensors"
+    embedding.save(path, torch.randn(1, second.DIM, generator=torch.Generator().manual_seed(5)), {})
+    for scheduler in ("DDIM", "PNDM", "K_EULER_ANCESTRAL"):
+        request = replace(quick, aesthetic_embedding_file=path, num_inference_steps=5, scheduler=scheduler)
+        require_alike(drawn(ours, request), drawn(theirs, request))
 
 
 def test_the_same_request_gives_the_same_bytes(gpu_service: Service, quick: Request) -> None:
-    first, second = (gpu_service.draw(replace(quick, num_outputs=2)).pictures for _ in range(2))
-    assert [image.tobytes() for image, _ in first] == [image.tobytes() for image, _ in second]
+    first, again = (drawn(gpu_service, replace(quick, num_outputs=2)) for _ in range(2))
+    assert [image.tobytes() for image in first] == [image.tobytes() for image in again]
 
 
 def test_a_decoder_that_overflows_in_fp16_is_run_in_fp32(gpu: Model) -> None:

@@ -68,6 +68,18 @@ def test_a_picture_that_is_not_there_takes_its_pair_along() -> None:
         assert found.gain.mean == pytest.approx(0.2)
 
 
+def test_scores_are_compared_as_similarities_are() -> None:
+    scored = [replace(one, score=5 + 10 * one.similarity_to_aesthetic) for one in ROWS]
+    found = effect(scored, 5)
+    assert numbers(found, "score") == pytest.approx((7.75, 7.5, 8))
+    assert numbers(found, "rise") == pytest.approx((2, 1, 3))
+    assert replace(found, score=None, rise=None) == effect(ROWS, 5)
+    lost = [replace(one, picture="", score=math.nan) if one.steps else one for one in scored]
+    found = effect(lost, 5)
+    assert found.score is not None
+    assert math.isnan(found.score.mean)
+
+
 def test_an_interval_is_that_of_all_resamples() -> None:
     # Of the 27 resamples of three values, 8 hold no 3 at all and one holds nothing else: 4 %.
     found = interval([0.0, 0.0, 3.0])
@@ -88,6 +100,10 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     rows = [*ROWS, row('a "cat",\nsitting', 3, 2**32 - 1, 0.1 + 0.2, -1 / 3)]
     write_rows(tmp_path / "x.csv", rows)
     assert read_rows(tmp_path / "x.csv") == rows
+    assert "score" not in (tmp_path / "x.csv").read_text()
+    scored = [replace(one, score=i / 3) for i, one in enumerate(rows)]
+    write_rows(tmp_path / "x.csv", scored)
+    assert read_rows(tmp_path / "x.csv") == scored
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
 
 
