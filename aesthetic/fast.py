@@ -35,6 +35,7 @@ __all__ = ["SPEEDS", "Fast", "choose", "prepare", "speed"]
 log = logging.getLogger(__name__)
 
 SPEEDS = ("plain", "graph", "compile")
+COMPILED = ("unet", "vae")  # the parts with most of the work
 AHEAD = 2  # calls of the UNet that Python may be ahead of the GPU
 
 
@@ -96,10 +97,10 @@ class Fast:
             # It decides on the CPU; the tower that looks at the pictures is what a GPU can replay.
             tower = part.vision_model
             return copy.deepcopy(part, {id(tower): self._stand("vision_model", tower)})
-        function = FUNCTIONS[name]
+        function, code = FUNCTIONS[name], self._compiled if compiled and name in COMPILED else None
 
         def best(*inputs: Tensor) -> Tensor:
-            known = self._compiled.find(name, part, inputs) if self._compiled and compiled else None
+            known = None if code is None else code.find(name, part, inputs)
             return (known or function)(part, *inputs)
 
         return STANDS[name](part, Graphed(best, self._recorder))

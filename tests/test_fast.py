@@ -1,14 +1,18 @@
 """Parts and their stand-ins, without a GPU: graphs are done again (recorder.py). See also test_gpu.py."""
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from aesthetic import fast
+from aesthetic.compiled import Compiled, _label
 from aesthetic.errors import SettingError
 from aesthetic.fast import Fast
 from aesthetic.pipeline import Model
@@ -88,6 +92,52 @@ def test_of_a_lora_only_what_differs_is_recorded(
     assert ours.tobytes() != before.tobytes()
     [(after, _)] = fast_service.draw(replace(request, lora=None)).pictures
     assert after.tobytes() == before.tobytes()
+
+
+class Doubling:
+    """Stands for compiled code: of a UNet whose noise is twice as much, for one picture only."""
+
+    def find(self, name: str, part: Any, inputs: Sequence[Tensor]) -> Callable[..., Tensor] | None:
+        """As Compiled does."""
+        assert name in fast.COMPILED
+        return (lambda part, *same: 2 * fast._noise(part, *same)) if name == "unet" and len(inputs[0]) == 2 else None
+
+
+def test_compiled_code_is_used_where_it_fits_and_never_for_a_lora(
+    nhwc: Model, service: Service, quick: Request, launched: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "style.safetensors"
+    lora.write(path, lora.changes(nhwc))
+    compiled: Any = Doubling()
+    doubled = Service(nhwc, service.registry, Fast(nhwc, EagerRecorder(), compiled))
+    plain, request = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0)
+    for wanted, alike in (
+        (request, False),
+        (replace(request, guidance_scale=1), True),
+        (replace(request, lora=path), True),
+    ):
+        [(ours, _)], [(theirs, _)] = (one.draw(wanted).pictures for one in (doubled, plain))
+        assert (ours.tobytes() == theirs.tobytes()) == alike
+
+
+def test_a_picture_is_compiled_for_once(
+    nhwc: Model, service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fast, "_folder", lambda: tmp_path)
+    shapes: list[tuple[str, list[int]]] = []
+
+    def make(self: Compiled, name: str, function: Any, part: Any, inputs: Sequence[Tensor]) -> Path:
+        with torch.no_grad():
+            function(part, *inputs)  # which fit
+        shapes.append((name, list(inputs[0].shape)))
+        self._code[_label(name, part, inputs)] = function
+        return tmp_path
+
+    monkeypatch.setattr(Compiled, "make", make)
+    fast.prepare(nhwc, [quick, replace(quick, num_outputs=2), replace(quick, guidance_scale=1)])
+    factor = nhwc.pipeline.vae_scale_factor
+    size = [4, quick.height // factor, quick.width // factor]
+    assert shapes == [("unet", [2, *size]), ("vae", [1, *size]), ("unet", [4, *size]), ("unet", [1, *size])]
 
 
 def test_the_speed_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
