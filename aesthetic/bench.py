@@ -197,10 +197,10 @@ class _Bench:
         self.drawing = next(iter(self.services.values())).draw(self.request)
 
     def _stages(self) -> dict[str, Stage]:
-        work = self._work()
+        work, step = self._work(), self._step(self.request.num_outputs)
         plain: dict[str, Callable[[], object]] = {
             "personalisation": self._plain_personalisation,
-            "UNet step": lambda: self._unet(self.model),
+            "UNet step": lambda: self._unet(self.model, step),
             "denoising": self._plain_denoising,
             "decoding": lambda: self.original.decode(self.latents),
             "safety check": lambda: self.original.check(torch.cat(self.images)),
@@ -217,9 +217,10 @@ class _Bench:
 
     def _ours(self, service: Service) -> dict[str, Callable[[], object]]:
         """Each stage as a service does it."""
+        step = self._step(self.request.num_outputs)
         return {
             "personalisation": lambda: self._personalisation(service.personalise),
-            "UNet step": lambda: self._unet(service.drawn),
+            "UNet step": lambda: self._unet(service.drawn, step),
             "denoising": lambda: sample.denoise(service.drawn, self.conditioning, self.request),
             "decoding": lambda: self._decoding(service.drawn),
             "safety check": lambda: [sample.is_unsafe(service.drawn, image) for image, _ in self.drawing.pictures],
@@ -244,19 +245,20 @@ class _Bench:
         [last] = deque(run, maxlen=1)
         return last.conditioning
 
-    @torch.no_grad()
-    def _unet(self, model: Model, count: int | None = None) -> Tensor:
-        """One call as in a step of the denoising: with guidance, for twice as many pictures."""
+    def _step(self, count: int) -> dict[str, Tensor]:
+        """What the UNet is called with in a step of the denoising: with guidance, for twice as many pictures."""
         latents, both = self.noise[:count], self.conditioning
         embeds = [both.positive] if self.request.guidance_scale <= 1 else [both.negative, both.positive]
-        conditioning = torch.cat([one.expand(len(latents), -1, -1) for one in embeds])
-        step: Tensor = model.pipeline.unet(
-            latents.repeat(len(embeds), 1, 1, 1),
-            torch.tensor(500, device=latents.device),
-            encoder_hidden_states=conditioning,
-            return_dict=False,
-        )[0]
-        return step
+        return {
+            "sample": latents.repeat(len(embeds), 1, 1, 1),
+            "timestep": torch.tensor(500, device=latents.device),
+            "encoder_hidden_states": torch.cat([one.expand(count, -1, -1) for one in embeds]),
+        }
+
+    @torch.no_grad()
+    def _unet(self, model: Model, step: Mapping[str, Tensor]) -> Tensor:
+        noise: Tensor = model.pipeline.unet(**step, return_dict=False)[0]
+        return noise
 
     def _plain_denoising(self, embeds: Tensor | None = None, **options: Any) -> Any:
         request = self.request
@@ -302,7 +304,7 @@ class _Bench:
         parts, count = self.model.pipeline, self.request.num_outputs
         picture = self.images[0]
         unet = Work(
-            flops=count * floor.operations(lambda: self._unet(self.model, 1)),
+            flops=count * floor.operations(lambda: self._unet(self.model, self._step(1))),
             bytes=floor.bytes_of(parts.unet),
             dtype=parts.dtype,
         )
