@@ -3,8 +3,8 @@
     python -m tests.full_size [--size full|tiny]
 
 writes a snapshot (3.9 GB with `full`) to a temporary folder, draws through predict.py and through Cog's server, checks
-what tests check at toy size, and prints how long it takes to load and how far the pictures of a batch are from the same
-ones alone. How fast it draws is for `python -m aesthetic bench` to say.
+what tests check at toy size, and prints how long it takes to get ready and how far the pictures of a batch are from the
+same ones alone. How fast it draws is for `python -m aesthetic bench` to say.
 """
 
 import argparse
@@ -67,6 +67,7 @@ def _machine() -> list[str]:
 
 def _draw(service: Service, folder: Path) -> list[str]:
     """The default prediction, several times: one picture, one file each time, weights unchanged, files opened."""
+    _say("first prediction", lambda: service.predict(REQUEST, folder))
     before = {name: weight.clone() for name, weight in weights(service.model).items()}
     pngs = {service.predict(REQUEST, folder)[0][0].read_bytes() for _ in range(3)}
     assert len(pngs) == 1, "the same request gave different files"
@@ -121,12 +122,15 @@ def _serve(service: Service, folder: Path) -> list[str]:
     from script import client
 
     inputs = {name: value for name, value in asdict(REQUEST).items() if value is not None and name != "ddim_eta"}
+    started = time.perf_counter()
     with client.running_server() as address:
+        ready = time.perf_counter() - started
         prediction = client.predict(address, inputs)
     (folder / "served").mkdir()
     [path], _ = service.predict(REQUEST, folder / "served")
     same = base64.b64decode(prediction["output"][0].partition(",")[2]) == path.read_bytes()
     return [
+        f"Cog's server, from its start until it was ready: {ready:.1f} s",
         f"through Cog's server the same file as from predict.py: {same}",
         f"its metrics: {json.dumps(prediction['metrics'])}",
     ]
