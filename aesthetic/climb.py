@@ -48,16 +48,13 @@ class GraphPersonaliser(Personaliser):
         """
         super().__init__(encoder)
         self._recorder, self._tf32 = recorder, tf32
-        self._climbs: Kept[_Climb] = Kept(LENGTHS)
+        self._climbs: Kept[_Climb] = Kept(recorder, LENGTHS)
         self._trained = [weight for weight in self._moving if weight.requires_grad]
         self._moments = {weight: _moments(weight) for weight in self._trained}
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
         """Personalise the prompt `input_ids` towards `aesthetic`; arguments and stops as in `ascend`."""
-        self._recorder.settle()  # a recording that a cancelled prediction has left behind moves the copy
-        climb = self._climbs.get(
-            input_ids.shape, lambda: self._recorder.begin(lambda: self._record(input_ids, aesthetic))
-        )
+        climb = self._climbs.get(input_ids.shape, lambda: self._record(input_ids, aesthetic))
         self._begin(climb, input_ids, aesthetic, lr)
         for index in range(steps + 1):
             cosine, hidden = (climb.step if index < steps else climb.look).replay()
@@ -75,12 +72,13 @@ class GraphPersonaliser(Personaliser):
     def _record(self, input_ids: Tensor, aesthetic: Tensor) -> _Climb:
         ids, target, rows = input_ids.clone(), aesthetic.clone(), Rows()
         rows.read(ids, self._table)
-        self._working.get_submodule("text_model.embeddings").register_module("token_embedding", rows)
+        embeddings = self._working.get_submodule("text_model.embeddings")
         rate = torch.zeros((), device=ids.device)  # at which the runs before the recording go nowhere
         optimiser = torch.optim.Adam([rows.weight, *self._trained], lr=rate, fused=True, capturable=True)
         optimiser.state.update({rows.weight: _moments(rows.weight), **self._moments})
 
         def look() -> Position:
+            embeddings.register_module("token_embedding", rows)
             output = self._working(ids)
             return similarity(output.text_embeds, target), output.last_hidden_state
 

@@ -68,6 +68,6 @@ def _environment() -> dict[str, str]:
 
     What the user says of proxies, certificates and mirrors holds.
     """
-    local = subprocess.run(["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=True)
-    kept = {name: value for name, value in os.environ.items() if name not in local.stdout.split()}
+    local = _git(dict(os.environ), "rev-parse", "--local-env-vars").decode().split()
+    kept = {name: value for name, value in os.environ.items() if name not in local}
     return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": ""}

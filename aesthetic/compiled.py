@@ -23,11 +23,10 @@ log = logging.getLogger(__name__)
 
 Function = Callable[..., Tensor]  # of a part and of tensors
 SUFFIX = ".compiled"
-# 1 × 1 convolutions are products of matrices, for which there are faster kernels.
 OPTIONS: dict[str, Any] = {
-    "conv_1x1_as_mm": True,
-    "guard_filter_fn": lambda guards: [False] * len(guards),
-}  # `find` has looked
+    "conv_1x1_as_mm": True,  # there are faster kernels for products of matrices
+    "guard_filter_fn": lambda guards: [False] * len(guards),  # `find` has looked
+}
 
 
 class Compiled:
@@ -76,7 +75,11 @@ def _machine() -> str:
 
 
 def _label(name: str, part: Any, inputs: Sequence[Tensor]) -> str:
-    """The name of a file: of the part, and of its shapes and those of its inputs."""
-    shapes = [[list(one.shape), str(one.dtype)] for one in inputs]
-    facts = json.dumps([dict(part.config), str(part.dtype), shapes], sort_keys=True, default=str)
+    """The name of a file: of the part, its configuration but for where that came from, and its inputs' shapes.
+
+    Code is for the GPU of one index.
+    """
+    config = {key: value for key, value in part.config.items() if not key.startswith("_")}
+    shapes = [[list(one.shape), str(one.dtype), str(part.device)] for one in inputs]
+    facts = json.dumps([config, str(part.dtype), shapes], sort_keys=True, default=str)
     return f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"

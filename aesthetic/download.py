@@ -117,8 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise DownloadError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
         wanted = {name: manifest[name] for name in names or manifest}
         _download({name: source for name, source in wanted.items() if source.repo_id is not None}, entries, home)
-        _download_commits({name: source for name, source in wanted.items() if source.git is not None}, home)
         _verify({name: source for name, source in wanted.items() if source.bundled}, entries, home)
+        _download_commits({name: source for name, source in wanted.items() if source.git is not None}, home)
     except AestheticError as error:
         print(f"download-weights: {error}", file=sys.stderr)
         return 1

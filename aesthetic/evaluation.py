@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, embedding, output, pipeline, predictor, prompt, report
+from . import checkpoint, embedding, fast, output, pipeline, predictor, prompt, report
 from .embedding import Aesthetic
 from .errors import CheckpointError, DrawingError, RequestError
 from .gradient import similarity
@@ -100,6 +100,7 @@ class Plan:
             "model": str(self.snapshot.folder.resolve()) if is_local else self.snapshot.name,
             "revision": self.snapshot.revision,
             "device": pipeline.default_device().type,
+            "speed": fast.speed(pipeline.default_device()),
             "prompts": self.prompts,
             "aesthetics": {name: aesthetic.sha256 for name, (_, aesthetic) in self.aesthetics.items()},
             "steps": self.steps,

@@ -49,14 +49,12 @@ def speed(device: torch.device) -> str:
     return wanted
 
 
-def choose(model: Model, speed: str) -> "Fast | None":
-    """How to draw with `model` at one of SPEEDS; None is the plain way."""
-    if speed == "plain":
+def choose(model: Model, way: str) -> "Fast | None":
+    """How to draw with `model` at one of SPEEDS; None is the plain way. Lays out its weights for it."""
+    if way == "plain":
         return None
-    compiled = Compiled(_folder()) if speed == "compile" else None
-    if compiled is not None and not compiled:
-        log.warning("No code has been compiled for this GPU and these versions (script/warm does it): speed graph")
-    return Fast(model, Recorder(model.device), compiled)
+    _arrange(model)
+    return Fast(model, Recorder(model.device), Compiled(_folder()) if way == "compile" else None)
 
 
 def prepare(model: Model, requests: Sequence[Request]) -> None:
@@ -75,32 +73,46 @@ class Fast:
 
     def __init__(self, model: Model, recorder: Recorder, compiled: Compiled | None = None) -> None:
         """compiled: code to use where it fits."""
-        self._model, self._recorder, self._compiled = model, recorder, compiled
-        _arrange(model)
-        self._stands = {name: self._stand(name, part) for name, part in _present(model)}
+        self.speed = "graph" if compiled is None else "compile"
+        self._model, self._recorder = model, recorder
+        parts = model.pipeline.components
+        self._stands = {
+            name: self._stand(name, parts[name], compiled if name in COMPILED else None)
+            for name in ("unet", "vae", "text_encoder")
+        }
+        if parts["safety_checker"] is not None:
+            # It decides on the CPU; the tower that looks at the pictures is what a GPU can replay.
+            tower = parts["safety_checker"].vision_model
+            stand = self._stand("vision_model", tower)
+            self._stands["safety_checker"] = copy.deepcopy(parts["safety_checker"], {id(tower): stand})
         self._personalise = GraphPersonaliser(model.encoder, recorder)
 
     def take(self, model: Model) -> tuple[Model, Personaliser]:
-        """`model` to draw with, and its personaliser. What is not the first model's, as of a LoRA, is recorded anew."""
-        own = self._model.pipeline.components
-        stands = {
-            name: self._stands[name] if part is own[name] else self._stand(name, part, compiled=False)
-            for name, part in _present(model)
-        }
-        components = {**model.pipeline.components, **stands}
-        fast = replace(model, pipeline=type(model.pipeline)(**components, requires_safety_checker=False))
-        # To record its steps would take longer than to take them once.
+        """`model` to draw with, and its personaliser.
+
+        Of what is not the first model's, as with a LoRA, only the UNet is called often enough for recording to pay.
+        """
+        own, parts = self._model.pipeline.components, dict(model.pipeline.components)
+        for name, stand in self._stands.items():
+            if parts[name] is own[name]:
+                parts[name] = stand
+            elif name == "unet":
+                parts[name] = self._stand(name, parts[name])
+        fast = replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
         return fast, self._personalise if model.encoder is self._model.encoder else Personaliser(model.encoder)
 
-    def _stand(self, name: str, part: Any, *, compiled: bool = True) -> Any:
-        if name == "safety_checker":
-            # It decides on the CPU; the tower that looks at the pictures is what a GPU can replay.
-            tower = part.vision_model
-            return copy.deepcopy(part, {id(tower): self._stand("vision_model", tower)})
-        function, code = FUNCTIONS[name], self._compiled if compiled and name in COMPILED else None
+    def settle(self) -> None:
+        """Wait for what may still be recorded for a prediction that was cancelled."""
+        self._recorder.settle()
+
+    def _stand(self, name: str, part: Any, compiled: Compiled | None = None) -> Any:
+        function, missed = FUNCTIONS[name], set[torch.Size]()
 
         def best(*inputs: Tensor) -> Tensor:
-            known = None if code is None else code.find(name, part, inputs)
+            known = None if compiled is None else compiled.find(name, part, inputs)
+            if compiled is not None and known is None and inputs[0].shape not in missed:
+                missed.add(inputs[0].shape)
+                log.warning("No code is there for the %s at %s (script/warm): speed graph", name, list(inputs[0].shape))
             return (known or function)(part, *inputs)
 
         return STANDS[name](part, Graphed(best, self._recorder))
@@ -136,10 +148,11 @@ class _Unet(_Stand):
         self._launched: deque[torch.Event] = deque()
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
-        assert not any(others.values()), others  # nothing that is not recorded
+        unknown = {name: value for name, value in others.items() if value is not None and name != "return_dict"}
+        assert not unknown, f"not recorded: {unknown}"
         noise = self.function(sample, timestep.float(), encoder_hidden_states)  # some samplers' are integers
         self._launched.append(torch.cuda.current_stream().record_event())
-        if len(self._launched) > AHEAD:
+        while len(self._launched) > AHEAD:
             self._launched.popleft().synchronize()
         return (noise,)
 
@@ -196,14 +209,6 @@ def _arrange(model: Model) -> None:
 
 def _folder() -> Path:
     return home() / "weights" / "compiled"
-
-
-def _present(model: Model) -> list[tuple[str, Any]]:
-    """The parts that there are stand-ins for, by name."""
-    parts = model.pipeline.components
-    return [
-        (name, parts[name]) for name in ("unet", "vae", "text_encoder", "safety_checker") if parts[name] is not None
-    ]
 
 
 def _inputs(model: Model, request: Request) -> dict[str, tuple[Tensor, ...]]:

@@ -9,7 +9,7 @@ This file knows torch and functions of tensors, and not what they compute.
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -40,61 +40,66 @@ class Recorder:
     """Records, in a thread of its own, what others ask for.
 
     A prediction is cancelled by an exception at whatever bytecode its thread has reached, and a recording that breaks
-    off leaves torch unable to go on. Here nothing is ever cancelled: whoever waited is gone, and the graph is finished.
+    off leaves torch unable to go on. Here nothing is ever cancelled: the graph is finished, whoever still waits for it.
 
-    All graphs share memory: one is replayed at a time, and what it leaves is copied before the next is.
+    All graphs share memory: one is replayed at a time, and what it leaves is copied before the next is. Of a pool,
+    torch uses again what was freed in the same stream: there is only one.
     """
 
     def __init__(self, device: torch.device) -> None:
         """On a CUDA GPU."""
         self.device = device
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
         self._memory = torch.cuda.graph_pool_handle()
 
     def record(self, action: Callable[[], Result]) -> Graph[Result]:
-        """A graph of what `action` does, which is run a few times first. To be called by what `begin` was given."""
+        """A graph of what `action` does, which is run a few times first. To be called in what `do` does."""
         with torch.cuda.device(self.device):  # a thread begins with the first one
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UPS):
                     action()
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(self._stream)
             recording = torch.cuda.CUDAGraph()
-            # Others may go on with what they do: after a cancelled prediction comes the next one.
-            with torch.cuda.graph(recording, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
+            # The thread that waits must not be taken for one that disturbs.
+            with torch.cuda.graph(recording, self._memory, self._stream, capture_error_mode="thread_local"):
                 results = action()
         return Graph(recording, results)
 
-    def begin(self, work: Callable[[], Result]) -> Future[Result]:
-        """Do `work` in the recording thread, after all that was begun before."""
-        return self._thread.submit(work)
+    def do(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives, which the recording thread does after all that it was asked for before."""
+        return self._thread.submit(work).result()
 
     def settle(self) -> None:
-        """Wait until nothing is being recorded."""
-        self.begin(lambda: None).result()
+        """Wait until nothing is being recorded, as it may be for a prediction that was cancelled.
+
+        Whatever waits for the whole GPU would break the recording off.
+        """
+        self.do(lambda: None)
 
 
 class Kept(Generic[Result]):
-    """The results of the latest few keys, each of which is made once, elsewhere."""
+    """What was made in the recording thread for the latest few keys, once for each.
 
-    def __init__(self, limit: int = KEPT) -> None:
-        self._limit = limit
-        self._made: OrderedDict[Hashable, Future[Result]] = OrderedDict()
+    It arrives there even if whoever asked has been cancelled.
+    """
 
-    def get(self, key: Hashable, begin: Callable[[], Future[Result]]) -> Result:
-        """That of `key`, which `begin` starts to make if it is not there."""
+    def __init__(self, recorder: Recorder, limit: int = KEPT) -> None:
+        self._recorder, self._limit = recorder, limit
+        self._made: OrderedDict[Hashable, Result] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Result]) -> Result:
+        """That of `key`, made if it is not there."""
         if key not in self._made:
-            if len(self._made) == self._limit:
-                torch.cuda.synchronize()  # it might still be at work
-                self._made.popitem(last=False)
-            self._made[key] = begin()
+            self._recorder.do(lambda: self._keep(key, make()))
         self._made.move_to_end(key)
-        try:
-            return self._made[key].result()
-        except Exception:
-            del self._made[key]  # there may be more memory the next time
-            raise
+        return self._made[key]
+
+    def _keep(self, key: Hashable, made: Result) -> None:
+        self._made[key] = made
+        if len(self._made) > self._limit:
+            self._made.popitem(last=False)  # CUDA frees a graph once it is through with it
 
 
 class Graphed:
@@ -102,17 +107,17 @@ class Graphed:
 
     def __init__(self, function: Callable[..., Tensor], recorder: Recorder) -> None:
         self._function, self._recorder = function, recorder
-        self._kept: Kept[tuple[list[Tensor], Graph[Tensor]]] = Kept()
+        self._kept: Kept[tuple[list[Tensor], Graph[Tensor]]] = Kept(recorder)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """What the function gives for `inputs`, which may be on the CPU: a tensor of the caller's own."""
         key = tuple((one.shape, one.dtype) for one in inputs)
-        places, graph = self._kept.get(key, lambda: self._recorder.begin(lambda: self._record(inputs)))
+        places, graph = self._kept.get(key, lambda: self._record(inputs))
         for place, one in zip(places, inputs, strict=True):
             place.copy_(one, non_blocking=True)
         return graph.replay().clone()
 
     @torch.no_grad()
     def _record(self, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Graph[Tensor]]:
-        places = [one.to(self._recorder.device, copy=True) for one in inputs]
+        places = [one.to(self._recorder.device, copy=True).contiguous() for one in inputs]
         return places, self._recorder.record(lambda: self._function(*places))

@@ -50,10 +50,8 @@ __all__ = ["Drawing", "Service", "encode_pictures", "locate"]
 log = logging.getLogger(__name__)
 
 BATCH = 32  # pictures through the vision tower at once
-UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
-
-
 Picture = tuple[Image.Image, output.Recipe]
+UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
 
 
 def _ignore(image: Image.Image, recipe: output.Recipe) -> None:
@@ -75,7 +73,7 @@ class Drawing:
     """
 
     request: Request
-    pictures: list[tuple[Image.Image, output.Recipe]]
+    pictures: list[Picture]
     similarity: tuple[float, float] | None
     drift: float
     steps: int
@@ -107,15 +105,17 @@ class Service:
         )
         return cls(loaded, Registry(checkpoint.home() / "embeddings"), fast.choose(loaded, speed))
 
-    def draw(self, request: Request, ready: Callable[[Image.Image, output.Recipe], object] = _ignore) -> Drawing:
+    def draw(self, request: Request) -> Drawing:
         """Draw what is asked for.
-
-        ready: called with each picture and its recipe as soon as they are there, before the safety checker has seen it:
-               those that may be shown are the ones that come back.
 
         Raises RequestError, EmbeddingError, PictureError or CheckpointError before anything is personalised or drawn,
         and DrawingError if nothing is left to show.
         """
+        return self._draw(request)
+
+    def _draw(self, request: Request, ready: Callable[[Image.Image, output.Recipe], object] = _ignore) -> Drawing:
+        """`ready` is called with each picture as soon as it is there, before the safety checker has seen it."""
+        self._settle()
         request = request.seeded()
         log.info("Seed: %s", request.seed)
         seconds: dict[str, float] = {}
@@ -163,12 +163,11 @@ class Service:
 
         Of a sweep, the last one is a sheet of all the others.
         """
-        begun: list[tuple[Image.Image, Future[bytes]]] = []
+        encoded: dict[int, Future[bytes]] = {}
         # The threads make bytes and touch no file: wherever a cancellation comes, they leave nothing for the next.
         with ThreadPoolExecutor() as pool:
-            drawing = self.draw(request, lambda *one: begun.append((one[0], pool.submit(output.encode, *one))))
-            shown = {id(image) for image, _ in drawing.pictures}
-            files = [file for image, file in begun if id(image) in shown]
+            drawing = self._draw(request, lambda *one: encoded.update({id(one[0]): pool.submit(output.encode, *one)}))
+            files = [encoded[id(image)] for image, _ in drawing.pictures]
             if request.sweep:
                 files.append(pool.submit(_sheet, drawing))
             paths = [folder / f"output.{i}.{request.output_format}" for i in range(len(files))]
@@ -183,6 +182,7 @@ class Service:
         One personalisation serves all of them. Pictures that may not be shown are left out. Raises as `draw`, but for
         a stop of which nothing is left.
         """
+        self._settle()
         batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)
         drawer = self._with_lora(request, {})
         aesthetic = self._aesthetic(request)
@@ -190,6 +190,10 @@ class Service:
         for stop in stops:
             pictures = drawer._draw_stop(batch, aesthetic, stop, {})
             yield stop.steps, [picture for picture, unsafe in pictures if not unsafe]
+
+    def _settle(self) -> None:
+        if self._faster is not None:
+            self._faster.settle()
 
     def _with_lora(self, request: Request, seconds: dict[str, float]) -> Self:
         """This service, or where a LoRA is given, one that draws with it and is dropped with the prediction.
@@ -332,6 +336,7 @@ class Service:
                 "name": self.model.snapshot.name,
                 "revision": self.model.snapshot.revision,
                 "precision": str(self.model.pipeline.dtype).removeprefix("torch."),
+                "speed": "plain" if self._faster is None else self._faster.speed,
             },
             aesthetic=facts,
             files=files,

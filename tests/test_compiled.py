@@ -19,11 +19,11 @@ pytestmark = [
 class Part(nn.Module):
     """What is asked of a part of diffusers."""
 
-    dtype = torch.float32
+    dtype, device = torch.float32, torch.device("cpu")
 
     def __init__(self, width: int = 4) -> None:
         super().__init__()
-        self.config = {"width": width}
+        self.config = {"width": width, "_name_or_path": object()}
         self.layer = nn.Linear(width, width).requires_grad_(False)
 
 

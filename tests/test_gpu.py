@@ -1,5 +1,7 @@
 """What only a GPU can show: half precision beside single, and the same noise everywhere."""
 
+import copy
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,11 +41,18 @@ def gpu(home: Path) -> Model:
     return pipeline.load(checkpoint.locate(None, home / "weights"), GPU)
 
 
+@pytest.fixture(scope="module")
+def nhwc(gpu: Model) -> Model:
+    """The same, laid out for drawing fast: the other one keeps the layout of its file."""
+    return replace(gpu, pipeline=copy.deepcopy(gpu.pipeline))
+
+
 @pytest.fixture(params=["plain", "graph"])
-def gpu_service(home: Path, gpu: Model, request: pytest.FixtureRequest) -> Iterator[Service]:
-    before = {name: weight.clone() for name, weight in weights(gpu).items()}
-    yield Service(gpu, Registry(home / "embeddings"), fast.choose(gpu, request.param))
-    assert all(torch.equal(weight, before[name]) for name, weight in weights(gpu).items())
+def gpu_service(home: Path, gpu: Model, nhwc: Model, request: pytest.FixtureRequest) -> Iterator[Service]:
+    model = gpu if request.param == "plain" else nhwc
+    before = {name: weight.clone() for name, weight in weights(model).items()}
+    yield Service(model, Registry(home / "embeddings"), fast.choose(model, request.param))
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
 def test_the_pipeline_is_fp16_and_the_master_fp32(gpu: Model) -> None:
@@ -86,9 +95,9 @@ def test_replayed_runs_are_alike_whatever_was_between(gpu: Model, home: Path, re
     assert not torch.equal(run("the dog"), first)
 
 
-def test_a_graph_draws_what_the_parts_draw(home: Path, gpu: Model, quick: Request) -> None:
-    graph = Service(gpu, Registry(home / "embeddings"), fast.choose(gpu, "graph"))
-    plain = Service(gpu, graph.registry)
+def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Request) -> None:
+    graph = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph"))
+    plain = Service(nhwc, graph.registry)
     request = replace(quick, aesthetic_steps=0)  # Adam as one kernel rounds otherwise
     for scheduler in SCHEDULERS:
         for wanted in (request, replace(request, num_outputs=3), replace(request, guidance_scale=1)):
@@ -100,29 +109,29 @@ def test_a_graph_draws_what_the_parts_draw(home: Path, gpu: Model, quick: Reques
     assert drawn(graph, request) == drawn(plain, request)
 
 
-def test_a_recording_goes_on_when_its_prediction_is_cancelled(home: Path, gpu: Model, quick: Request) -> None:
-    expected = drawn(Service(gpu, Registry(home / "embeddings"), fast.choose(gpu, "graph")), quick)
-    service = Service(gpu, Registry(home / "embeddings"), fast.choose(gpu, "graph"))
+def test_a_recording_goes_on_when_its_prediction_is_cancelled(home: Path, nhwc: Model, quick: Request) -> None:
+    expected = drawn(Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph")), quick)
+    service = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph"))
     shapes = [replace(quick, width=width, aesthetic_steps=20, aesthetic_lr=0.1) for width in (192, 256, 320, 384)]
     assert any([cancel(service, request) for request in shapes for _ in range(5)])  # noqa: C419  all of them
     assert drawn(service, quick) == expected
 
 
 def test_compiled_code_draws_alike_and_is_found_by_another_process(
-    home: Path, gpu: Model, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    home: Path, nhwc: Model, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(fast, "_folder", lambda: tmp_path)
     registry, request = Registry(home / "embeddings"), replace(quick, aesthetic_steps=0)
-    fast.prepare(gpu, [request])
+    fast.prepare(nhwc, [request])
     assert len(list(tmp_path.glob("*/*"))) == 2  # UNet and VAE
     again = Compiled(tmp_path)  # from the files, as another process would
-    for name, inputs in fast._inputs(gpu, request).items():
-        part = getattr(gpu.pipeline, name)
+    for name, inputs in fast._inputs(nhwc, request).items():
+        part = getattr(nhwc.pipeline, name)
         code = again.find(name, part, inputs)
         assert code is not None
         with torch.no_grad():
             assert difference(code(part, *inputs).float(), fast.FUNCTIONS[name](part, *inputs).float()) < 1e-2
-    compiled, plain = Service(gpu, registry, fast.choose(gpu, "compile")), Service(gpu, registry)
+    compiled, plain = Service(nhwc, registry, fast.choose(nhwc, "compile")), Service(nhwc, registry)
     require_alike(drawn(compiled, request), drawn(plain, request))
     wanted = replace(request, num_outputs=2)  # for which nothing was compiled
     require_alike(drawn(compiled, wanted), drawn(plain, wanted))
@@ -198,6 +207,19 @@ def test_a_lora_leaves_nothing_behind(gpu_service: Service, gpu: Model, quick: R
     assert drawn(gpu_service, quick) == plain
     assert drawn(gpu_service, request) == changed
     assert structure(gpu) == layers
+
+
+def test_memory_does_not_grow(home: Path, nhwc: Model, quick: Request, files: dict[str, Path]) -> None:
+    """Of what is recorded anew, for a LoRA or for another size, none is kept for good."""
+    service = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph"))
+    changing = [replace(quick, width=width) for width in range(128, 128 + 64 * (KEPT + 2), 64)]
+    taken = []
+    for _ in range(4):
+        for request in [asked(quick, files, "a lora"), *changing]:
+            drawn(service, request)
+        gc.collect()
+        taken.append(torch.cuda.memory_reserved())
+    assert taken[-1] <= 1.02 * taken[1]
 
 
 def test_outside_of_the_mask_no_pixel_changes(gpu_service: Service, quick: Request, files: dict[str, Path]) -> None:

@@ -1,16 +1,16 @@
 """What is kept of graphs, and what a function that is replayed gives. Real graphs are tested in test_gpu.py."""
 
+import sys
+import threading
+from concurrent.futures import Future
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from aesthetic.graphs import Graphed, Kept
 from tests.recorder import EagerRecorder
-
-
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
 
 def test_each_set_of_shapes_is_recorded_once() -> None:
@@ -32,13 +32,35 @@ def test_what_it_gives_is_the_callers_own() -> None:
 
 
 def test_the_latest_few_are_kept() -> None:
-    recorder, kept, made = EagerRecorder(), Kept[int](2), []
+    made: list[int] = []
+    kept = Kept[int](EagerRecorder(), 2)
 
-    def get(key: int) -> int:
-        return kept.get(key, lambda: recorder.begin(lambda: made.append(key) or key))  # type: ignore[func-returns-value]
+    def make(key: int) -> int:
+        made.append(key)
+        return key
 
-    assert [get(key) for key in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2]
+    assert [kept.get(key, partial(make, key)) for key in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2]
     assert made == [1, 2, 3, 2]
+
+
+def test_what_was_asked_for_arrives_even_if_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, begun, go_on = EagerRecorder(), threading.Event(), threading.Event()
+    kept, made = Kept[int](recorder), []
+
+    def make() -> int:
+        begun.set()
+        go_on.wait(10)
+        made.append(7)
+        return 7
+
+    with monkeypatch.context() as cancelled:
+        cancelled.setattr(Future, "result", lambda _: begun.wait(10) and sys.exit())
+        with pytest.raises(SystemExit):
+            kept.get("a", make)
+    go_on.set()
+    recorder.settle()
+    assert kept.get("a", make) == 7
+    assert made == [7]
 
 
 def test_what_could_not_be_recorded_is_tried_again() -> None:

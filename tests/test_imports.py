@@ -25,7 +25,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = {path.stem: path for path in [ROOT / "predict.py", *(ROOT / "aesthetic").glob("*.py")]}
 HEAVY = {"compel", "diffusers", "peft", "transformers"}
-MAY_BE_HEAVY = {"compiled", "graft", "original", "pipeline", "prompt", "redraw", "sample", "schedulers", "shapes"}
+MAY_BE_HEAVY = {"graft", "original", "pipeline", "prompt", "redraw", "sample", "schedulers", "shapes"}
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:

@@ -23,6 +23,7 @@ from transformers import CLIPModel
 
 from aesthetic import embedding, output, prompt, sample
 from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, PictureError, RequestError
+from aesthetic.output import read_recipe
 from aesthetic.pipeline import Model, Vision
 from aesthetic.request import Request
 from aesthetic.service import Service
@@ -201,6 +202,16 @@ def test_blocked_pictures_are_left_out(
     [(image, recipe)] = drawing.pictures
     assert image.tobytes() == whole.pictures[1][0].tobytes()
     assert recipe.request["seed"] == 8
+
+
+def test_a_blocked_picture_is_not_written(
+    service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flags = iter([True, False])
+    monkeypatch.setattr(sample, "is_unsafe", lambda *_: next(flags))
+    paths, _ = service.predict(replace(quick, num_outputs=2), tmp_path)
+    assert paths == list(tmp_path.iterdir())
+    assert [read_recipe(path).request["seed"] for path in paths] == [8]
 
 
 def test_the_safety_checker_is_asked_and_can_be_switched_off(service: Service, quick: Request) -> None:
