@@ -15,6 +15,7 @@ from typing import Any
 import diffusers
 import peft  # noqa: F401  diffusers imports it when it is needed, where a cancelled prediction could leave half of it
 import torch
+from diffusers.utils.peft_utils import set_weights_and_activate_adapters
 from torch import Tensor, nn
 
 from . import lora
@@ -79,5 +80,6 @@ def _adapted(unet: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
         adapter_name=ADAPTER,
         low_cpu_mem_usage=False,  # which patches torch for as long as it takes, and a prediction may be cancelled
     )
-    changed.set_adapters(ADAPTER, scale)
+    # The UNet's own set_adapters counts the layers of its blocks, and can't where they have different numbers.
+    set_weights_and_activate_adapters(changed, [ADAPTER], [scale])
     return changed

@@ -321,6 +321,8 @@ def _require_openai(snapshot: Snapshot) -> None:
 
 
 def _processor(folder: Path) -> Any:
+    if not (folder / "preprocessor_config.json").is_file():
+        raise CheckpointError(f"there is no {folder}/preprocessor_config.json, which says how CLIP wants its pictures")
     # Pillow's resizing on every machine: the torchvision one, where it is installed, gives other pixels.
     return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
 

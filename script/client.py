@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -19,6 +20,8 @@ from typing import Any
 from aesthetic.errors import AestheticError
 
 from . import schema, server
+
+MOST = 100 * 2**20 - 1000  # bytes of what Cog reads of a request, less what stands around the inputs
 
 
 class RefusedError(Exception):
@@ -42,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         inputs = parse_inputs(options.inputs, options.folder)
+        _require_writable(options.folder)
         with running_server() as address:
             prediction = predict(address, inputs)
         for path in write_outputs(prediction["output"], options.folder):
@@ -66,7 +70,23 @@ def parse_inputs(pairs: list[str], folder: Path) -> dict[str, Any]:
         if name not in known:
             raise RefusedError(f"there is no input {name!r}; there are {', '.join(known)}")
         inputs[name] = _value(name, text, components.get(name, known[name]), folder)
+    if len(json.dumps(inputs)) > MOST:
+        raise RefusedError(
+            "Cog takes requests of up to 100 MiB, in which files take a third more than their size: give the URL of a "
+            "large one"
+        )
     return inputs
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise RefusedError, before anything is drawn, if no picture could be written."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RefusedError(
+            f"pictures go into the folder that one is in, and none can be written to {folder}"
+        ) from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aesthetic import prompt, steering
 from aesthetic.service import Service
+from tests import lora
 from tests.demo import STEPS, asked, draw, nearness, saved
 from weights.training import options
 
@@ -119,3 +120,15 @@ def test_a_long_prompt_is_read_to_its_end(demo: Service) -> None:
     words = "a castle" + ", " * 76 + "a blueprint"  # past the 75 tokens that fit
     cut, whole = (draw(demo, replace(asked(words), long_prompt=long)) for long in (False, True))
     assert nearness(demo, whole, vector(demo, "blueprint")) > nearness(demo, cut, vector(demo, "blueprint")) + VISIBLE
+
+
+def test_a_lora_changes_the_picture_more_and_more(demo: Service, plain: Image.Image, tmp_path: Path) -> None:
+    """The demo's blocks have different numbers of layers, which diffusers' own way to weigh a LoRA can't count."""
+    path = tmp_path / "style.safetensors"
+    lora.write(path, lora.changes(demo.model))
+    moved = [
+        difference(draw(demo, replace(asked("a castle"), lora=path, lora_scale=scale)), plain)
+        for scale in (0, 0.05, 0.5)
+    ]
+    assert moved[0] == 0
+    assert 0 < moved[1] < moved[2]

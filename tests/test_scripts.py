@@ -171,3 +171,17 @@ def test_serve_serves_until_it_is_stopped(home: Path, stop: signal.Signals) -> N
 def test_values_have_the_type_of_their_input(pair: str, value: Any, tmp_path: Path) -> None:
     name = pair.partition("=")[0]
     assert client.parse_inputs([pair], tmp_path) == {name: value}
+
+
+def test_predict_says_before_it_draws_that_no_picture_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert client.main(["--folder", str(tmp_path / "nowhere")]) == 1
+    assert f"none can be written to {tmp_path}/nowhere" in capsys.readouterr().err
+
+
+def test_predict_says_how_much_a_request_can_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (tmp_path / "large.safetensors").open("wb") as file:
+        file.truncate(80 * 2**20)
+    assert client.main(["--folder", str(tmp_path), "-i", "lora=@large.safetensors"]) == 1
+    assert "Cog takes requests of up to 100 MiB" in capsys.readouterr().err
