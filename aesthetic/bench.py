@@ -81,8 +81,8 @@ def run(
     set_up: gives a service with one of fast.SPEEDS, of which those in `speeds` are measured, always on the same model.
     """
     peaks = [_peaks(set_up, speed, requests) for speed in speeds]
-    model = set_up("plain").model
     services = {speed: set_up(speed) for speed in speeds}
+    model = (services.get("plain") or set_up("plain")).model
     rates = floor.measure(model.device, {model.pipeline.dtype, model.encoder.dtype})
     facts = _facts(model)
     facts |= {f"{_name(dtype)} TFLOP/s": f"{rate / 1e12:.4g}" for dtype, rate in rates.flops.items()}
@@ -97,7 +97,9 @@ def run(
 
 
 def _peaks(set_up: Callable[[str], Service], speed: str, requests: Sequence[Request]) -> list[int]:
-    """How much memory each request takes while there is no other service."""
+    """How much memory each request takes while there is no other service; 0 on a CPU, where nobody counts it."""
+    if not torch.cuda.is_available():
+        return [0] * len(requests)
     service = set_up(speed)
     peaks = [_peak(service, request) for request in requests]
     del service
@@ -106,9 +108,7 @@ def _peaks(set_up: Callable[[str], Service], speed: str, requests: Sequence[Requ
 
 
 def _peak(service: Service, request: Request) -> int:
-    """Bytes that torch takes of the GPU's memory; 0 on a CPU, where nobody counts them."""
-    if service.model.device.type != "cuda":
-        return 0
+    """Bytes that torch takes of the GPU's memory."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     with TemporaryDirectory() as folder, _quiet():

@@ -62,9 +62,8 @@ class GraphPersonaliser(Personaliser):
 
     @torch.no_grad()
     def _begin(self, climb: _Climb, input_ids: Tensor, aesthetic: Tensor, lr: float) -> None:
-        torch._foreach_copy_(self._moving, self._pristine)
+        self._reset(climb.rows, input_ids)
         torch._foreach_zero_(climb.moments)
-        climb.rows.read(input_ids, self._table)
         climb.input_ids.copy_(input_ids)
         climb.aesthetic.copy_(aesthetic)
         climb.rate.fill_(lr)

@@ -58,9 +58,8 @@ class Compiled:
         label = _label(name, part, inputs)
         path = self._folder / f"{label}{SUFFIX}"
         with torch._dynamo.config.patch(enable_aot_compile=True):  # as it is in later versions
-            compiled: Any = torch.compile(
-                function, fullgraph=True, dynamic=False, options=dict(OPTIONS)
-            )  # it is emptied
+            options = dict(OPTIONS)  # torch empties it
+            compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, options=options)
             made = compiled.aot_compile(((part, *inputs), {}))
         made.save_compiled_function(str(path))  # whole or not at all
         self._code[label] = made

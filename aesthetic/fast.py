@@ -54,7 +54,10 @@ def choose(model: Model, way: str) -> "Fast | None":
     if way == "plain":
         return None
     _arrange(model)
-    return Fast(model, Recorder(model.device), Compiled(_folder()) if way == "compile" else None)
+    compiled = Compiled(_folder()) if way == "compile" else None
+    if compiled is not None and not compiled:
+        log.warning("No code has been compiled for this GPU and these versions (script/warm does it): speed graph")
+    return Fast(model, Recorder(model.device), compiled)
 
 
 def prepare(model: Model, requests: Sequence[Request]) -> None:

@@ -109,14 +109,14 @@ class Personaliser:
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
         """Personalise the prompt `input_ids` towards `aesthetic`; arguments and stops as in `ascend`."""
-        self._reset(input_ids)
+        self._reset(self._rows, input_ids)
         yield from ascend(self._working, input_ids, aesthetic, steps=steps, lr=lr)
 
     @torch.no_grad()
-    def _reset(self, input_ids: Tensor) -> None:
-        """Fill the copy from the untouched weights, in one call, and with the rows of a prompt."""
+    def _reset(self, rows: "Rows", input_ids: Tensor) -> None:
+        """Fill the copy from the untouched weights, in one call, and the rows that it reads with those of a prompt."""
         torch._foreach_copy_(self._moving, self._pristine)
-        self._rows.read(input_ids, self._table)
+        rows.read(input_ids, self._table)
 
 
 class Rows(nn.Module):
