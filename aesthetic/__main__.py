@@ -334,7 +334,7 @@ def _draw_sheet(service: "Service", requests: list[Request], labels: list[str], 
         except DrawingError as error:  # one row that gives nothing need not cost the others
             log.warning("%s", error)
         rows.append([shown.get(steps) for steps in stops])
-    output.contact_sheet(rows, columns=[f"{steps} steps" for steps in stops], labels=labels).save(path)
+    output.contact_sheet(rows, columns=[output.steps_label(steps) for steps in stops], labels=labels).save(path)
     print(path)
 
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from .errors import PictureError, RequestError
 from .request import Request
 
-__all__ = ["Recipe", "contact_sheet", "encode", "encode_sheet", "grid", "read_recipe", "write"]
+__all__ = ["Recipe", "contact_sheet", "encode", "encode_sheet", "grid", "read_recipe", "steps_label", "write"]
 
 KEY = "aesthetic"
 DESCRIPTION, EXIF, COMMENT = 0x010E, 0x8769, 0x9286  # Exif's numbers: of the image, of a section, of the user's comment
@@ -200,6 +200,11 @@ def contact_sheet(
                 corner = (left + x * (size + gap), top + y * (size + gap))
                 sheet.paste(small, (corner[0] + (size - small.width) // 2, corner[1] + (size - small.height) // 2))
     return sheet
+
+
+def steps_label(steps: int) -> str:
+    """What stands above a column of pictures after so many steps."""
+    return f"{steps} step" + "s" * (steps != 1)
 
 
 def _strings(facts: Mapping[str, Any], required: Sequence[str] = ()) -> dict[str, str]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -102,8 +104,9 @@ def _plain(name: str) -> str:
 def _tradeoff(found: Sequence[Effect]) -> Figure:
     """Gain against loss: up is good, right is bad; a point for each number of steps."""
     figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.subplots()
-    for name, way in _ways(found).items():
+    axes, ways = figure.subplots(), _ways(found)
+    _colour(axes, len(ways))
+    for name, way in ways.items():
         x, y = [one.loss for one in way], [one.gain for one in way]
         axes.errorbar(_means(x), _means(y), xerr=_bars(x), yerr=_bars(y), **_style(name))
         if name is None:
@@ -113,7 +116,7 @@ def _tradeoff(found: Sequence[Effect]) -> Figure:
     axes.set_ylabel("gain in similarity to the aesthetic")
     axes.set_title("What is gained for what is lost, by steps")
     _finish(axes)
-    axes.legend(fontsize="small")
+    _explain(figure, axes)
     return figure
 
 
@@ -121,16 +124,17 @@ def _by_steps(found: Sequence[Effect]) -> Figure:
     """Gain, loss and, if there are scores, their rise, each by the number of steps."""
     panels = PANELS if _is_scored(found) else PANELS[:2]
     figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")
-    columns = figure.subplots(1, len(panels))
+    columns, ways = figure.subplots(1, len(panels)), _ways(found)
     for axes, (title, unit, change) in zip(columns, panels, strict=True):
-        for name, way in _ways(found).items():
+        _colour(axes, len(ways))
+        for name, way in ways.items():
             values = [change(one) for one in way]
             axes.errorbar([one.steps for one in way], _means(values), yerr=_bars(values), **_style(name))
         axes.set_title(title)
         axes.set_xlabel("steps")
         axes.set_ylabel(f"change of the {unit}")
         _finish(axes)
-    columns[0].legend(fontsize="small")
+    _explain(figure, columns[0])
     return figure
 
 
@@ -161,6 +165,16 @@ def _bars(values: Sequence[Interval]) -> list[list[float]]:
     ]
 
 
+def _colour(axes: Axes, count: int) -> None:
+    """As many colours as there are ways: matplotlib's own begin again after ten."""
+    axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0.05, 0.95, count)))
+
+
+def _explain(figure: Figure, axes: Axes) -> None:
+    """A legend that covers nothing."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+
+
 def _finish(axes: Axes) -> None:
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.grid(alpha=0.3)
@@ -177,7 +191,7 @@ def _sheet(folder: Path, rows: Sequence[Row]) -> Image.Image:
         prompt = prompts[i * len(prompts) // len(names)]
         cells.append([_picture(folder, shown.get((prompt, name, step))) for step in steps])
         labels.append(f"{name}: {prompt}"[:MAX_LETTERS])
-    return output.contact_sheet(cells, columns=[f"{step} steps" for step in steps], labels=labels)
+    return output.contact_sheet(cells, columns=[output.steps_label(step) for step in steps], labels=labels)
 
 
 def _picture(folder: Path, name: str | None) -> Image.Image | None:

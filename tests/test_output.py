@@ -202,3 +202,7 @@ def test_grid() -> None:
     assert sheet.getpixel((2, 2)) == (255, 0, 0)
     assert sheet.getpixel((2 + 2 * 6, 2 + 6)) == (0, 0, 0)
     assert output.grid([RED], columns=3).size == (8, 8)
+
+
+def test_one_step_is_no_steps() -> None:
+    assert [output.steps_label(steps) for steps in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]

@@ -3,9 +3,11 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aesthetic import report
 from aesthetic.results import Effect, Row, effects, interval, read_rows, write_rows
 
 
@@ -115,3 +117,13 @@ def test_a_stop_while_rows_are_written_leaves_no_file_that_looks_whole(tmp_path:
     with pytest.raises(KeyboardInterrupt):
         write_rows(tmp_path / "x.csv", stopped())  # type: ignore[arg-type]
     assert not list(tmp_path.glob("*.csv"))
+
+
+def test_each_of_many_aesthetics_has_a_colour_of_its_own() -> None:
+    found = effects([replace(one, aesthetic=f"{i}") for i in range(15) for one in ROWS])
+    for figure in (report._tradeoff(found), report._by_steps(found)):
+        for axes in figure.axes:
+            bars: list[Any] = list(axes.containers)
+            assert len({tuple(one.lines[0].get_color()) for one in bars}) == len(bars) == 16
+        [legend] = figure.legends
+        assert len(legend.get_texts()) == 16
