@@ -26,11 +26,12 @@ class Predictor(BasePredictor):
     """Stable Diffusion with aesthetic gradients."""
 
     def setup(self) -> None:
-        """Load the model, from local files only."""
+        """Load the model, from local files only, and get ready for the form's defaults."""
         from aesthetic.service import Service  # takes seconds to import; the schema is made without it
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         self.service = Service.load()
+        self.service.rehearse(Request())
         self.temporary = LocalPath(tempfile.mkdtemp(prefix="aesthetic-"))
         atexit.register(shutil.rmtree, self.temporary, ignore_errors=True)
         tempfile.tempdir = str(self.temporary)  # Cog's too, for what it downloads

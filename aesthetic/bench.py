@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,7 +53,7 @@ class Case:
     floor:      the least seconds that a stage can take on this device, where there is such a number.
     peak:       bytes of the GPU's memory that torch held at most during the whole, by way of ours.
     difference: relative, of the conditioning and of the latents from those of plain diffusers, by way of ours.
-    repeatable: whether all repeats of a way gave the same files.
+    repeatable: whether all repeats of a way gave the same files, by way.
     """
 
     width: int
@@ -65,7 +66,7 @@ class Case:
     floor: dict[str, float]
     peak: dict[str, int]
     difference: dict[str, dict[str, float]]
-    repeatable: bool
+    repeatable: dict[str, bool]
 
 
 def run(
@@ -150,14 +151,14 @@ def compare(model: Model, services: Mapping[str, Service], request: Request, rat
         seconds: dict[str, dict[str, list[float]]] = {
             name: {way: [] for way in stage.ways} for name, stage in bench.stages.items()
         }
-        files = set()
+        files: dict[str, set[object]] = {way: set() for way in bench.stages["whole"].ways}
         for repeat in range(repeats):
             for name, stage in bench.stages.items():
                 for way in list(stage.ways)[:: 1 if repeat % 2 else -1]:
                     took, result = floor.seconds(model.device, stage.ways[way])
                     seconds[name][way].append(took)
                     if name == "whole":
-                        files |= {(way, result)}
+                        files[way].add(result)
         return Case(
             width=request.width,
             height=request.height,
@@ -169,7 +170,7 @@ def compare(model: Model, services: Mapping[str, Service], request: Request, rat
             floor=_floors(bench.stages, rates),
             peak={},
             difference={way: bench.differences(service) for way, service in services.items()},
-            repeatable=len(files) == 1 + len(services),
+            repeatable={way: len(different) == 1 for way, different in files.items()},
         )
 
 
@@ -223,7 +224,7 @@ class _Bench:
             "UNet step": lambda: self._unet(service.drawn, step),
             "denoising": lambda: sample.denoise(service.drawn, self.conditioning, self.request),
             "decoding": lambda: self._decoding(service.drawn),
-            "safety check": lambda: [sample.is_unsafe(service.drawn, image) for image, _ in self.drawing.pictures],
+            "safety check": lambda: self._check(service.drawn),
             "PNG": self._png,
             "whole": lambda: self._whole(service),
         }
@@ -277,6 +278,13 @@ class _Bench:
     def _decoding(self, model: Model) -> list[object]:
         images = sample.decode(model, self.latents)
         return [sample.to_pil(model, image) for image in images if image is not None]
+
+    def _check(self, model: Model) -> list[bool]:
+        if model.pipeline.safety_checker is None:
+            return []
+        with ThreadPoolExecutor() as pool:
+            looks = pool.map(partial(sample.checker_pixels, model), [image for image, _ in self.drawing.pictures])
+            return [sample.is_unsafe(model, pixels) for pixels in looks]
 
     def _png(self) -> list[bytes]:
         with ThreadPoolExecutor() as pool:
@@ -377,7 +385,8 @@ def table(case: Case) -> str:
         if case.peak.get(way):
             facts.append(f"{case.peak[way] / 2**30:.1f} GiB of memory at most")
         lines.append(f"{way}: {', '.join(facts)}")
-    return "\n".join([*lines, f"the same files in every repeat: {'yes' if case.repeatable else 'NO'}"])
+    same = (f"{way} {'yes' if repeats else 'NO'}" for way, repeats in case.repeatable.items())
+    return "\n".join([*lines, f"the same files in every repeat: {', '.join(same)}"])
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -8,9 +8,10 @@ differs from that of the plain loop by some 3e-4 of its length, which is what ro
 anyway. Without, it is within 1e-5, and ten steps take half as long again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +20,16 @@ from torch import Tensor, nn
 from .gradient import Personaliser, Rows, Step, similarity
 from .graphs import Graph, Kept, Recorder
 
-__all__ = ["GraphPersonaliser"]
+__all__ = ["GraphPersonaliser", "Position", "look", "products_in_tf32"]
 
 LENGTHS = 4  # of prompts, in chunks, whose graphs are kept
 Position = tuple[Tensor, Tensor]  # similarity [batch] and conditioning [batch, tokens, hidden]
+
+
+def look(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor) -> Position:
+    """Where an encoder stands; encoder and arguments as in `ascend`."""
+    output = encoder(input_ids)
+    return similarity(output.text_embeds, aesthetic), output.last_hidden_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +48,16 @@ class _Climb:
 class GraphPersonaliser(Personaliser):
     """A Personaliser that replays its steps on a GPU."""
 
-    def __init__(self, encoder: nn.Module, recorder: Recorder, *, tf32: bool = True) -> None:
+    def __init__(
+        self, encoder: nn.Module, recorder: Recorder, look: Callable[..., Position] = look, *, tf32: bool = True
+    ) -> None:
         """As Personaliser. `recorder` records when a prompt of another shape is personalised for the first time.
 
+        look: what is recorded, a function as the one of that name, which gives gradients.
         tf32: whether products of matrices may be rounded like that.
         """
         super().__init__(encoder)
-        self._recorder, self._tf32 = recorder, tf32
+        self._recorder, self._look, self._tf32 = recorder, look, tf32
         self._climbs: Kept[_Climb] = Kept(recorder, LENGTHS)
         self._trained = [weight for weight in self._moving if weight.requires_grad]
         self._moments = {weight: _moments(weight) for weight in self._trained}
@@ -76,28 +86,25 @@ class GraphPersonaliser(Personaliser):
         optimiser = torch.optim.Adam([rows.weight, *self._trained], lr=rate, fused=True, capturable=True)
         optimiser.state.update({rows.weight: _moments(rows.weight), **self._moments})
 
-        def look() -> Position:
-            embeddings.register_module("token_embedding", rows)
-            output = self._working(ids)
-            return similarity(output.text_embeds, target), output.last_hidden_state
-
         @torch.enable_grad()
-        def step() -> Position:
-            cosine, hidden = look()
-            (-cosine.mean()).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            optimiser.zero_grad()  # the memory goes to whatever is recorded next
+        def run(*, moving: bool) -> Position:
+            embeddings.register_module("token_embedding", rows)
+            cosine, hidden = self._look(self._working, ids, target)
+            if moving:
+                (-cosine.mean()).backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                optimiser.zero_grad()  # the memory goes to whatever is recorded next
             return cosine.detach(), hidden.detach()
 
-        with _products_in_tf32(self._tf32):
+        with products_in_tf32(self._tf32):
             return _Climb(
                 input_ids=ids,
                 rows=rows,
                 aesthetic=target,
                 rate=rate,
                 moments=[moment for state in optimiser.state.values() for moment in state.values()],
-                step=self._recorder.record(step),
-                look=self._recorder.record(torch.no_grad()(look)),
+                step=self._recorder.record(partial(run, moving=True)),
+                look=self._recorder.record(partial(run, moving=False)),
             )
 
 
@@ -111,7 +118,8 @@ def _moments(weight: Tensor) -> dict[str, Any]:
 
 
 @contextmanager
-def _products_in_tf32(allowed: bool) -> Iterator[None]:
+def products_in_tf32(allowed: bool = True) -> Iterator[None]:
+    """Whether products of matrices of fp32 are rounded like that within."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

@@ -21,8 +21,9 @@ __all__ = ["Compiled"]
 
 log = logging.getLogger(__name__)
 
-Function = Callable[..., Tensor]  # of a part and of tensors
+Function = Callable[..., Any]  # of a part and of tensors
 SUFFIX = ".compiled"
+ORIGINS = {"architectures", "dtype", "transformers_version"}  # say where a configuration came from
 OPTIONS: dict[str, Any] = {
     "conv_1x1_as_mm": True,  # there are faster kernels for products of matrices
     "guard_filter_fn": lambda guards: [False] * len(guards),  # `find` has looked
@@ -51,13 +52,17 @@ class Compiled:
         """The code of the part called `name` for inputs of these shapes, to be called with part and inputs."""
         return self._code.get(_label(name, part, inputs))
 
-    @torch.no_grad()
     def make(self, name: str, function: Function, part: Any, inputs: Sequence[Tensor]) -> Path:
-        """Compile `function` for the part called `name` and for inputs like these, and write it down."""
+        """Compile `function` for the part called `name` and for inputs like these, and write it down.
+
+        If the part has weights to be trained, the code gives their gradients too.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         label = _label(name, part, inputs)
         path = self._folder / f"{label}{SUFFIX}"
-        with torch._dynamo.config.patch(enable_aot_compile=True):  # as it is in later versions
+        trained = any(weight.requires_grad for weight in part.parameters())
+        # Later versions of torch have it enabled.
+        with torch._dynamo.config.patch(enable_aot_compile=True), torch.set_grad_enabled(trained):
             options = dict(OPTIONS)  # torch empties it
             compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, options=options)
             made = compiled.aot_compile(((part, *inputs), {}))
@@ -69,8 +74,8 @@ class Compiled:
 def _machine() -> str:
     """What compiled code is good for: this GPU and these versions, as the name of a folder."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    versions = f"torch-{torch.__version__}-diffusers-{version('diffusers')}-python-{platform.python_version()}"
-    return f"{gpu}-{versions}".replace(" ", "-")
+    versions = "-".join(f"{library}-{version(library)}" for library in ("torch", "diffusers", "transformers"))
+    return f"{gpu}-{versions}-python-{platform.python_version()}".replace(" ", "-")
 
 
 def _label(name: str, part: Any, inputs: Sequence[Tensor]) -> str:
@@ -78,7 +83,8 @@ def _label(name: str, part: Any, inputs: Sequence[Tensor]) -> str:
 
     Code is for the GPU of one index.
     """
-    config = {key: value for key, value in part.config.items() if not key.startswith("_")}
+    config = part.config if isinstance(part.config, dict) else part.config.to_dict()  # diffusers', transformers'
+    config = {key: value for key, value in config.items() if not key.startswith("_") and key not in ORIGINS}
     shapes = [[list(one.shape), str(one.dtype), str(part.device)] for one in inputs]
     facts = json.dumps([config, str(part.dtype), shapes], sort_keys=True, default=str)
     return f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"

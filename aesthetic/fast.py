@@ -2,7 +2,8 @@
 
     plain    as diffusers and transformers have it: the only way on a CPU
     graph    every part replayed as a CUDA graph (graphs.py), and the personalisation too (climb.py)
-    compile  that, of code which torch.compile has made, where there is any for the shapes at hand (compiled.py)
+    compile  that, of code which torch.compile has made, where there is any for the shapes at hand (compiled.py),
+             and with the queries, keys and values of an attention in one product
 
 What a part computes stays the same, but for rounding.
 """
@@ -13,6 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checkpoint import home
-from .climb import GraphPersonaliser
+from .climb import GraphPersonaliser, look, products_in_tf32
 from .compiled import Compiled
 from .errors import SettingError
 from .gradient import Personaliser
@@ -35,7 +37,7 @@ __all__ = ["SPEEDS", "Fast", "choose", "prepare", "speed"]
 log = logging.getLogger(__name__)
 
 SPEEDS = ("plain", "graph", "compile")
-COMPILED = ("unet", "vae")  # the parts with most of the work
+COMPILED = ("unet", "vae", "encoder")  # the parts with most of the work; the last is the personalisation's
 AHEAD = 2  # calls of the UNet that Python may be ahead of the GPU
 
 
@@ -64,11 +66,10 @@ def prepare(model: Model, requests: Sequence[Request]) -> None:
     """Compile what requests like these are drawn with, as far as that has not been done on this machine."""
     compiled = Compiled(_folder())
     _arrange(model)
-    examples = [example for request in requests for example in _inputs(model, request).items()]
-    for name, inputs in tqdm(examples, desc="Compiling", unit=" parts"):
-        part = getattr(model.pipeline, name)
+    for name, part, inputs in tqdm(_examples(model, requests), desc="Compiling", unit=" parts"):
         if compiled.find(name, part, inputs) is None:
-            log.info("%s", compiled.make(name, FUNCTIONS[name], part, inputs))
+            with products_in_tf32():
+                log.info("%s", compiled.make(name, FUNCTIONS[name], part, inputs))
 
 
 class Fast:
@@ -78,17 +79,16 @@ class Fast:
         """compiled: code to use where it fits."""
         self.speed = "graph" if compiled is None else "compile"
         self._model, self._recorder = model, recorder
-        parts = model.pipeline.components
-        self._stands = {
-            name: self._stand(name, parts[name], compiled if name in COMPILED else None)
-            for name in ("unet", "vae", "text_encoder")
-        }
+        parts = dict(model.pipeline.components)
+        if compiled is not None:
+            parts["unet"] = _fused(parts["unet"])
+        self._stands = {name: self._stand(name, parts[name], compiled) for name in ("unet", "vae", "text_encoder")}
         if parts["safety_checker"] is not None:
             # It decides on the CPU; the tower that looks at the pictures is what a GPU can replay.
             tower = parts["safety_checker"].vision_model
             stand = self._stand("vision_model", tower)
             self._stands["safety_checker"] = copy.deepcopy(parts["safety_checker"], {id(tower): stand})
-        self._personalise = GraphPersonaliser(model.encoder, recorder)
+        self._personalise = GraphPersonaliser(model.encoder, recorder, _best("encoder", compiled))
 
     def take(self, model: Model) -> tuple[Model, Personaliser]:
         """`model` to draw with, and its personaliser.
@@ -109,16 +109,23 @@ class Fast:
         self._recorder.settle()
 
     def _stand(self, name: str, part: Any, compiled: Compiled | None = None) -> Any:
-        function, missed = FUNCTIONS[name], set[torch.Size]()
+        return STANDS[name](part, Graphed(partial(_best(name, compiled), part), self._recorder))
 
-        def best(*inputs: Tensor) -> Tensor:
-            known = None if compiled is None else compiled.find(name, part, inputs)
-            if compiled is not None and known is None and inputs[0].shape not in missed:
-                missed.add(inputs[0].shape)
-                log.warning("No code is there for the %s at %s (script/warm): speed graph", name, list(inputs[0].shape))
-            return (known or function)(part, *inputs)
 
-        return STANDS[name](part, Graphed(best, self._recorder))
+def _best(name: str, compiled: Compiled | None) -> Callable[..., Any]:
+    """What computes the part called `name`, given that and its inputs: compiled code where there is any that fits."""
+    function, missed = FUNCTIONS[name], set[torch.Size]()
+    if compiled is None or name not in COMPILED:
+        return function
+
+    def best(part: Any, *inputs: Tensor) -> Any:
+        known = compiled.find(name, part, inputs)
+        if known is None and inputs[0].shape not in missed:
+            missed.add(inputs[0].shape)
+            log.warning("No code is there for the %s at %s (script/warm): speed graph", name, list(inputs[0].shape))
+        return (known or function)(part, *inputs)
+
+    return best
 
 
 class _Stand(nn.Module):
@@ -197,7 +204,8 @@ def _pooled(vision_model: Any, pixels: Tensor) -> Tensor:
 
 
 STANDS = {"unet": _Unet, "vae": _Vae, "text_encoder": _TextEncoder, "vision_model": _VisionModel}
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "encoder": look,
     "unet": _noise,
     "vae": _decoded,
     "text_encoder": _hidden,
@@ -210,12 +218,28 @@ def _arrange(model: Model) -> None:
     model.pipeline.unet.to(memory_format=torch.channels_last)
 
 
+def _fused(unet: Any) -> Any:
+    """A UNet of the same weights whose attentions have queries, keys and values in one product: fewer, larger ones."""
+    fused = copy.deepcopy(unet, {id(weight): weight for weight in unet.parameters()})
+    fused.fuse_qkv_projections()
+    return fused.requires_grad_(False)
+
+
 def _folder() -> Path:
     return home() / "weights" / "compiled"
 
 
+def _examples(model: Model, requests: Sequence[Request]) -> list[tuple[str, Any, tuple[Tensor, ...]]]:
+    """The parts worth compiling, by name, and examples of what requests call them with."""
+    tokens = torch.zeros(1, model.pipeline.tokenizer.model_max_length, dtype=torch.int64, device=model.device)
+    target = torch.randn(1, model.dim, device=model.device)
+    encoder = Personaliser(model.encoder).start(tokens)
+    parts = {"unet": _fused(model.pipeline.unet), "vae": model.pipeline.vae}
+    drawing = [(name, parts[name], inputs) for one in requests for name, inputs in _inputs(model, one).items()]
+    return [("encoder", encoder, (tokens, target)), *drawing]
+
+
 def _inputs(model: Model, request: Request) -> dict[str, tuple[Tensor, ...]]:
-    """Examples of what the parts worth compiling are called with: those with most of the work."""
     unet, factor = model.pipeline.unet, model.pipeline.vae_scale_factor
     like: dict[str, Any] = {"device": model.device, "dtype": unet.dtype}
     latent = (unet.config.in_channels, request.height // factor, request.width // factor)

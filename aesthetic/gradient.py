@@ -109,8 +109,12 @@ class Personaliser:
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
         """Personalise the prompt `input_ids` towards `aesthetic`; arguments and stops as in `ascend`."""
+        yield from ascend(self.start(input_ids), input_ids, aesthetic, steps=steps, lr=lr)
+
+    def start(self, input_ids: Tensor) -> nn.Module:
+        """The copy as a run with the prompt `input_ids` begins: untouched, with the rows that the prompt reads."""
         self._reset(self._rows, input_ids)
-        yield from ascend(self._working, input_ids, aesthetic, steps=steps, lr=lr)
+        return self._working
 
     @torch.no_grad()
     def _reset(self, rows: "Rows", input_ids: Tensor) -> None:

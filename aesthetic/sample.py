@@ -19,7 +19,7 @@ from .pipeline import Model
 from .prompt import Conditioning
 from .request import Request
 
-__all__ = ["decode", "denoise", "generators", "is_unsafe", "starting_noise", "to_pil"]
+__all__ = ["checker_pixels", "decode", "denoise", "generators", "is_unsafe", "starting_noise", "to_pil"]
 
 
 def generators(request: Request) -> list[torch.Generator]:
@@ -61,14 +61,17 @@ def decode(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
         yield image if image.isfinite().all() else None
 
 
-def is_unsafe(model: Model, picture: Image.Image) -> bool:
-    """Whether the model's safety checker, if it has one, would not show a picture: diffusers' run_safety_checker."""
-    pipeline = model.pipeline
-    if pipeline.safety_checker is None:
-        return False
-    pixels = pipeline.feature_extractor(picture, return_tensors="pt").pixel_values
-    pixels = pixels.to(model.device, pipeline.unet.dtype)
-    _, [flag] = pipeline.safety_checker(images=np.zeros((1, 1)), clip_input=pixels)  # it blackens what it is given
+def checker_pixels(model: Model, picture: Image.Image) -> Tensor:
+    """A picture as the safety checker looks at it, [1, 3, size, size] on the CPU: any thread may do this."""
+    pixels: Tensor = model.pipeline.feature_extractor(picture, return_tensors="pt").pixel_values
+    return pixels
+
+
+def is_unsafe(model: Model, pixels: Tensor) -> bool:
+    """Whether the model's safety checker would not show a picture: diffusers' run_safety_checker."""
+    pixels = pixels.to(model.device, model.pipeline.unet.dtype)
+    blackened = np.zeros((1, 1))  # what it does to the picture that it is given
+    _, [flag] = model.pipeline.safety_checker(images=blackened, clip_input=pixels)
     return bool(flag)
 
 

@@ -105,6 +105,20 @@ class Service:
         )
         return cls(loaded, Registry(checkpoint.home() / "embeddings"), fast.choose(loaded, speed))
 
+    def rehearse(self, request: Request) -> None:
+        """Record what pictures of such a size and number are drawn with, so that the first take no longer than others.
+
+        Where nothing is recorded, there is nothing to do.
+        """
+        if self._faster is None:
+            return
+        once = replace(request.seeded(), scheduler="DDIM", num_inference_steps=1, aesthetic_steps=1)
+        _, [stop] = condition(self.drawn, self.personalise, once, embedding.unit(torch.ones(1, self.model.dim)))
+        for image in sample.decode(self.drawn, sample.denoise(self.drawn, stop.conditioning, once)):
+            if image is not None and self.model.pipeline.safety_checker is not None:
+                picture = sample.to_pil(self.model, image)
+                sample.is_unsafe(self.drawn, sample.checker_pixels(self.model, picture))
+
     def draw(self, request: Request) -> Drawing:
         """Draw what is asked for.
 
@@ -214,18 +228,27 @@ class Service:
         start: redraw.Start | None = None,
         ready: Callable[[Image.Image, output.Recipe], object] = _ignore,
     ) -> Iterator[tuple[Picture, bool]]:
-        """The pictures of a request at one stop, and whether each may not be shown."""
+        """The pictures of a request at one stop, and whether each may not be shown.
+
+        What the safety checker is to look at is prepared while the next picture is being decoded.
+        """
         with self._timed(seconds, "denoise"):
             latents = sample.denoise(self.drawn, stop.conditioning, request, start)
         drawn_over = start.canvas if start is not None else None
-        for i, image in self._decoded(request, latents, drawn_over, seconds):
-            recipe = self._recipe(request, aesthetic, drawn_over, stop, i)
-            ready(image, recipe)
+        is_checked = not request.disable_safety_checker and self.model.pipeline.safety_checker is not None
+        drawn: list[tuple[int, Picture, Future[Tensor] | None]] = []
+        with ThreadPoolExecutor() as pool:
+            for i, image in self._decoded(request, latents, drawn_over, seconds):
+                recipe = self._recipe(request, aesthetic, drawn_over, stop, i)
+                ready(image, recipe)
+                pixels = pool.submit(sample.checker_pixels, self.model, image) if is_checked else None
+                drawn.append((i, (image, recipe), pixels))
+        for i, picture, pixels in drawn:
             with self._timed(seconds, "safety"):
-                unsafe = not request.disable_safety_checker and sample.is_unsafe(self.drawn, image)
+                unsafe = pixels is not None and sample.is_unsafe(self.drawn, pixels.result())
             if unsafe:
                 log.warning("The safety checker kept picture %d back", i)
-            yield (image, recipe), unsafe
+            yield picture, unsafe
 
     def _aesthetic(self, request: Request) -> Aesthetic | None:
         """The aesthetic to follow; None if the plain model is to draw."""
@@ -394,7 +417,7 @@ def _batches(pixels: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 def _sheet(drawing: Drawing) -> bytes:
     """A sheet of the pictures of a sweep, as a file."""
-    labels = [f"{recipe.request['aesthetic_steps']} steps" for _, recipe in drawing.pictures]
+    labels = [output.steps_label(recipe.request["aesthetic_steps"]) for _, recipe in drawing.pictures]
     sheet = output.contact_sheet([[image for image, _ in drawing.pictures]], columns=labels)
     return output.encode_sheet(sheet, drawing.request)
 

@@ -33,6 +33,8 @@ def environment(port: int) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="aesthetic-server-") as folder:
         yield {
             **os.environ,
+            # Its worker is whatever "python" it finds first.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
             "PORT": str(port),
             "TMPDIR": folder,  # Cog leaves the last prediction's files behind

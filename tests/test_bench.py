@@ -35,7 +35,17 @@ def test_every_stage_is_measured_both_ways_as_often_as_asked(case: Case) -> None
 def test_both_ways_draw_the_same_and_the_same_each_time(case: Case) -> None:
     assert case.difference[OURS]["conditioning"] <= 1e-5
     assert case.difference[OURS]["latents"] <= 1e-4
-    assert case.repeatable
+    assert case.repeatable == {PLAIN: True, OURS: True}
+
+
+def test_a_way_that_does_not_repeat_itself_is_named(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = iter(range(100))
+    predict = Service.predict
+    monkeypatch.setattr(Service, "predict", lambda self, one, to: predict(self, replace(one, seed=next(seeds)), to))
+    request = Request(width=128, height=128, num_inference_steps=1, aesthetic_steps=0, seed=7, scheduler="DDIM")
+    case = bench.compare(service.model, {OURS: service}, request, RATES, repeats=2)
+    assert case.repeatable == {PLAIN: True, OURS: False}
+    assert f"the same files in every repeat: {PLAIN} yes, {OURS} NO" in bench.table(case)
 
 
 def test_a_sampler_that_draws_noise_of_its_own_draws_the_same(service: Service) -> None:

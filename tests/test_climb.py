@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from aesthetic import prompt
+from aesthetic import climb, prompt
 from aesthetic.climb import GraphPersonaliser
 from aesthetic.gradient import Personaliser, Step
 from aesthetic.pipeline import Model
@@ -50,6 +51,19 @@ def test_each_run_starts_from_the_untouched_weights(model: Model, target: torch.
     assert not torch.equal(run("the cat", lr=1e-2).conditioning, first.conditioning)
     assert recorder.recorded == 4  # a step and a look, of one chunk and of two
     assert all(torch.equal(*pair) for pair in zip(model.encoder.parameters(), before, strict=True))
+
+
+def test_it_follows_whatever_looks_for_it(model: Model, target: torch.Tensor) -> None:
+    def away(encoder: nn.Module, input_ids: torch.Tensor, aesthetic: torch.Tensor) -> climb.Position:
+        cosine, hidden = climb.look(encoder, input_ids, aesthetic)
+        return -cosine, hidden
+
+    ids, recorder = tokens(model, "the cat"), EagerRecorder()
+    untouched = climb.look(model.encoder, ids, target)[0]
+    for looking, sign in ((climb.look, 1), (away, -1)):
+        first, *_, last = GraphPersonaliser(model.encoder, recorder, looking)(ids, target, steps=3, lr=1e-3)
+        assert first.similarity.item() == pytest.approx(sign * untouched.item(), abs=1e-6)
+        assert last.similarity.item() > first.similarity.item()
 
 
 def test_no_steps_are_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:

@@ -54,6 +54,15 @@ def test_what_was_written_is_found_by_its_shapes_and_fits_all_weights(folder: Pa
         assert compiled.find(name, other, inputs) is None
 
 
+def test_of_what_is_trained_the_gradients_are_compiled_too(tmp_path: Path) -> None:
+    part, x = Part().requires_grad_(True), torch.randn(2, 4)
+    Compiled(tmp_path).make("part", work, part, [x])
+    code = Compiled(tmp_path).find("part", part, [x])
+    assert code is not None
+    ours, theirs = (torch.autograd.grad(one(part, x).sum(), list(part.parameters())) for one in (code, work))
+    assert all(torch.allclose(*pair) for pair in zip(ours, theirs, strict=True))
+
+
 def test_a_damaged_file_is_named_and_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     [path] = folder.glob("*/*.compiled")
     (tmp_path / path.parent.name).mkdir()

@@ -20,6 +20,7 @@ from aesthetic.pipeline import Model
 from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
 from tests import lora
+from tests.original import difference
 from tests.recorder import EagerRecorder
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -86,6 +87,18 @@ def test_a_prediction_waits_for_what_is_recorded_for_one_that_was_cancelled(
     assert order == ["recorded", "drawing"] * 2
 
 
+def test_after_a_rehearsal_nothing_is_left_to_record(
+    fast_service: Service, nhwc: Model, quick: Request, launched: list[str]
+) -> None:
+    recorder = EagerRecorder()
+    rehearsed = Service(nhwc, fast_service.registry, Fast(nhwc, recorder))
+    rehearsed.rehearse(quick)
+    recorded = recorder.recorded
+    [(ours, _)], [(theirs, _)] = (one.draw(quick).pictures for one in (rehearsed, fast_service))
+    assert recorder.recorded == recorded > 0
+    assert ours.tobytes() == theirs.tobytes()
+
+
 def test_a_stand_in_is_what_it_stands_for(fast_service: Service, nhwc: Model) -> None:
     for name in ("unet", "vae", "text_encoder"):
         stand, part = getattr(fast_service.drawn.pipeline, name), getattr(nhwc.pipeline, name)
@@ -115,6 +128,18 @@ def test_of_a_lora_only_what_differs_is_recorded(
     assert ours.tobytes() != before.tobytes()
     [(after, _)] = fast_service.draw(replace(request, lora=None)).pictures
     assert after.tobytes() == before.tobytes()
+
+
+def test_one_product_for_queries_keys_and_values(nhwc: Model) -> None:
+    unet, before = nhwc.pipeline.unet, dict(nhwc.pipeline.unet.named_modules())
+    fused = fast._fused(unet)
+    [inputs] = [inputs for name, _, inputs in fast._examples(nhwc, [Request(width=128, height=128)]) if name == "unet"]
+    with torch.no_grad():
+        assert difference(fast._noise(fused, *inputs), fast._noise(unet, *inputs)) < 1e-5
+    products = [module for name, module in fused.named_modules() if name.endswith((".to_qkv", ".to_kv"))]
+    assert len(products) == len(unet.attn_processors)
+    assert dict(unet.named_modules()) == before
+    assert {id(weight) for weight in unet.parameters()} < {id(weight) for weight in fused.parameters()}
 
 
 class Doubling:
@@ -160,7 +185,8 @@ def test_a_picture_is_compiled_for_once(
     fast.prepare(nhwc, [quick, replace(quick, num_outputs=2), replace(quick, guidance_scale=1)])
     factor = nhwc.pipeline.vae_scale_factor
     size = [4, quick.height // factor, quick.width // factor]
-    assert shapes == [("unet", [2, *size]), ("vae", [1, *size]), ("unet", [4, *size]), ("unet", [1, *size])]
+    drawing = [("unet", [2, *size]), ("vae", [1, *size]), ("unet", [4, *size]), ("unet", [1, *size])]
+    assert shapes == [("encoder", [1, nhwc.pipeline.tokenizer.model_max_length]), *drawing]
 
 
 def test_the_speed_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

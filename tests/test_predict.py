@@ -3,7 +3,9 @@
 import dataclasses
 import inspect
 import json
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -181,6 +183,14 @@ def test_weights_are_not_kept_out_of_the_image() -> None:
     kept = ("weights/stable", "weights/clip", "weights/demo", "embeddings")
     assert not any(line.startswith(kept) for line in ignored)
     assert Path(ROOT / "weights" / "manifest.json").is_file()
+
+
+def test_the_setup_gets_ready_for_the_forms_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed: list[Request] = []
+    monkeypatch.setattr(Service, "load", lambda: SimpleNamespace(rehearse=rehearsed.append))
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)  # which it changes
+    Predictor().setup()
+    assert rehearsed == [Request()]
 
 
 def test_tracebacks_are_of_our_faults_only(
