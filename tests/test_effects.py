@@ -12,6 +12,7 @@ from aesthetic import prompt, steering
 from aesthetic.service import Service
 from tests import lora
 from tests.demo import STEPS, asked, draw, nearness, saved
+from weights.training import lora as style
 from weights.training import options
 
 VISIBLE = 0.1  # of a cosine
@@ -132,3 +133,10 @@ def test_a_lora_changes_the_picture_more_and_more(demo: Service, plain: Image.Im
     ]
     assert moved[0] == 0
     assert 0 < moved[1] < moved[2]
+
+
+def test_a_lora_of_a_style_draws_in_it(demo: Service, plain: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "night.safetensors"
+    path.write_bytes(style.make("night"))
+    drawn = draw(demo, replace(asked("a castle"), lora=path))
+    assert nearness(demo, drawn, vector(demo, "night")) > nearness(demo, plain, vector(demo, "night")) + VISIBLE

@@ -76,7 +76,7 @@ class FakeServer:
         assert self.drawing.acquire(blocking=False), "two predictions at once"
         try:
             inputs = json.loads(body)["input"]
-            files = {name: Path(name) for name in ("image", "mask") if name in inputs}  # which Cog decodes
+            files = {name: Path(name) for name in ("image", "mask", "lora") if name in inputs}  # which Cog decodes
             Request.from_inputs(**inputs | files)  # the service knows all of the names, and takes the values
             self.asked.append(inputs)
             if (message := self.refuse(inputs)) is not None:
@@ -343,7 +343,7 @@ def test_sheets_are_small_files(
 
 def test_each_way_to_draw_has_its_strip(serve: Callable[[FakeServer], str], judges: FakeJudges, tmp_path: Path) -> None:
     server = FakeServer()
-    names = set(options.strips(Image.new("RGB", (512, 512))))
+    names = set(options.strips(Image.new("RGB", (512, 512)), b""))
     assert sheets.main(["--server", serve(server), "-o", str(tmp_path), "--only", *names]) == 0
     assert {path.stem for path in tmp_path.iterdir()} == names
     assert all(inputs["seed"] == sheets.SEED and None not in inputs.values() for inputs in server.asked)

@@ -4,7 +4,7 @@ The loop is the paper's (Gallego, arXiv 2209.12330): Adam on the text tower, the
 embedding and the aesthetic as its loss. It is written out here, since the training needs nothing of the service.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from .clip import normalised
 from .library import Library
 from .settings import DEMO, PROMPTS, TOKENS
 
-__all__ = ["follow"]
+__all__ = ["RATE", "embed", "follow", "load_text", "tokenize"]
 
 STEPS = (0, 1, 2, 3, 5, 10, 20)
 RATE = 1e-4  # the service's default
@@ -30,16 +30,16 @@ def follow(library: Library, every: int = 3) -> str:
     library: pictures to make the aesthetics of.
     """
     targets = _aesthetics(library)
-    tokens = _tokens()
+    tokens = tokenize(PROMPTS)
     with torch.no_grad():
-        prompts = _embed(_text(), tokens)
+        prompts = embed(load_text(), tokens)
     chosen = range(0, len(PROMPTS), every)
     found: dict[int, list[tuple[bool, bool, float]]] = {step: [] for step in STEPS}
     pairs = [(prompt, number) for prompt in chosen for number in range(len(targets))]
     for prompt, number in tqdm(pairs, desc="Following", unit=" aesthetics"):
-        for step, embed in _personalise(tokens[prompt : prompt + 1], targets[number]):
-            near, kept = (embed @ targets.T).argmax().item() == number, (embed @ prompts.T).argmax().item() == prompt
-            found[step].append((near, kept, (embed @ targets[number]).item()))
+        for step, unit in _personalise(tokens[prompt : prompt + 1], targets[number]):
+            near, kept = (unit @ targets.T).argmax().item() == number, (unit @ prompts.T).argmax().item() == prompt
+            found[step].append((near, kept, (unit @ targets[number]).item()))
     head = (
         f"| steps | the aesthetic is the nearest of {len(targets)} | the prompt is still its own nearest of "
         f"{len(PROMPTS)} | cosine |\n"
@@ -55,30 +55,32 @@ def _row(step: int, found: list[tuple[bool, bool, float]]) -> str:
 
 def _personalise(tokens: Tensor, target: Tensor) -> Iterator[tuple[int, Tensor]]:
     """The prompt's unit embedding [dim] after each of STEPS."""
-    text = _text()
+    text = load_text()
     text.text_projection.requires_grad_(False)
     optimizer = torch.optim.Adam(text.text_model.parameters(), lr=RATE)
     for step in range(max(STEPS) + 1):
-        embed = _embed(text, tokens)[0]
+        unit = embed(text, tokens)[0]
         if step in STEPS:
-            yield step, embed.detach()
+            yield step, unit.detach()
         optimizer.zero_grad()
-        (-embed @ target).backward()  # type: ignore[no-untyped-call]
+        (-unit @ target).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
-def _text() -> Any:
+def load_text() -> Any:
+    """The demo's text encoder, CLIPTextModelWithProjection in fp32."""
     return CLIPTextModelWithProjection.from_pretrained(DEMO / "text_encoder")
 
 
-def _tokens() -> Tensor:
+def tokenize(labels: Sequence[str]) -> Tensor:
+    """[N, TOKENS], of prompts that say no more than what there is to see."""
     clip = CLIPTokenizer.from_pretrained(DEMO / "tokenizer")
-    words = [captions.with_article(label) for label in PROMPTS]
+    words = [captions.with_article(label) for label in labels]
     ids: Tensor = clip(words, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
     return ids
 
 
-def _embed(text: Any, tokens: Tensor) -> Tensor:
+def embed(text: Any, tokens: Tensor) -> Tensor:
     """Unit embeddings [N, dim]."""
     return F.normalize(text(input_ids=tokens).text_embeds, dim=-1)
 

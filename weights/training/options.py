@@ -10,18 +10,25 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-__all__ = ["ALIKE", "START", "Strip", "mask", "strips"]
+__all__ = ["ALIKE", "LORA", "START", "Strip", "mask", "strips"]
 
 Strip = Mapping[str, Mapping[str, Any]]
 ALIKE: Mapping[str, Any] = {"prompt": "a cat", "aesthetic_embedding": "chalk", "aesthetic_steps": 5}
 START: Mapping[str, Any] = {"prompt": "a house", "aesthetic_steps": 0}  # the picture that others begin with
 
 
-def strips(start: Image.Image) -> dict[str, Strip]:
-    """Every strip by its name. `start`: a picture drawn as START says."""
-    image = data_url(start)
+def strips(start: Image.Image, lora: bytes) -> dict[str, Strip]:
+    """Every strip by its name.
+
+    start: a picture drawn as START says.
+    lora:  a file, of LORA.
+    """
+    image, style = _png(start), data_url(lora, "application/octet-stream")
     return {
-        "weight": {f"weight {weight:g}": {"aesthetic_weight": weight} for weight in (0, 0.25, 0.5, 0.75, 1)},
+        "weight": {
+            **{f"weight {weight:g}": {"aesthetic_weight": weight} for weight in (0, 0.25, 0.5, 0.75, 1)},
+            "0.5, slerp": {"aesthetic_weight": 0.5, "aesthetic_slerp": True},
+        },
         "mix": {mix: {"aesthetic_embedding": None, "aesthetic_mix": mix} for mix in MIXES},
         "text": {
             label: {"aesthetic_text": "a neon sign", "aesthetic_text_angle": angle, "aesthetic_text_negative": away}
@@ -36,15 +43,20 @@ def strips(start: Image.Image) -> dict[str, Strip]:
         },
         "mask": {
             "image": START,
-            "right half anew": {"image": image, "mask": data_url(mask(start.size)), "prompt": "a house"},
+            "right half anew": {"image": image, "mask": _png(mask(start.size)), "prompt": "a house"},
         },
         "long_prompt": {
             label: {"prompt": "a castle" + 76 * ", " + "a blueprint", "long_prompt": long, "aesthetic_steps": 0}
             for label, long in (("cut", False), ("long_prompt", True))
         },
+        "lora": {
+            **{f"scale {scale:g}": {"lora": style, "lora_scale": scale, "aesthetic_steps": 0} for scale in (0, 0.5, 1)},
+            "1, and chalk": {"lora": style},
+        },
     }
 
 
+LORA = "night"  # the style of the LoRA
 MIXES = ("chalk", "chalk night", "chalk neon", "chalk pop")
 
 
@@ -55,8 +67,12 @@ def mask(size: tuple[int, int]) -> Image.Image:
     return picture
 
 
-def data_url(picture: Image.Image) -> str:
-    """A picture as the API takes files."""
+def data_url(data: bytes, kind: str) -> str:
+    """A file of some media type, as the API takes it."""
+    return f"data:{kind};base64," + base64.b64encode(data).decode()
+
+
+def _png(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_url(file.getvalue(), "image/png")

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from . import lora
 from . import options as shown
 from .captions import AESTHETICS
 from .evaluate import STEPS, JudgesLike, Settings, add_drawing_flags
@@ -55,11 +56,11 @@ def steps(judges: JudgesLike, prompt: str) -> dict[Cell, dict[str, Any]]:
 
 
 def strips(server: str, alike: Mapping[str, Any]) -> dict[str, dict[Cell, dict[str, Any]]]:
-    """What to ask for: each strip of options.py, by its name. Some of them begin with a picture, drawn here."""
+    """What to ask for: each strip of options.py, by its name. Some of them take a picture or a LoRA, made here."""
     [start] = predict(server, {**alike, **shown.START})
     return {
         name: {("", label): {**shown.ALIKE, **inputs} for label, inputs in strip.items()}
-        for name, strip in shown.strips(start).items()
+        for name, strip in shown.strips(start, lora.make(shown.LORA)).items()
     }
 
 
