@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -282,9 +281,7 @@ class _Bench:
     def _check(self, model: Model) -> list[bool]:
         if model.pipeline.safety_checker is None:
             return []
-        with ThreadPoolExecutor() as pool:
-            looks = pool.map(partial(sample.checker_pixels, model), [image for image, _ in self.drawing.pictures])
-            return [sample.is_unsafe(model, pixels) for pixels in looks]
+        return [sample.is_unsafe(model, sample.checker_pixels(model, image)) for image, _ in self.drawing.pictures]
 
     def _png(self) -> list[bytes]:
         with ThreadPoolExecutor() as pool:

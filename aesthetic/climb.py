@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from .gradient import Personaliser, Rows, Step, similarity
 from .graphs import Graph, Kept, Recorder
 
-__all__ = ["GraphPersonaliser", "Position", "look", "products_in_tf32"]
+__all__ = ["GraphPersonaliser", "Position", "forward_pass", "products_in_tf32"]
 
 LENGTHS = 4  # of prompts, in chunks, whose graphs are kept
-Position = tuple[Tensor, Tensor]  # similarity [batch] and conditioning [batch, tokens, hidden]
+Position = tuple[Tensor, Tensor]  # similarity [batch], -1..1, and conditioning [batch, tokens, hidden]
 
 
-def look(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor) -> Position:
-    """Where an encoder stands; encoder and arguments as in `ascend`."""
+def forward_pass(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor) -> Position:
+    """Where an encoder stands; it and the other arguments are those of `ascend`."""
     output = encoder(input_ids)
     return similarity(output.text_embeds, aesthetic), output.last_hidden_state
 
@@ -49,15 +49,20 @@ class GraphPersonaliser(Personaliser):
     """A Personaliser that replays its steps on a GPU."""
 
     def __init__(
-        self, encoder: nn.Module, recorder: Recorder, look: Callable[..., Position] = look, *, tf32: bool = True
+        self,
+        encoder: nn.Module,
+        recorder: Recorder,
+        forward: Callable[..., Position] = forward_pass,
+        *,
+        tf32: bool = True,
     ) -> None:
         """As Personaliser. `recorder` records when a prompt of another shape is personalised for the first time.
 
-        look: what is recorded, a function as the one of that name, which gives gradients.
-        tf32: whether products of matrices may be rounded like that.
+        forward: what is recorded, and differentiated: forward_pass, or code compiled of it.
+        tf32:    whether products of matrices may be rounded like that.
         """
         super().__init__(encoder)
-        self._recorder, self._look, self._tf32 = recorder, look, tf32
+        self._recorder, self._forward, self._tf32 = recorder, forward, tf32
         self._climbs: Kept[_Climb] = Kept(recorder, LENGTHS)
         self._trained = [weight for weight in self._moving if weight.requires_grad]
         self._moments = {weight: _moments(weight) for weight in self._trained}
@@ -80,16 +85,14 @@ class GraphPersonaliser(Personaliser):
 
     def _record(self, input_ids: Tensor, aesthetic: Tensor) -> _Climb:
         ids, target, rows = input_ids.clone(), aesthetic.clone(), Rows()
-        rows.read(ids, self._table)
-        embeddings = self._working.get_submodule("text_model.embeddings")
+        self._reset(rows, ids)
         rate = torch.zeros((), device=ids.device)  # at which the runs before the recording go nowhere
         optimiser = torch.optim.Adam([rows.weight, *self._trained], lr=rate, fused=True, capturable=True)
         optimiser.state.update({rows.weight: _moments(rows.weight), **self._moments})
 
         @torch.enable_grad()
         def run(*, moving: bool) -> Position:
-            embeddings.register_module("token_embedding", rows)
-            cosine, hidden = self._look(self._working, ids, target)
+            cosine, hidden = self._forward(self._working, ids, target)
             if moving:
                 (-cosine.mean()).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()

@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Compiled:
         path = self._folder / f"{label}{SUFFIX}"
         trained = any(weight.requires_grad for weight in part.parameters())
         # Later versions of torch have it enabled.
-        with torch._dynamo.config.patch(enable_aot_compile=True), torch.set_grad_enabled(trained):
+        with torch._dynamo.config.patch(enable_aot_compile=True), torch.set_grad_enabled(trained), _in_order(trained):
             options = dict(OPTIONS)  # torch empties it
             compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, options=options)
             made = compiled.aot_compile(((part, *inputs), {}))
@@ -72,10 +73,22 @@ class Compiled:
 
 
 def _machine() -> str:
-    """What compiled code is good for: this GPU and these versions, as the name of a folder."""
+    """What compiled code is good for: this GPU, these versions and this package, of which it holds a part."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     versions = "-".join(f"{library}-{version(library)}" for library in ("torch", "diffusers", "transformers"))
-    return f"{gpu}-{versions}-python-{platform.python_version()}".replace(" ", "-")
+    source = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+    return f"{gpu}-{versions}-python-{platform.python_version()}-{source.hexdigest()[:12]}".replace(" ", "-")
+
+
+@contextmanager
+def _in_order(wanted: bool) -> Iterator[None]:
+    """Whether what is compiled adds up in a fixed order: else a token that occurs often gets its gradient in any."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _label(name: str, part: Any, inputs: Sequence[Tensor]) -> str:

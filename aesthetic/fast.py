@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checkpoint import home
-from .climb import GraphPersonaliser, look, products_in_tf32
+from .climb import GraphPersonaliser, forward_pass, products_in_tf32
 from .compiled import Compiled
 from .errors import SettingError
 from .gradient import Personaliser
@@ -59,7 +59,7 @@ def choose(model: Model, way: str) -> "Fast | None":
     compiled = Compiled(_folder()) if way == "compile" else None
     if compiled is not None and not compiled:
         log.warning("No code has been compiled for this GPU and these versions (script/warm does it): speed graph")
-    return Fast(model, Recorder(model.device), compiled)
+    return Fast(model, Recorder(model.device), compiled or None)
 
 
 def prepare(model: Model, requests: Sequence[Request]) -> None:
@@ -68,7 +68,7 @@ def prepare(model: Model, requests: Sequence[Request]) -> None:
     _arrange(model)
     for name, part, inputs in tqdm(_examples(model, requests), desc="Compiling", unit=" parts"):
         if compiled.find(name, part, inputs) is None:
-            with products_in_tf32():
+            with products_in_tf32():  # as it will run, which the compiler would advise otherwise
                 log.info("%s", compiled.make(name, FUNCTIONS[name], part, inputs))
 
 
@@ -122,7 +122,7 @@ def _best(name: str, compiled: Compiled | None) -> Callable[..., Any]:
         known = compiled.find(name, part, inputs)
         if known is None and inputs[0].shape not in missed:
             missed.add(inputs[0].shape)
-            log.warning("No code is there for the %s at %s (script/warm): speed graph", name, list(inputs[0].shape))
+            log.warning("No code has been compiled for the %s at %s: speed graph", name, list(inputs[0].shape))
         return (known or function)(part, *inputs)
 
     return best
@@ -205,7 +205,7 @@ def _pooled(vision_model: Any, pixels: Tensor) -> Tensor:
 
 STANDS = {"unet": _Unet, "vae": _Vae, "text_encoder": _TextEncoder, "vision_model": _VisionModel}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "encoder": look,
+    "encoder": forward_pass,
     "unet": _noise,
     "vae": _decoded,
     "text_encoder": _hidden,

@@ -102,6 +102,7 @@ class Personaliser:
         # Told that the rows are the copy of the table, deepcopy makes none, and puts them in its place.
         self._working = copy.deepcopy(encoder, {id(self._table): self._rows}).requires_grad_(False)
         self._working.get_submodule("text_model").requires_grad_(True)
+        self._embeddings = self._working.get_submodule("text_model.embeddings")
         pristine, moving = (dict(one.named_parameters()) for one in (encoder, self._working))
         both = [name for name, weight in moving.items() if weight is not self._rows.weight]
         self._pristine: list[Tensor] = [pristine[name] for name in both]
@@ -118,9 +119,10 @@ class Personaliser:
 
     @torch.no_grad()
     def _reset(self, rows: "Rows", input_ids: Tensor) -> None:
-        """Fill the copy from the untouched weights, in one call, and the rows that it reads with those of a prompt."""
+        """Fill the copy from the untouched weights, in one call, and have it read the rows of a prompt in `rows`."""
         torch._foreach_copy_(self._moving, self._pristine)
         rows.read(input_ids, self._table)
+        self._embeddings.register_module("token_embedding", rows)
 
 
 class Rows(nn.Module):

@@ -62,13 +62,13 @@ def decode(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
 
 
 def checker_pixels(model: Model, picture: Image.Image) -> Tensor:
-    """A picture as the safety checker looks at it, [1, 3, size, size] on the CPU: any thread may do this."""
+    """A picture as the safety checker looks at it, [1, 3, size, size] in fp32 on the CPU: any thread may do this."""
     pixels: Tensor = model.pipeline.feature_extractor(picture, return_tensors="pt").pixel_values
     return pixels
 
 
 def is_unsafe(model: Model, pixels: Tensor) -> bool:
-    """Whether the model's safety checker would not show a picture: diffusers' run_safety_checker."""
+    """Whether the safety checker, which the model must have, keeps a picture back: diffusers' run_safety_checker."""
     pixels = pixels.to(model.device, model.pipeline.unet.dtype)
     blackened = np.zeros((1, 1))  # what it does to the picture that it is given
     _, [flag] = model.pipeline.safety_checker(images=blackened, clip_input=pixels)

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -108,16 +108,14 @@ class Service:
     def rehearse(self, request: Request) -> None:
         """Record what pictures of such a size and number are drawn with, so that the first take no longer than others.
 
-        Where nothing is recorded, there is nothing to do.
+        Where nothing is recorded, there is nothing to do. Raises DrawingError if the model is no good.
         """
         if self._faster is None:
             return
         once = replace(request.seeded(), scheduler="DDIM", num_inference_steps=1, aesthetic_steps=1)
         _, [stop] = condition(self.drawn, self.personalise, once, embedding.unit(torch.ones(1, self.model.dim)))
-        for image in sample.decode(self.drawn, sample.denoise(self.drawn, stop.conditioning, once)):
-            if image is not None and self.model.pipeline.safety_checker is not None:
-                picture = sample.to_pil(self.model, image)
-                sample.is_unsafe(self.drawn, sample.checker_pixels(self.model, picture))
+        for _ in self._draw_stop(once, None, stop, {}):
+            pass
 
     def draw(self, request: Request) -> Drawing:
         """Draw what is asked for.
@@ -243,6 +241,8 @@ class Service:
                 ready(image, recipe)
                 pixels = pool.submit(sample.checker_pixels, self.model, image) if is_checked else None
                 drawn.append((i, (image, recipe), pixels))
+            with self._timed(seconds, "safety"):
+                wait(pixels for *_, pixels in drawn if pixels is not None)
         for i, picture, pixels in drawn:
             with self._timed(seconds, "safety"):
                 unsafe = pixels is not None and sample.is_unsafe(self.drawn, pixels.result())

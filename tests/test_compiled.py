@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.graph import GraphLowering
+from torch._inductor.utils import fresh_cache
 
+from aesthetic import fast, prompt
+from aesthetic.climb import GraphPersonaliser
 from aesthetic.compiled import Compiled
+from aesthetic.gradient import Personaliser
+from aesthetic.pipeline import Model
+from tests.original import difference
+from tests.recorder import EagerRecorder
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ for a CPU, and there is none"),
@@ -25,6 +33,7 @@ class Part(nn.Module):
         super().__init__()
         self.config = {"width": width, "_name_or_path": object()}
         self.layer = nn.Linear(width, width).requires_grad_(False)
+        self.other = nn.Linear(width, width).requires_grad_(False)
 
 
 def work(part: Any, x: Tensor) -> Tensor:
@@ -55,12 +64,40 @@ def test_what_was_written_is_found_by_its_shapes_and_fits_all_weights(folder: Pa
 
 
 def test_of_what_is_trained_the_gradients_are_compiled_too(tmp_path: Path) -> None:
-    part, x = Part().requires_grad_(True), torch.randn(2, 4)
+    part, x = Part(), torch.randn(2, 4)
+    part.layer.requires_grad_(True)  # of the others, none
     Compiled(tmp_path).make("part", work, part, [x])
     code = Compiled(tmp_path).find("part", part, [x])
     assert code is not None
-    ours, theirs = (torch.autograd.grad(one(part, x).sum(), list(part.parameters())) for one in (code, work))
+    ours, theirs = (torch.autograd.grad(one(part, x).sum(), list(part.layer.parameters())) for one in (code, work))
     assert all(torch.allclose(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources: list[str] = []
+    monkeypatch.setattr(GraphLowering, "save_output_code", sources.append)
+    monkeypatch.setattr(fast, "COMPILED", ("encoder",))
+    monkeypatch.setattr(fast, "_folder", lambda: tmp_path)
+    with fresh_cache():  # whose code is made, and not found
+        fast.prepare(model, [])
+    assert len(sources) == 2  # forward and backward
+    assert not any("atomic_add" in source for source in sources)  # which a GPU does in any order
+    forward = fast._best("encoder", Compiled(tmp_path))
+    target = nn.functional.normalize(torch.randn(1, model.dim))
+    ours, theirs = GraphPersonaliser(model.encoder, EagerRecorder(), forward), Personaliser(model.encoder)
+    for text in ("the cat and the dog and the cat and the dog", "a cat", "the cat and the dog and the cat and the dog"):
+        ids = prompt.tokenize(model, text).input_ids
+        *_, one = ours(ids, target, steps=5, lr=1e-3)
+        *_, other = theirs(ids, target, steps=5, lr=1e-3)
+        assert difference(one.conditioning, other.conditioning) <= 1e-5
+
+
+def test_other_source_is_compiled_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Compiled(folder)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"mended")
+    assert not Compiled(folder)
 
 
 def test_a_damaged_file_is_named_and_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

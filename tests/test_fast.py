@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import ImageChops
 from torch import Tensor
 
 from aesthetic import fast, service, stops
@@ -92,11 +94,12 @@ def test_after_a_rehearsal_nothing_is_left_to_record(
 ) -> None:
     recorder = EagerRecorder()
     rehearsed = Service(nhwc, fast_service.registry, Fast(nhwc, recorder))
-    rehearsed.rehearse(quick)
+    request = replace(quick, num_outputs=2)
+    rehearsed.rehearse(request)
     recorded = recorder.recorded
-    [(ours, _)], [(theirs, _)] = (one.draw(quick).pictures for one in (rehearsed, fast_service))
+    ours, theirs = (one.draw(request).pictures for one in (rehearsed, fast_service))
     assert recorder.recorded == recorded > 0
-    assert ours.tobytes() == theirs.tobytes()
+    assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
 
 
 def test_a_stand_in_is_what_it_stands_for(fast_service: Service, nhwc: Model) -> None:
@@ -140,6 +143,7 @@ def test_one_product_for_queries_keys_and_values(nhwc: Model) -> None:
     assert len(products) == len(unet.attn_processors)
     assert dict(unet.named_modules()) == before
     assert {id(weight) for weight in unet.parameters()} < {id(weight) for weight in fused.parameters()}
+    assert not any(weight.requires_grad for weight in fused.parameters())
 
 
 class Doubling:
@@ -158,6 +162,7 @@ def test_compiled_code_is_used_where_it_fits_and_never_for_a_lora(
     lora.write(path, lora.changes(nhwc))
     compiled: Any = Doubling()
     doubled = Service(nhwc, service.registry, Fast(nhwc, EagerRecorder(), compiled))
+    assert any(name.endswith(".to_qkv") for name, _ in doubled.drawn.pipeline.unet.part.named_modules())
     plain, request = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0)
     for wanted, alike in (
         (request, False),
@@ -165,7 +170,8 @@ def test_compiled_code_is_used_where_it_fits_and_never_for_a_lora(
         (replace(request, lora=path), True),
     ):
         [(ours, _)], [(theirs, _)] = (one.draw(wanted).pictures for one in (doubled, plain))
-        assert (ours.tobytes() == theirs.tobytes()) == alike
+        apart = int(np.asarray(ImageChops.difference(ours, theirs)).max())
+        assert (apart <= 1) == alike  # one product in place of three rounds otherwise
 
 
 def test_a_picture_is_compiled_for_once(

@@ -139,6 +139,20 @@ def test_compiled_code_draws_alike_and_is_found_by_another_process(
     require_alike(drawn(compiled, wanted), drawn(plain, wanted))
 
 
+def test_the_compiled_personalisation_repeats_itself(
+    home: Path, nhwc: Model, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fast, "_folder", lambda: tmp_path)
+    fast.prepare(nhwc, [])
+    ids = prompt.tokenize(nhwc, "the cat and the dog and the cat and the dog").input_ids
+    target = Registry(home / "embeddings").read("sac_8plus").vector.cuda()
+    personalise = GraphPersonaliser(nhwc.encoder, recorder, fast._best("encoder", Compiled(tmp_path)))
+    ours = [list(personalise(ids, target, steps=5, lr=1e-4))[-1].conditioning for _ in range(50)]
+    *_, theirs = Personaliser(nhwc.encoder)(ids, target, steps=5, lr=1e-4)
+    assert all(torch.equal(one, ours[0]) for one in ours)
+    assert difference(ours[0], theirs.conditioning) <= 2e-3
+
+
 def test_the_noise_is_the_cpus(gpu: Model, model: Model, quick: Request) -> None:
     for_gpu, for_cpu = (sample.starting_noise(one, quick, sample.generators(quick)) for one in (gpu, model))
     assert torch.equal(for_gpu.cpu(), for_cpu.half())
