@@ -313,7 +313,7 @@ def _preview(options: argparse.Namespace) -> None:
             prompt="a castle",
             aesthetic_embedding=name,
             aesthetic_sweep=PREVIEW,
-            num_inference_steps=20,
+            num_inference_steps=options.num_inference_steps,
             scheduler="DPMSolverMultistep",
             seed=1,
         )
@@ -526,6 +526,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=embed)
     command = commands.add_parser("embeddings", help="list the named aesthetics")
     command.add_argument("--preview", type=Path, metavar="NAME.png", help="draw a sheet of what each of them does")
+    command.add_argument("--num_inference_steps", type=int, default=20, metavar="STEPS", help="of the sheet (20)")
     _add_ckpt(command)
     command.set_defaults(run=embeddings)
     command = commands.add_parser("convert", help="write an aesthetic as .pt or .safetensors, and show its notes")

@@ -263,7 +263,7 @@ def _require_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) 
     if changed:
         before, now = (brief(settings.get(changed[0])) for settings in (old, new))
         raise RequestError(
-            f"{folder} was begun with another {changed[0]} ({before}, now {now}): their rows can't be compared; "
+            f"{folder} was begun with other settings ({changed[0]} {before}, now {now}): their rows can't be compared; "
             "name another --outdir"
         )
 

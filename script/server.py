@@ -54,7 +54,8 @@ def main() -> int:
 
 def _serve(port: int) -> int:
     with environment(port) as variables:
-        print(f"Serving on http://127.0.0.1:{port} (0: a free port, see below); Ctrl-C stops", file=sys.stderr)
+        where = f"http://127.0.0.1:{port}" if port else "a free port, which the log names"
+        print(f"Serving on {where}; Ctrl-C stops", file=sys.stderr)
         with subprocess.Popen(COMMAND, cwd=ROOT, env={"LOG_FORMAT": "console", **variables}) as server:
             signal.signal(signal.SIGTERM, lambda *_: server.terminate())
             try:

@@ -172,7 +172,7 @@ def test_a_folder_that_was_begun_with_the_predictor_needs_the_same_one(
     before = contents(Path("out"))
     Path("out/rows/001-fantasy.csv").unlink()
     monkeypatch.setenv("AESTHETIC_HOME", str(home))
-    assert "was begun with another predictor ('" in complaint(capsys, *ARGUMENTS, "--outdir=out")
+    assert "was begun with other settings (predictor '" in complaint(capsys, *ARGUMENTS, "--outdir=out")
     monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
     assert main([*ARGUMENTS, "--outdir=out"]) == 0
     assert contents(Path("out")) == before
@@ -330,11 +330,11 @@ def test_a_personalisation_that_diverges_costs_its_own_rows_only(
 def test_a_changed_setting_is_refused(whole: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     before = contents(whole)
     for changed, message in (
-        (["--seeds=3"], "another seeds (2, now 3)"),
-        (["--steps", "0", "1"], "another steps"),
-        (["--guidance_scale=2"], "another guidance_scale (7.5, now 2.0)"),
-        (["--aesthetics", "fantasy"], "another aesthetics"),
-        ([f"--prompts={PROMPTS}"], "another prompts"),
+        (["--seeds=3"], "(seeds 2, now 3)"),
+        (["--steps", "0", "1"], "(steps "),
+        (["--guidance_scale=2"], "(guidance_scale 7.5, now 2.0)"),
+        (["--aesthetics", "fantasy"], "(aesthetics "),
+        ([f"--prompts={PROMPTS}"], "(prompts "),
     ):
         assert message in complaint(capsys, *ARGUMENTS, f"--outdir={whole}", *changed)
     assert contents(whole) == before
