@@ -239,10 +239,8 @@ def test_a_run_goes_on_as_it_began(serve: Callable[[FakeServer], str], judges: F
 def test_a_failure_stops_the_run_with_the_servers_words(
     serve: Callable[[FakeServer], str], judges: FakeJudges, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    willing, server = (
-        FakeServer(),
-        FakeServer(refuse=lambda inputs: "no ink" if inputs.get("aesthetic_steps") else None),
-    )
+    willing = FakeServer()
+    server = FakeServer(refuse=lambda inputs: "there is no ink" if inputs.get("aesthetic_steps") else None)
     flags = ["--outputs", "2", "--subjects", "7"]
     assert evaluate.main(["--server", serve(willing), "--out", str(tmp_path / "whole"), *flags]) == 0
     assert evaluate.main(["--server", serve(server), "--out", str(tmp_path), *flags]) == 1
