@@ -78,7 +78,6 @@ def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
 ) -> None:
     sources: list[str] = []
     monkeypatch.setattr(GraphLowering, "save_output_code", sources.append)
-    monkeypatch.setattr(fast, "COMPILED", ("encoder",))
     monkeypatch.setattr(fast, "_folder", lambda: tmp_path)
     with fresh_cache():  # whose code is made, and not found
         fast.prepare(model, [])

@@ -164,14 +164,13 @@ def test_compiled_code_is_used_where_it_fits_and_never_for_a_lora(
     doubled = Service(nhwc, service.registry, Fast(nhwc, EagerRecorder(), compiled))
     assert any(name.endswith(".to_qkv") for name, _ in doubled.drawn.pipeline.unet.part.named_modules())
     plain, request = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0)
-    for wanted, alike in (
-        (request, False),
-        (replace(request, guidance_scale=1), True),
-        (replace(request, lora=path), True),
+    for wanted, least, most in (
+        (request, 2, 255),
+        (replace(request, guidance_scale=1), 0, 1),  # one product in place of three rounds otherwise
+        (replace(request, lora=path), 0, 0),
     ):
         [(ours, _)], [(theirs, _)] = (one.draw(wanted).pictures for one in (doubled, plain))
-        apart = int(np.asarray(ImageChops.difference(ours, theirs)).max())
-        assert (apart <= 1) == alike  # one product in place of three rounds otherwise
+        assert least <= np.asarray(ImageChops.difference(ours, theirs)).max() <= most
 
 
 def test_a_picture_is_compiled_for_once(

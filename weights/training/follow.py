@@ -5,6 +5,7 @@ embedding and the aesthetic as its loss. It is written out here, since the train
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .clip import normalised
 from .library import Library
 from .settings import DEMO, PROMPTS, TOKENS
 
-__all__ = ["RATE", "embed", "follow", "load_text", "tokenize"]
+__all__ = ["ascend", "follow", "load_text", "tokenize"]
 
 STEPS = (0, 1, 2, 3, 5, 10, 20)
 RATE = 1e-4  # the service's default
@@ -32,12 +33,15 @@ def follow(library: Library, every: int = 3) -> str:
     targets = _aesthetics(library)
     tokens = tokenize(PROMPTS)
     with torch.no_grad():
-        prompts = embed(load_text(), tokens)
+        prompts = _embed(load_text(), tokens)
     chosen = range(0, len(PROMPTS), every)
     found: dict[int, list[tuple[bool, bool, float]]] = {step: [] for step in STEPS}
     pairs = [(prompt, number) for prompt in chosen for number in range(len(targets))]
     for prompt, number in tqdm(pairs, desc="Following", unit=" aesthetics"):
-        for step, unit in _personalise(tokens[prompt : prompt + 1], targets[number]):
+        way = ascend(load_text(), tokens[prompt : prompt + 1], targets[number : number + 1])
+        for step, [unit] in enumerate(islice(way, max(STEPS) + 1)):
+            if step not in STEPS:
+                continue
             near, kept = (unit @ targets.T).argmax().item() == number, (unit @ prompts.T).argmax().item() == prompt
             found[step].append((near, kept, (unit @ targets[number]).item()))
     head = (
@@ -53,17 +57,18 @@ def _row(step: int, found: list[tuple[bool, bool, float]]) -> str:
     return f"| {step} | {near:.0%} | {kept:.0%} | {cosine:.2f} |"
 
 
-def _personalise(tokens: Tensor, target: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The prompt's unit embedding [dim] after each of STEPS."""
-    text = load_text()
+def ascend(text: Any, tokens: Tensor, target: Tensor) -> Iterator[Tensor]:
+    """Move a text encoder towards a unit vector [1, dim], a step each time more is asked for.
+
+    Gives the prompts' unit embeddings [N, dim], first those of the encoder as it came.
+    """
     text.text_projection.requires_grad_(False)
     optimizer = torch.optim.Adam(text.text_model.parameters(), lr=RATE)
-    for step in range(max(STEPS) + 1):
-        unit = embed(text, tokens)[0]
-        if step in STEPS:
-            yield step, unit.detach()
+    while True:
+        units = _embed(text, tokens)
+        yield units.detach()
         optimizer.zero_grad()
-        (-unit @ target).backward()  # type: ignore[no-untyped-call]
+        (-units @ target.T).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
@@ -80,7 +85,7 @@ def tokenize(labels: Sequence[str]) -> Tensor:
     return ids
 
 
-def embed(text: Any, tokens: Tensor) -> Tensor:
+def _embed(text: Any, tokens: Tensor) -> Tensor:
     """Unit embeddings [N, dim]."""
     return F.normalize(text(input_ids=tokens).text_embeds, dim=-1)
 

@@ -4,14 +4,14 @@ It is what some steps towards the aesthetic change in the text encoder, for seve
 follow: of the change of each matrix its largest singular values, nine tenths of it. Named as diffusers names them.
 """
 
-import copy
-from typing import Any
+from collections import deque
+from itertools import islice
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .follow import RATE, embed, load_text, tokenize
+from .follow import ascend, load_text, tokenize
 from .settings import DEMO, PROMPTS
 
 __all__ = ["make"]
@@ -23,9 +23,10 @@ STEPS, RANK, SUBJECTS = 10, 8, 8
 def make(aesthetic: str) -> bytes:
     """The file of the LoRA for an aesthetic of that name."""
     [target] = load_file(EMBEDDINGS / f"{aesthetic}.safetensors").values()
-    text = load_text()
-    moved = _moved(text, nn.functional.normalize(target.reshape(1, -1)))
-    before = dict(text.text_model.named_modules())
+    moved = load_text()
+    way = ascend(moved, tokenize(PROMPTS[:SUBJECTS]), nn.functional.normalize(target.reshape(1, -1)))
+    deque(islice(way, STEPS + 1), maxlen=0)
+    before = dict(load_text().text_model.named_modules())
     tensors: dict[str, Tensor] = {}
     for name, layer in moved.text_model.named_modules():
         if isinstance(layer, nn.Linear):
@@ -34,14 +35,3 @@ def make(aesthetic: str) -> bytes:
             tensors[f"text_encoder.text_model.{name}.lora_A.weight"] = (root[:, None] * down[:RANK]).contiguous()
             tensors[f"text_encoder.text_model.{name}.lora_B.weight"] = (up[:, :RANK] * root).contiguous()
     return save(tensors)
-
-
-def _moved(text: Any, target: Tensor) -> Any:
-    """A copy of the text encoder after STEPS towards the unit vector `target` [1, dim]."""
-    moved, tokens = copy.deepcopy(text), tokenize(PROMPTS[:SUBJECTS])
-    optimizer = torch.optim.Adam(moved.text_model.parameters(), lr=RATE)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        (-embed(moved, tokens) @ target.T).mean().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return moved
