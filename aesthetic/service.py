@@ -8,11 +8,13 @@ anything for the next one: weights are only read, and the one copy that moves is
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Self
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from . import (
     __version__,
@@ -49,6 +51,8 @@ __all__ = ["Drawing", "Service", "encode_pictures", "locate"]
 
 log = logging.getLogger(__name__)
 
+tqdm.monitor_interval = 0  # no thread for slow bars: it would wait for the lock of a cancelled one
+THREADS = 16  # for the files of eight pictures, and for what the safety checker looks at
 BATCH = 32  # pictures through the vision tower at once
 Picture = tuple[Image.Image, output.Recipe]
 UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
@@ -89,6 +93,7 @@ class Service:
         self.model = model
         self.registry = registry
         self._faster = faster
+        self._threads = _threads()
         self.drawn, self.personalise = faster.take(model) if faster else (model, Personaliser(model.encoder))
         libraries = ("torch", "diffusers", "transformers")
         self._versions = {"aesthetic": __version__, **{library: version(library) for library in libraries}}
@@ -127,7 +132,7 @@ class Service:
 
     def _draw(self, request: Request, ready: Callable[[Image.Image, output.Recipe], object] = _ignore) -> Drawing:
         """`ready` is called with each picture as soon as it is there, before the safety checker has seen it."""
-        self._settle()
+        self._begin()
         request = request.seeded()
         log.info("Seed: %s", request.seed)
         seconds: dict[str, float] = {}
@@ -176,16 +181,18 @@ class Service:
         Of a sweep, the last one is a sheet of all the others.
         """
         encoded: dict[int, Future[bytes]] = {}
-        # The threads make bytes and touch no file: wherever a cancellation comes, they leave nothing for the next.
-        with ThreadPoolExecutor() as pool:
-            drawing = self._draw(request, lambda *one: encoded.update({id(one[0]): pool.submit(output.encode, *one)}))
-            files = [encoded[id(image)] for image, _ in drawing.pictures]
-            if request.sweep:
-                files.append(pool.submit(_sheet, drawing))
-            paths = [folder / f"output.{i}.{request.output_format}" for i in range(len(files))]
-            with self._timed(drawing.seconds, "encode"):
-                for path, file in zip(paths, files, strict=True):
-                    path.write_bytes(file.result())
+
+        def encode(image: Image.Image, recipe: output.Recipe) -> None:
+            encoded[id(image)] = self._threads.submit(output.encode, image, recipe)
+
+        drawing = self._draw(request, encode)
+        files = [encoded[id(image)] for image, _ in drawing.pictures]
+        if request.sweep:
+            files.append(self._threads.submit(_sheet, drawing))
+        paths = [folder / f"output.{i}.{request.output_format}" for i in range(len(files))]
+        with self._timed(drawing.seconds, "encode"):
+            for path, file in zip(paths, files, strict=True):
+                path.write_bytes(file.result())
         return paths, drawing
 
     def draw_batches(self, request: Request, count: int) -> Iterator[tuple[int, list[Picture]]]:
@@ -194,7 +201,7 @@ class Service:
         One personalisation serves all of them. Pictures that may not be shown are left out. Raises as `draw`, but for
         a stop of which nothing is left.
         """
-        self._settle()
+        self._begin()
         batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)
         drawer = self._with_lora(request, {})
         aesthetic = self._aesthetic(request)
@@ -203,7 +210,9 @@ class Service:
             pictures = drawer._draw_stop(batch, aesthetic, stop, {})
             yield stop.steps, [picture for picture, unsafe in pictures if not unsafe]
 
-    def _settle(self) -> None:
+    def _begin(self) -> None:
+        """Wait for nobody whom a cancellation has stopped, wherever it came."""
+        tqdm.set_lock(threading.RLock())  # a bar that is cancelled while it is being drawn keeps the old one
         if self._faster is not None:
             self._faster.settle()
 
@@ -235,14 +244,11 @@ class Service:
         drawn_over = start.canvas if start is not None else None
         is_checked = not request.disable_safety_checker and self.model.pipeline.safety_checker is not None
         drawn: list[tuple[int, Picture, Future[Tensor] | None]] = []
-        with ThreadPoolExecutor() as pool:
-            for i, image in self._decoded(request, latents, drawn_over, seconds):
-                recipe = self._recipe(request, aesthetic, drawn_over, stop, i)
-                ready(image, recipe)
-                pixels = pool.submit(sample.checker_pixels, self.model, image) if is_checked else None
-                drawn.append((i, (image, recipe), pixels))
-            with self._timed(seconds, "safety"):
-                wait(pixels for *_, pixels in drawn if pixels is not None)
+        for i, image in self._decoded(request, latents, drawn_over, seconds):
+            recipe = self._recipe(request, aesthetic, drawn_over, stop, i)
+            ready(image, recipe)
+            pixels = self._threads.submit(sample.checker_pixels, self.model, image) if is_checked else None
+            drawn.append((i, (image, recipe), pixels))
         for i, picture, pixels in drawn:
             with self._timed(seconds, "safety"):
                 unsafe = pixels is not None and sample.is_unsafe(self.drawn, pixels.result())
@@ -373,6 +379,19 @@ class Service:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()  # a GPU's work is done later than it is asked for
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads for what the model need not wait for, all of them started. They touch no file and know no prediction.
+
+    Predictions start none of their own: where Python 3.11 is just starting a thread, it takes that one for the one that
+    is cancelled, and whoever started it waits forever.
+    """
+    threads = ThreadPoolExecutor(THREADS)
+    all_there = threading.Barrier(THREADS)
+    wait([threads.submit(all_there.wait) for _ in range(THREADS)])
+    return threads
 
 
 def locate(model: str | None = None) -> checkpoint.Snapshot:

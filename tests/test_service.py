@@ -19,6 +19,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import CLIPModel
 
 from aesthetic import embedding, output, prompt, sample
@@ -187,6 +188,39 @@ def cancel(service: Service, request: Request) -> bool:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Cancelled))
     thread.join()
     return outcome == ["cancelled"]
+
+
+def test_a_bar_that_is_cancelled_while_it_is_drawn_holds_up_no_other(service: Service, quick: Request) -> None:
+    def display(*_: object) -> None:
+        raise Cancelled
+
+    outcome: list[str] = []
+
+    def work() -> None:
+        try:
+            service.draw(quick)
+            outcome.append("finished")
+        except Cancelled:
+            outcome.append("cancelled")
+
+    def run() -> None:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(timeout=60)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tqdm, "display", display)
+        run()
+    run()
+    assert outcome == ["cancelled", "finished"]
+
+
+def test_a_prediction_starts_no_thread(
+    service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread is started"))
+    paths, _ = service.predict(replace(quick, num_outputs=2), tmp_path)
+    assert len(paths) == 2
 
 
 def test_blocked_pictures_are_left_out(
