@@ -237,7 +237,7 @@ def _at_speed(model: "Model", speed: str) -> "Service":
     from .registry import Registry
     from .service import Service
 
-    return Service(model, Registry(checkpoint.home() / "embeddings"), fast.choose(model, speed))
+    return Service(model, Registry(checkpoint.home() / "embeddings"), fast.choose(model, speed, fast.code(speed)))
 
 
 def embed(options: argparse.Namespace) -> None:

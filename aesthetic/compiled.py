@@ -28,6 +28,10 @@ ORIGINS = {"architectures", "dtype", "transformers_version"}  # say where a conf
 OPTIONS: dict[str, Any] = {
     "conv_1x1_as_mm": True,  # there are faster kernels for products of matrices
     "guard_filter_fn": lambda guards: [False] * len(guards),  # `find` has looked
+    # Nothing is left to be chosen by its time, at every start anew: it took five seconds, and another choice adds up in
+    # another order.
+    "deterministic": True,
+    "triton.autotune_pointwise": False,
 }
 
 

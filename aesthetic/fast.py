@@ -32,7 +32,7 @@ from .graphs import Graphed, Recorder
 from .pipeline import Model
 from .request import Request
 
-__all__ = ["SPEEDS", "Fast", "choose", "prepare", "speed"]
+__all__ = ["SPEEDS", "Fast", "choose", "code", "prepare", "speed"]
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +51,30 @@ def speed(device: torch.device) -> str:
     return wanted
 
 
-def choose(model: Model, way: str) -> "Fast | None":
-    """How to draw with `model` at one of SPEEDS; None is the plain way. Lays out its weights for it."""
+def code(way: str) -> Compiled | None:
+    """What has been compiled for the GPU that is here, if `way` is to draw with it; None if there isn't any.
+
+    Takes seconds, and may be done in a thread while a model is being loaded.
+    """
+    if way != "compile":
+        return None
+    torch.cuda.synchronize()  # the code goes to the GPU, which a thread begins without
+    compiled = Compiled(_folder())
+    if not compiled:
+        log.warning("No code has been compiled for this GPU and these versions (script/warm does it): speed graph")
+        return None
+    return compiled
+
+
+def choose(model: Model, way: str, compiled: Compiled | None) -> "Fast | None":
+    """How to draw with `model` at one of SPEEDS; None is the plain way. Lays out its weights for it.
+
+    compiled: what `code` has for that way.
+    """
     if way == "plain":
         return None
     _arrange(model)
-    compiled = Compiled(_folder()) if way == "compile" else None
-    if compiled is not None and not compiled:
-        log.warning("No code has been compiled for this GPU and these versions (script/warm does it): speed graph")
-    return Fast(model, Recorder(model.device), compiled or None)
+    return Fast(model, Recorder(model.device), compiled)
 
 
 def prepare(model: Model, requests: Sequence[Request]) -> None:

@@ -103,12 +103,13 @@ class Service:
         """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError and SettingError."""
         device = pipeline.default_device()
         speed, snapshot = fast.speed(device), locate(model)
+        code = _threads().submit(fast.code, speed)
         loaded = pipeline.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
             *(snapshot.name, snapshot.revision, device, loaded.space, speed),
         )
-        return cls(loaded, Registry(checkpoint.home() / "embeddings"), fast.choose(loaded, speed))
+        return cls(loaded, Registry(checkpoint.home() / "embeddings"), fast.choose(loaded, speed, code.result()))
 
     def rehearse(self, request: Request) -> None:
         """Record what pictures of such a size and number are drawn with, so that the first take no longer than others.

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config
 from torch._inductor.graph import GraphLowering
 from torch._inductor.utils import fresh_cache
 
@@ -77,7 +78,13 @@ def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources: list[str] = []
-    monkeypatch.setattr(GraphLowering, "save_output_code", sources.append)
+
+    def look(source: str) -> None:
+        assert config.deterministic
+        assert not config.triton.autotune_pointwise
+        sources.append(source)
+
+    monkeypatch.setattr(GraphLowering, "save_output_code", look)
     monkeypatch.setattr(fast, "_folder", lambda: tmp_path)
     with fresh_cache():  # whose code is made, and not found
         fast.prepare(model, [])

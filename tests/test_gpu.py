@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
+from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from transformers import CLIPModel
 
 from aesthetic import canvas, checkpoint, embedding, fast, pipeline, prompt, sample
@@ -51,7 +52,7 @@ def nhwc(gpu: Model) -> Model:
 def gpu_service(home: Path, gpu: Model, nhwc: Model, request: pytest.FixtureRequest) -> Iterator[Service]:
     model = gpu if request.param == "plain" else nhwc
     before = {name: weight.clone() for name, weight in weights(model).items()}
-    yield Service(model, Registry(home / "embeddings"), fast.choose(model, request.param))
+    yield Service(model, Registry(home / "embeddings"), fast.choose(model, request.param, None))
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
@@ -96,7 +97,7 @@ def test_replayed_runs_are_alike_whatever_was_between(gpu: Model, home: Path, re
 
 
 def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Request) -> None:
-    graph = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph"))
+    graph = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph", None))
     plain = Service(nhwc, graph.registry)
     request = replace(quick, aesthetic_steps=0)  # Adam as one kernel rounds otherwise
     for scheduler in SCHEDULERS:
@@ -110,8 +111,8 @@ def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Reque
 
 
 def test_a_recording_goes_on_when_its_prediction_is_cancelled(home: Path, nhwc: Model, quick: Request) -> None:
-    expected = drawn(Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph")), quick)
-    service = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph"))
+    expected = drawn(Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph", None)), quick)
+    service = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph", None))
     shapes = [replace(quick, width=width, aesthetic_steps=20, aesthetic_lr=0.1) for width in (192, 256, 320, 384)]
     assert any([cancel(service, request) for request in shapes for _ in range(5)])  # noqa: C419  all of them
     assert drawn(service, quick) == expected
@@ -133,7 +134,9 @@ def test_compiled_code_draws_alike_and_is_found_by_another_process(
         if name == "encoder":  # similarity and conditioning
             ours, theirs = ours[1].detach(), theirs[1]
         assert difference(ours.float(), theirs.float()) < 1e-2
-    compiled, plain = Service(nhwc, registry, fast.choose(nhwc, "compile")), Service(nhwc, registry)
+    monkeypatch.setattr(CachingAutotuner, "autotune_to_one_config", lambda *_: pytest.fail("tuned at run time"))
+    compiled = Service(nhwc, registry, fast.choose(nhwc, "compile", fast.code("compile")))
+    plain = Service(nhwc, registry)
     require_alike(drawn(compiled, request), drawn(plain, request))
     wanted = replace(request, num_outputs=2)  # for which nothing was compiled
     require_alike(drawn(compiled, wanted), drawn(plain, wanted))
@@ -227,7 +230,7 @@ def test_a_lora_leaves_nothing_behind(gpu_service: Service, gpu: Model, quick: R
 
 def test_memory_does_not_grow(home: Path, nhwc: Model, quick: Request, files: dict[str, Path]) -> None:
     """Of what is recorded anew, for a LoRA or for another size, none is kept for good."""
-    service = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph"))
+    service = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph", None))
     changing = [replace(quick, width=width) for width in range(128, 128 + 64 * (KEPT + 2), 64)]
     taken = []
     for _ in range(4):
