@@ -9,12 +9,13 @@ This file knows torch and functions of tensors, and not what they compute.
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from .workers import Workers
 
 __all__ = ["Graph", "Graphed", "Kept", "Recorder"]
 
@@ -50,7 +51,7 @@ class Recorder:
         """On a CUDA GPU."""
         self.device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
+        self._thread = Workers()
         self._memory = torch.cuda.graph_pool_handle()
 
     def record(self, action: Callable[[], Result]) -> Graph[Result]:

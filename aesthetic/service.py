@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -46,13 +45,14 @@ from .graft import graft
 from .registry import Registry
 from .request import Request
 from .stops import Stop, condition, warn_of_lost
+from .workers import Answer, Workers
 
 __all__ = ["Drawing", "Service", "encode_pictures", "locate"]
 
 log = logging.getLogger(__name__)
 
 tqdm.monitor_interval = 0  # no thread for slow bars: it would wait for the lock of a cancelled one
-THREADS = 16  # for the files of eight pictures, and for what the safety checker looks at
+WORKERS = 16  # for the files of eight pictures, and for what the safety checker looks at
 BATCH = 32  # pictures through the vision tower at once
 Picture = tuple[Image.Image, output.Recipe]
 UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
@@ -93,7 +93,7 @@ class Service:
         self.model = model
         self.registry = registry
         self._faster = faster
-        self._threads = _threads()
+        self._workers = _workers()
         self.drawn, self.personalise = faster.take(model) if faster else (model, Personaliser(model.encoder))
         libraries = ("torch", "diffusers", "transformers")
         self._versions = {"aesthetic": __version__, **{library: version(library) for library in libraries}}
@@ -103,7 +103,7 @@ class Service:
         """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError and SettingError."""
         device = pipeline.default_device()
         speed, snapshot = fast.speed(device), locate(model)
-        code = _threads().submit(fast.code, speed)
+        code = _workers().submit(fast.code, speed)
         loaded = pipeline.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
@@ -181,15 +181,15 @@ class Service:
 
         Of a sweep, the last one is a sheet of all the others.
         """
-        encoded: dict[int, Future[bytes]] = {}
+        encoded: dict[int, Answer[bytes]] = {}
 
         def encode(image: Image.Image, recipe: output.Recipe) -> None:
-            encoded[id(image)] = self._threads.submit(output.encode, image, recipe)
+            encoded[id(image)] = self._workers.submit(output.encode, image, recipe)
 
         drawing = self._draw(request, encode)
         files = [encoded[id(image)] for image, _ in drawing.pictures]
         if request.sweep:
-            files.append(self._threads.submit(_sheet, drawing))
+            files.append(self._workers.submit(_sheet, drawing))
         paths = [folder / f"output.{i}.{request.output_format}" for i in range(len(files))]
         with self._timed(drawing.seconds, "encode"):
             for path, file in zip(paths, files, strict=True):
@@ -212,8 +212,10 @@ class Service:
             yield stop.steps, [picture for picture, unsafe in pictures if not unsafe]
 
     def _begin(self) -> None:
-        """Wait for nobody whom a cancellation has stopped, wherever it came."""
-        tqdm.set_lock(threading.RLock())  # a bar that is cancelled while it is being drawn keeps the old one
+        """Start clean: replace the locks that a cancelled prediction may hold, and wait for what is recorded for it."""
+        tqdm.set_lock(threading.RLock())
+        for handler in logging.getLogger().handlers:
+            handler.createLock()
         if self._faster is not None:
             self._faster.settle()
 
@@ -244,11 +246,11 @@ class Service:
             latents = sample.denoise(self.drawn, stop.conditioning, request, start)
         drawn_over = start.canvas if start is not None else None
         is_checked = not request.disable_safety_checker and self.model.pipeline.safety_checker is not None
-        drawn: list[tuple[int, Picture, Future[Tensor] | None]] = []
+        drawn: list[tuple[int, Picture, Answer[Tensor] | None]] = []
         for i, image in self._decoded(request, latents, drawn_over, seconds):
             recipe = self._recipe(request, aesthetic, drawn_over, stop, i)
             ready(image, recipe)
-            pixels = self._threads.submit(sample.checker_pixels, self.model, image) if is_checked else None
+            pixels = self._workers.submit(sample.checker_pixels, self.model, image) if is_checked else None
             drawn.append((i, (image, recipe), pixels))
         for i, picture, pixels in drawn:
             with self._timed(seconds, "safety"):
@@ -383,16 +385,9 @@ class Service:
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
-    """Threads for what the model need not wait for, all of them started. They touch no file and know no prediction.
-
-    Predictions start none of their own: where Python 3.11 is just starting a thread, it takes that one for the one that
-    is cancelled, and whoever started it waits forever.
-    """
-    threads = ThreadPoolExecutor(THREADS)
-    all_there = threading.Barrier(THREADS)
-    wait([threads.submit(all_there.wait) for _ in range(THREADS)])
-    return threads
+def _workers() -> Workers:
+    """Threads for what the model need not wait for, shared by all services: starting them takes time."""
+    return Workers(WORKERS)
 
 
 def locate(model: str | None = None) -> checkpoint.Snapshot:

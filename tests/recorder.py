@@ -1,7 +1,6 @@
 """Graphs without a GPU: what was recorded is done again where a GPU would replay it."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aesthetic.graphs import WARM_UPS, Graph, Recorder, Result
+from aesthetic.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EagerRecorder(Recorder):
 
     def __init__(self) -> None:
         self.device, self.recorded = torch.device("cpu"), 0
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._thread = Workers()
 
     def record(self, action: Callable[[], Result]) -> Graph[Result]:
         """As Recorder does."""

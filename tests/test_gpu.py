@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+from torch._inductor.utils import fresh_cache
 from transformers import CLIPModel
 
 from aesthetic import canvas, checkpoint, embedding, fast, pipeline, prompt, sample
@@ -122,8 +123,10 @@ def test_compiled_code_draws_alike_and_is_found_by_another_process(
     home: Path, nhwc: Model, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(fast, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(CachingAutotuner, "autotune_to_one_config", lambda *_: pytest.fail("tuned at run time"))
     registry, request = Registry(home / "embeddings"), replace(quick, aesthetic_steps=0)
-    fast.prepare(nhwc, [request])
+    with fresh_cache():  # where what was tuned before would be found
+        fast.prepare(nhwc, [request])
     assert len(list(tmp_path.glob("*/*"))) == len(fast.COMPILED)
     again = Compiled(tmp_path)  # from the files, as another process would
     for name, part, inputs in fast._examples(nhwc, [request]):
@@ -134,7 +137,6 @@ def test_compiled_code_draws_alike_and_is_found_by_another_process(
         if name == "encoder":  # similarity and conditioning
             ours, theirs = ours[1].detach(), theirs[1]
         assert difference(ours.float(), theirs.float()) < 1e-2
-    monkeypatch.setattr(CachingAutotuner, "autotune_to_one_config", lambda *_: pytest.fail("tuned at run time"))
     compiled = Service(nhwc, registry, fast.choose(nhwc, "compile", fast.code("compile")))
     plain = Service(nhwc, registry)
     require_alike(drawn(compiled, request), drawn(plain, request))

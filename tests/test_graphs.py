@@ -2,7 +2,6 @@
 
 import sys
 import threading
-from concurrent.futures import Future
 from functools import partial
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from aesthetic.graphs import Graphed, Kept
+from aesthetic.workers import Answer
 from tests.recorder import EagerRecorder
 
 
@@ -54,7 +54,7 @@ def test_what_was_asked_for_arrives_even_if_nobody_waits(monkeypatch: pytest.Mon
         return 7
 
     with monkeypatch.context() as cancelled:
-        cancelled.setattr(Future, "result", lambda _: begun.wait(10) and sys.exit())
+        cancelled.setattr(Answer, "result", lambda _: begun.wait(10) and sys.exit())
         with pytest.raises(SystemExit):
             kept.get("a", make)
     go_on.set()

@@ -2,14 +2,16 @@
 
 import copy
 import ctypes
+import io
 import logging
 import os
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from aesthetic.pipeline import Model, Vision
 from aesthetic.request import Request
 from aesthetic.service import Service
 from aesthetic.stops import condition
+from aesthetic.workers import Workers
 from tests import original, snapshot
 from tests.original import difference
 from tests.snapshot import MODEL
@@ -174,53 +177,71 @@ class Cancelled(BaseException):
 def cancel(service: Service, request: Request) -> bool:
     """Start a prediction in a thread and throw an exception into it at a random moment, as Cog does."""
     outcome: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        thread = in_thread(lambda: service.predict(request, Path(folder)), outcome)
+        time.sleep(random.uniform(0, 0.2))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Cancelled))
+        thread.join(timeout=60)
+    assert len(outcome) == 1, "it waits forever"
+    return outcome == ["cancelled"]
+
+
+def in_thread(action: Callable[[], object], outcome: list[str]) -> threading.Thread:
+    """Start a thread that says in `outcome` whether it finished."""
 
     def work() -> None:
         try:
-            service.draw(request)
+            action()
             outcome.append("finished")
         except Cancelled:
             outcome.append("cancelled")
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    time.sleep(random.uniform(0, 0.2))
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Cancelled))
-    thread.join()
-    return outcome == ["cancelled"]
+    return thread
 
 
 def test_a_bar_that_is_cancelled_while_it_is_drawn_holds_up_no_other(service: Service, quick: Request) -> None:
     def display(*_: object) -> None:
         raise Cancelled
 
-    outcome: list[str] = []
-
-    def work() -> None:
-        try:
-            service.draw(quick)
-            outcome.append("finished")
-        except Cancelled:
-            outcome.append("cancelled")
-
-    def run() -> None:
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(timeout=60)
-
+    worker, outcome = Workers(), list[str]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tqdm, "display", display)
-        run()
-    run()
-    assert outcome == ["cancelled", "finished"]
+        with pytest.raises(Cancelled):
+            worker.submit(service.draw, quick).result()  # its thread lives on, and no other gets its number
+    in_thread(lambda: service.draw(quick), outcome).join(timeout=60)
+    assert outcome == ["finished"]
 
 
-def test_a_prediction_starts_no_thread(
+def test_a_log_that_is_cancelled_while_it_is_written_holds_up_no_other(
+    service: Service, quick: Request, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Cancelling(logging.StreamHandler[io.StringIO]):
+        def acquire(self) -> None:
+            super().acquire()
+            raise Cancelled  # before anybody who would release it knows
+
+    caplog.set_level(logging.INFO)
+    handler, worker, outcome = Cancelling(io.StringIO()), Workers(), list[str]()
+    logging.getLogger().addHandler(handler)
+    try:
+        with pytest.raises(Cancelled):
+            worker.submit(service.draw, quick).result()  # its thread lives on, and no other gets its number
+        Cancelling.acquire = logging.Handler.acquire  # type: ignore[method-assign]
+        in_thread(lambda: service.draw(quick), outcome).join(timeout=60)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert outcome == ["finished"]
+
+
+def test_a_prediction_starts_no_thread_and_takes_no_lock_that_could_stay_taken(
     service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread is started"))
-    paths, _ = service.predict(replace(quick, num_outputs=2), tmp_path)
-    assert len(paths) == 2
+    monkeypatch.setattr(threading.Condition, "__enter__", lambda _: pytest.fail("several bytecodes take a lock"))
+    paths, _ = service.predict(replace(quick, aesthetic_sweep="0,1"), tmp_path)
+    assert len(paths) == 3
 
 
 def test_blocked_pictures_are_left_out(
