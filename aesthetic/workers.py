@@ -33,7 +33,10 @@ class Answer(Generic[Result]):
         """Wait for it. Raises what the job raised. To be called once."""
         result, error = self._box.get()
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it knows this frame, and both would live on, with all that the job worked on
         return result  # type: ignore[return-value]
 
 

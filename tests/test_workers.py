@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from contextlib import suppress
 
 import pytest
 
@@ -34,6 +35,26 @@ def test_a_job_that_is_done_is_forgotten() -> None:
     del one
     workers.submit(int).result()  # once that is done, the first has been cleared away
     assert known() is None
+
+
+def test_a_job_that_failed_is_forgotten() -> None:
+    class Large:
+        pass
+
+    def fail(_: Large) -> None:
+        raise ValueError
+
+    workers, one = Workers(), Large()
+    known = weakref.ref(one)
+    gc.disable()  # which would find a circle, some time
+    try:
+        with suppress(ValueError):
+            workers.submit(fail, one).result()
+        del one
+        workers.submit(int).result()
+        assert known() is None
+    finally:
+        gc.enable()
 
 
 def test_threads_end_with_what_they_were_started_for() -> None:
