@@ -8,7 +8,6 @@ anything for the next one: weights are only read, and the one copy that moves is
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,13 +44,12 @@ from .graft import graft
 from .registry import Registry
 from .request import Request
 from .stops import Stop, condition, warn_of_lost
+from .unlocked import unlock
 from .workers import Answer, Workers
 
 __all__ = ["Drawing", "Service", "encode_pictures", "locate"]
 
 log = logging.getLogger(__name__)
-
-tqdm.monitor_interval = 0  # no thread for slow bars: it would wait for the lock of a cancelled one
 WORKERS = 16  # for the files of eight pictures, and for what the safety checker looks at
 BATCH = 32  # pictures through the vision tower at once
 Picture = tuple[Image.Image, output.Recipe]
@@ -212,10 +210,8 @@ class Service:
             yield stop.steps, [picture for picture, unsafe in pictures if not unsafe]
 
     def _begin(self) -> None:
-        """Start clean: replace the locks that a cancelled prediction may hold, and wait for what is recorded for it."""
-        tqdm.set_lock(threading.RLock())
-        for handler in logging.getLogger().handlers:
-            handler.createLock()
+        """Leave no lock to be held by a cancelled prediction, and wait for what is recorded for one."""
+        unlock()
         if self._faster is not None:
             self._faster.settle()
 

@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from torch import Tensor
-from tqdm.auto import tqdm  # as diffusers has it: its bars share a lock with ours
+from tqdm.auto import tqdm  # as diffusers has it: `unlock` is for both
 
 from . import prompt, steering
 from .errors import DrawingError

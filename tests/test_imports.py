@@ -17,7 +17,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"canvas", "climb"},
     {"gradient", "steering", "schedulers", "images", "checkpoint", "results", "lora", "original", "floor"},
     {"graphs", "compiled", "commit", "pickled"},
-    {"ldm", "workers"},
+    {"ldm", "workers", "unlocked"},
     {"request"},
     {"notation"},
     {"errors", "__init__"},
