@@ -12,7 +12,6 @@ import platform
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import embedding, floor, output, prompt, sample, schedulers, stops
+from . import embedding, floor, output, prompt, sample, schedulers, stops, workers
 from .floor import Rates, Work
 from .gradient import Personaliser
 from .original import Original, difference
@@ -284,8 +283,8 @@ class _Bench:
         return [sample.is_unsafe(model, sample.checker_pixels(model, image)) for image, _ in self.drawing.pictures]
 
     def _png(self) -> list[bytes]:
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(output.encode, *zip(*self.drawing.pictures, strict=True)))
+        files = [workers.shared().submit(output.encode, *picture) for picture in self.drawing.pictures]
+        return [file.result() for file in files]
 
     def _plain_whole(self) -> tuple[bytes, ...]:
         pictures = self._plain_denoising(self._plain_personalisation(), output_type="pil")

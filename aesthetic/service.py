@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -36,6 +35,7 @@ from . import (
     redraw,
     sample,
     steering,
+    workers,
 )
 from .embedding import Aesthetic
 from .errors import DrawingError, RequestError, blaming
@@ -45,12 +45,11 @@ from .registry import Registry
 from .request import Request
 from .stops import Stop, condition, warn_of_lost
 from .unlocked import unlock
-from .workers import Answer, Workers
+from .workers import Answer
 
 __all__ = ["Drawing", "Service", "encode_pictures", "locate"]
 
 log = logging.getLogger(__name__)
-WORKERS = 16  # for the files of eight pictures, and for what the safety checker looks at
 BATCH = 32  # pictures through the vision tower at once
 Picture = tuple[Image.Image, output.Recipe]
 UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
@@ -91,7 +90,7 @@ class Service:
         self.model = model
         self.registry = registry
         self._faster = faster
-        self._workers = _workers()
+        self._workers = workers.shared()
         self.drawn, self.personalise = faster.take(model) if faster else (model, Personaliser(model.encoder))
         libraries = ("torch", "diffusers", "transformers")
         self._versions = {"aesthetic": __version__, **{library: version(library) for library in libraries}}
@@ -101,7 +100,7 @@ class Service:
         """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError and SettingError."""
         device = pipeline.default_device()
         speed, snapshot = fast.speed(device), locate(model)
-        code = _workers().submit(fast.code, speed)
+        code = workers.shared().submit(fast.code, speed)
         loaded = pipeline.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
@@ -378,12 +377,6 @@ class Service:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()  # a GPU's work is done later than it is asked for
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-@cache
-def _workers() -> Workers:
-    """Threads for what the model need not wait for, shared by all services: starting them takes time."""
-    return Workers(WORKERS)
 
 
 def locate(model: str | None = None) -> checkpoint.Snapshot:

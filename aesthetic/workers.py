@@ -10,12 +10,14 @@ So all threads are started in advance, and whatever goes to and fro goes through
 
 import weakref
 from collections.abc import Callable
+from functools import cache
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Answer", "Workers"]
+__all__ = ["Answer", "Workers", "shared"]
 
+SHARED = 16  # for the files of eight pictures, and for what the safety checker looks at
 Result = TypeVar("Result")
 
 
@@ -55,6 +57,12 @@ class Workers:
         answer = Answer[Result]()
         self._jobs.put((function, arguments, answer))
         return answer
+
+
+@cache
+def shared() -> Workers:
+    """Threads for what the model need not wait for: the same ones for every service, started before any prediction."""
+    return Workers(SHARED)
 
 
 def _work(jobs: "SimpleQueue[Any]") -> None:
