@@ -243,11 +243,11 @@ def _at_speed(model: "Model", speed: str) -> "Service":
 def embed(options: argparse.Namespace) -> None:
     """Make an aesthetic from pictures and write it down, with where it came from."""
     _require_writable(options.output, ".safetensors")
-    from . import embedding, images, pipeline, service
+    from . import embedding, images, pipeline, service, targets
 
     snapshot = service.locate(options.ckpt)
     vision = pipeline.load_vision(snapshot, pipeline.default_device())
-    vector, sha256s = service.encode_pictures(vision, options.pictures, images.LOCAL)
+    vector, sha256s = targets.encode_pictures(vision, options.pictures, images.LOCAL)
     notes = {
         "space": vision.space,
         "model": snapshot.name,

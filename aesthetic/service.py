@@ -9,18 +9,16 @@ anything for the next one: weights are only read, and the one copy that moves is
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Self
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from . import (
     __version__,
@@ -28,31 +26,27 @@ from . import (
     checkpoint,
     embedding,
     fast,
-    images,
     output,
     pipeline,
-    prompt,
     redraw,
     sample,
-    steering,
+    targets,
     workers,
 )
 from .embedding import Aesthetic
-from .errors import DrawingError, RequestError, blaming
+from .errors import DrawingError
 from .gradient import Personaliser
 from .graft import graft
 from .registry import Registry
 from .request import Request
-from .stops import Stop, condition, warn_of_lost
+from .stops import Stop, condition
 from .unlocked import unlock
 from .workers import Answer
 
-__all__ = ["Drawing", "Service", "encode_pictures", "locate"]
+__all__ = ["Drawing", "Service", "locate"]
 
 log = logging.getLogger(__name__)
-BATCH = 32  # pictures through the vision tower at once
 Picture = tuple[Image.Image, output.Recipe]
-UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
 
 
 def _ignore(image: Image.Image, recipe: output.Recipe) -> None:
@@ -141,8 +135,7 @@ class Service:
             log.info("Size: %s × %s, fitted to the image", width, height)
         drawer = self._with_lora(request, seconds)
         with self._timed(seconds, "aesthetic"):
-            aesthetic = self._aesthetic(request)
-            target = self._target(request, aesthetic)
+            aesthetic, target = self._aim(request)
         with self._timed(seconds, "personalise"):
             before, stops = condition(drawer.drawn, drawer.personalise, request, target)
         end, similarity = stops[-1], None
@@ -202,8 +195,8 @@ class Service:
         self._begin()
         batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)
         drawer = self._with_lora(request, {})
-        aesthetic = self._aesthetic(request)
-        _, stops = condition(drawer.drawn, drawer.personalise, request, self._target(request, aesthetic))
+        aesthetic, target = self._aim(request)
+        _, stops = condition(drawer.drawn, drawer.personalise, request, target)
         for stop in stops:
             pictures = drawer._draw_stop(batch, aesthetic, stop, {})
             yield stop.steps, [picture for picture, unsafe in pictures if not unsafe]
@@ -223,6 +216,11 @@ class Service:
             return self
         with self._timed(seconds, "lora"):
             return type(self)(graft(self.model, request.lora, request.lora_scale), self.registry, self._faster)
+
+    def _aim(self, request: Request) -> tuple[Aesthetic | None, Tensor | None]:
+        """The aesthetic to follow, and the direction [1, D] that it gives; None if the plain model is to draw."""
+        aesthetic = targets.find(request, self.model, self.registry)
+        return aesthetic, None if aesthetic is None else targets.direction(request, self.model, aesthetic)
 
     def _draw_stop(
         self,
@@ -253,67 +251,6 @@ class Service:
             if unsafe:
                 log.warning("The safety checker kept picture %d back", i)
             yield picture, unsafe
-
-    def _aesthetic(self, request: Request) -> Aesthetic | None:
-        """The aesthetic to follow; None if the plain model is to draw."""
-        if request.is_plain:
-            return None
-        if request.mix:
-            with blaming("aesthetic_mix"):
-                return self._mixed(request.mix)
-        if request.aesthetic_images is not None:
-            with blaming("aesthetic_images"):
-                return self._from_pictures(request.aesthetic_images)
-        with blaming("aesthetic_embedding_file" if request.aesthetic_embedding_file else "aesthetic_embedding"):
-            if request.aesthetic_embedding_file is not None:
-                return self._fitting(embedding.read(request.aesthetic_embedding_file, label=UPLOAD))
-            name = request.aesthetic_embedding or self.registry.default(self.model.space)
-            return self._named(name)
-
-    def _named(self, name: str) -> Aesthetic:
-        return self._fitting(self.registry.read(name, self.model.space))
-
-    def _fitting(self, aesthetic: Aesthetic) -> Aesthetic:
-        """`aesthetic`, if the model can follow it. Raises EmbeddingError."""
-        embedding.require_fit(aesthetic, space=self.model.space, dim=self.model.dim)
-        return aesthetic
-
-    def _mixed(self, weights: Mapping[str, float]) -> Aesthetic:
-        parts = [self._named(name) for name in weights]
-        return Aesthetic(
-            vector=steering.mix([part.vector for part in parts], list(weights.values())),
-            name=" ".join(f"{name}:{weight}" for name, weight in weights.items()),
-            sha256=embedding.digest_of(
-                f"{part.sha256} {weight}" for part, weight in zip(parts, weights.values(), strict=True)
-            ),
-            source="mix",
-            space=self.model.space,
-        )
-
-    def _from_pictures(self, path: Path) -> Aesthetic:
-        if self.model.vision is None:
-            raise RequestError(f"the model {self.model.snapshot.name} has no vision tower to look at pictures with")
-        vector, sha256s = encode_pictures(self.model.vision, path, images.UPLOAD, label=UPLOAD)
-        sha256 = embedding.digest_of(sha256s)
-        return Aesthetic(
-            vector=embedding.unit(vector),
-            name=sha256[:12],
-            sha256=sha256,
-            source="pictures",
-            space=self.model.space,
-        )
-
-    def _target(self, request: Request, aesthetic: Aesthetic | None) -> Tensor | None:
-        """The direction [1, D] to follow: the aesthetic's, turned if a phrase is given."""
-        if aesthetic is None:
-            return None
-        if not request.aesthetic_text:
-            return aesthetic.vector
-        tokens = prompt.tokenize(self.model, request.aesthetic_text)
-        warn_of_lost("aesthetic_text", tokens)
-        phrase = prompt.embed(self.model, tokens).cpu()
-        angle, away = request.aesthetic_text_angle, request.aesthetic_text_negative
-        return steering.turn(aesthetic.vector, phrase, angle, away=away)
 
     def _decoded(
         self, request: Request, latents: Tensor, drawn_over: canvas.Canvas | None, seconds: dict[str, float]
@@ -390,33 +327,6 @@ def locate(model: str | None = None) -> checkpoint.Snapshot:
             snapshot.name,
         )
     return snapshot
-
-
-def encode_pictures(
-    vision: pipeline.Vision, path: Path, caps: images.Caps, *, label: str | None = None
-) -> tuple[Tensor, list[str]]:
-    """The mean raw CLIP features [1, D] of the pictures at `path`, and the sha256 of each.
-
-    Where `caps` limit their number, all are read before the first is looked at, so that a bad one is refused
-    at once; else they stream through, any number of them. Raises PictureError.
-    """
-    sha256s: list[str] = []
-
-    def prepared() -> Iterator[Tensor]:
-        for picture in tqdm(
-            images.read_pictures(path, caps, label=label), desc="Looking at pictures", unit=" pictures"
-        ):
-            sha256s.append(picture.sha256)
-            yield vision.prepare(picture.image)
-
-    pixels: Iterable[Tensor] = prepared() if caps.pictures is None else list(prepared())
-    return embedding.mean(vision.features(batch) for batch in _batches(pixels)), sha256s
-
-
-def _batches(pixels: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    rest = iter(pixels)
-    while batch := list(islice(rest, BATCH)):
-        yield batch
 
 
 def _sheet(drawing: Drawing) -> bytes:

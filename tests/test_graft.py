@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from aesthetic import checkpoint, output, pipeline, sample
+from aesthetic import checkpoint, output, pipeline, sample, targets
 from aesthetic.errors import CheckpointError, DrawingError, RequestError
 from aesthetic.gradient import Personaliser
 from aesthetic.graft import graft
@@ -233,17 +233,17 @@ def test_after_anything_the_next_picture_is_that_of_a_fresh_model(
 def test_aesthetics_are_the_business_of_the_untouched_clip(
     service: Service, strong: Request, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    targets: list[Any] = []
-    target = Service._target
+    followed: list[Any] = []
+    direction = targets.direction
 
     def recording(*inputs: Any) -> Any:
-        targets.append(target(*inputs))
-        return targets[-1]
+        followed.append(direction(*inputs))
+        return followed[-1]
 
-    monkeypatch.setattr(Service, "_target", recording)
+    monkeypatch.setattr(targets, "direction", recording)
     for path in (None, file):
         service.draw(replace(strong, aesthetic_text="the dog", lora=path))
-    assert torch.equal(targets[0], targets[1])
+    assert torch.equal(followed[0], followed[1])
 
 
 def test_it_goes_with_everything_else(service: Service, strong: Request, changes: lora.Changes, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"predict", "__main__"},
     {"evaluation", "bench"},
     {"service", "report"},
+    {"targets"},
     {"sample", "output", "download", "stops", "embeds", "shapes", "fast"},
     {"prompt", "registry", "redraw", "graft", "predictor"},
     {"embedding", "pipeline"},

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPModel
 
-from aesthetic import embedding, output, prompt, sample
+from aesthetic import embedding, output, prompt, sample, targets
 from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, PictureError, RequestError
 from aesthetic.output import read_recipe
 from aesthetic.pipeline import Model, Vision
@@ -373,7 +373,7 @@ def test_an_aesthetic_from_pictures(service: Service, quick: Request, tmp_path: 
     noise = [Image.effect_noise((50, 40), 60 + i).convert("RGB") for i in range(3)]
     (tmp_path / "upload").write_bytes(zipped({f"{i}.png": encoded(image) for i, image in enumerate(noise)}))
     request = replace(quick, aesthetic_images=tmp_path / "upload")
-    aesthetic = service._aesthetic(request)
+    aesthetic = targets.find(request, service.model, service.registry)
     assert aesthetic is not None
     vision = service.model.vision
     assert vision is not None

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from aesthetic import prompt, sample
+from aesthetic import prompt, sample, targets
 from aesthetic.errors import AestheticError, RequestError
 from aesthetic.output import read_recipe
 from aesthetic.pipeline import Model
@@ -98,10 +98,10 @@ def test_a_mix_of_one_is_that_one_and_a_negative_weight_steers_away(service: Ser
     alone = similarity(aesthetic_embedding="fantasy")
     assert similarity(aesthetic_mix="fantasy:0.3") == pytest.approx(alone, abs=1e-5)
     [one, other] = (service.registry.read(name).vector for name in ("fantasy", "gloomcore"))
-    target = service._target(strong, service._aesthetic(replace(strong, aesthetic_mix="fantasy:2 gloomcore:-1")))
-    assert target is not None
+    mixed = targets.find(replace(strong, aesthetic_mix="fantasy:2 gloomcore:-1"), service.model, service.registry)
+    assert mixed is not None
     expected = 2 * one - other
-    torch.testing.assert_close(target, expected / expected.norm())
+    torch.testing.assert_close(mixed.vector, expected / expected.norm())
 
 
 def test_a_mix_tells_what_is_wrong(service: Service, quick: Request) -> None:
@@ -125,8 +125,7 @@ def test_a_phrase_turns_the_aesthetic(service: Service, strong: Request) -> None
     cosines = []
     for away, angle in ((True, 0.5), (False, 0.0), (False, 0.5), (False, 1.0)):
         request = replace(strong, aesthetic_text="the dog", aesthetic_text_angle=angle, aesthetic_text_negative=away)
-        target = service._target(request, aesthetic)
-        assert target is not None
+        target = targets.direction(request, service.model, aesthetic)
         cosines.append((target @ phrase.T).item())
     assert cosines == sorted(cosines)
     assert cosines[-1] == pytest.approx(1)
