@@ -20,7 +20,8 @@ from PIL import Image
 from transformers import CLIPModel
 
 from aesthetic import embedding, evaluation, predictor, sample
-from aesthetic.__main__ import PROMPTS, main
+from aesthetic.__main__ import main
+from aesthetic.commands.evaluate import PROMPTS
 from aesthetic.gradient import Personaliser
 from aesthetic.output import read_recipe
 from aesthetic.results import Row, read_rows

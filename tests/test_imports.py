@@ -1,7 +1,6 @@
 """Imports point downward only, and the heavy libraries stay where models are loaded or run."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
@@ -9,6 +8,10 @@ from tests.snapshot import ROOT
 
 LAYERS = [  # from the top; whoever stands in a line may import from the lines below it
     {"predict", "__main__"},
+    {"commands.aesthetics"},
+    {"commands.sheets", "commands.recipe"},
+    {"commands.txt2img", "commands.evaluate", "commands.speed"},
+    {"commands.arguments"},
     {"evaluation", "bench"},
     {"service", "report"},
     {"targets"},
@@ -21,28 +24,35 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"ldm", "workers", "unlocked"},
     {"request"},
     {"notation"},
-    {"errors", "__init__"},
+    {"errors", "__init__", "commands.__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-FILES = {path.stem: path for path in [ROOT / "predict.py", *(ROOT / "aesthetic").glob("*.py")]}
+FILES = {
+    "predict": ROOT / "predict.py",
+    **{path.stem: path for path in (ROOT / "aesthetic").glob("*.py")},
+    **{f"commands.{path.stem}": path for path in (ROOT / "aesthetic" / "commands").glob("*.py")},
+}
 HEAVY = {"compel", "diffusers", "peft", "transformers"}
 MAY_BE_HEAVY = {"graft", "original", "pipeline", "prompt", "redraw", "sample", "schedulers", "shapes"}
 
 
-def imports(path: Path) -> tuple[set[str], set[str]]:
+def imports(name: str) -> tuple[set[str], set[str]]:
     """The modules of ours and the top-level names of others that a file imports, anywhere in it."""
     ours: set[str] = set()
     others: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    package = name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             others |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            if node.level == 0 and not (node.module or "").startswith("aesthetic"):
-                others.add((node.module or "").partition(".")[0])
+            module = node.module or ""
+            if node.level == 0 and not module.startswith("aesthetic"):
+                others.add(module.partition(".")[0])
                 continue
-            module = (node.module or "").removeprefix("aesthetic").removeprefix(".")
-            names = {alias.name for alias in node.names}
-            ours |= {module} if module else {name if name in FILES else "__init__" for name in names}
+            parts = [package if node.level == 1 else "", module.removeprefix("aesthetic").removeprefix(".")]
+            source = ".".join(filter(None, parts))
+            names = {f"{source}.{alias.name}".removeprefix(".") for alias in node.names}
+            ours |= {source} if source in FILES else {each if each in FILES else "__init__" for each in names}
     return ours, others
 
 
@@ -52,19 +62,19 @@ def test_every_file_has_a_place() -> None:
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_imports_point_downward(name: str) -> None:
-    ours, _ = imports(FILES[name])
+    ours, _ = imports(name)
     assert all(RANK[module] > RANK[name] for module in ours), ours
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_heavy_libraries_stay_where_they_belong(name: str) -> None:
-    _, others = imports(FILES[name])
+    _, others = imports(name)
     assert not others & HEAVY or name in MAY_BE_HEAVY
     assert ("cog" in others) == (name == "predict")
     assert ("matplotlib" in others) == (name == "report")
 
 
 def test_the_idea_needs_torch_and_nothing_else() -> None:
-    ours, others = imports(FILES["gradient"])
+    ours, others = imports("gradient")
     assert ours == set()
     assert others == {"copy", "collections", "dataclasses", "torch"}

@@ -269,7 +269,7 @@ def test_an_aesthetic_goes_from_one_kind_of_file_to_the_other_and_back(
 def test_a_preview_shows_what_each_aesthetic_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aesthetic.__main__.PREVIEW", "0,1")
+    monkeypatch.setattr("aesthetic.commands.sheets.PREVIEW", "0,1")
     assert main(["embeddings", "--preview", "all.png", "--num_inference_steps", "2"]) == 0
     assert capsys.readouterr().out == "all.png\n"
     with Image.open(tmp_path / "all.png") as sheet:
