@@ -9,10 +9,11 @@ import torch
 
 from aesthetic import bench
 from aesthetic.__main__ import main
-from aesthetic.bench import PLAIN, Case
+from aesthetic.bench import Case
 from aesthetic.floor import Rates
 from aesthetic.request import Request
 from aesthetic.service import Service
+from aesthetic.stages import PLAIN
 
 STAGES = ["personalisation", "UNet step", "denoising", "decoding", "safety check", "PNG", "whole"]
 OURS = "plain"

@@ -13,6 +13,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"commands.txt2img", "commands.evaluate", "commands.speed"},
     {"commands.arguments"},
     {"evaluation", "bench"},
+    {"stages"},
     {"service", "report"},
     {"targets"},
     {"sample", "output", "download", "stops", "embeds", "shapes", "fast"},
