@@ -1,8 +1,9 @@
 """The Cog predictor: inputs -> Request -> Service -> PNG paths. The only file that knows Cog.
 
 Cog reads this file without running it, to make the web form and the API's schema: only plain literals may
-stand in Input(...), and a description must be one string. A cancelled prediction ends with an exception at any
-point, inside a `finally` too: nothing here or below cleans up at the end, everything starts clean instead.
+stand in Input(...), and a description must be one string. When a prediction is cancelled, an exception ends predict()
+at any point, inside a `finally` too, and the rest of it goes on to its next step: nothing here or below cleans up at
+the end, everything starts clean instead.
 """
 
 import atexit
@@ -10,12 +11,16 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path as LocalPath
-from typing import List, Optional
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Tuple
 
 from cog import BasePredictor, Input, Path
 
+from aesthetic.cancellation import Predictions
 from aesthetic.errors import AestheticError
 from aesthetic.request import Request
+
+if TYPE_CHECKING:
+    from aesthetic.service import Drawing
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +36,8 @@ class Predictor(BasePredictor):
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         self.service = Service.load()
-        self.service.rehearse(Request())
+        self.predictions = Predictions()
+        self.predictions.make(self.service.rehearse, Request())
         self.temporary = LocalPath(tempfile.mkdtemp(prefix="aesthetic-"))
         atexit.register(shutil.rmtree, self.temporary, ignore_errors=True)
         tempfile.tempdir = str(self.temporary)  # Cog's too, for what it downloads
@@ -236,14 +242,7 @@ class Predictor(BasePredictor):
     ) -> List[Path]:
         """Draw, and return the pictures in order."""
         inputs = {name: value for name, value in locals().items() if name != "self"}
-        try:
-            folder = self._fresh_folder(aesthetic_embedding_file, aesthetic_images, image, mask, lora)
-            paths, drawing = self.service.predict(Request.from_inputs(**inputs), folder)
-        except AestheticError:
-            raise  # Cog shows its message, which is enough
-        except Exception:
-            log.exception("The prediction failed")
-            raise
+        paths, drawing = self.predictions.make(self._draw, inputs, self._fresh_folder(inputs.values()))
         self.record_metric("seed", drawing.request.seed)
         self.record_metric("blocked", drawing.blocked)
         self.record_metric("steps", drawing.steps)
@@ -255,7 +254,16 @@ class Predictor(BasePredictor):
             self.record_metric(f"timing.{stage}", seconds)
         return [Path(path) for path in paths]
 
-    def _fresh_folder(self, *inputs: Optional[Path]) -> LocalPath:
+    def _draw(self, inputs: Dict[str, Any], folder: LocalPath) -> "Tuple[List[LocalPath], Drawing]":
+        try:
+            return self.service.predict(Request.from_inputs(**inputs), folder)
+        except AestheticError:
+            raise  # Cog shows its message, which is enough
+        except Exception:
+            log.exception("The prediction failed")
+            raise
+
+    def _fresh_folder(self, inputs: Iterable[Any]) -> LocalPath:
         """An empty folder for this prediction's pictures. But for its inputs, all temporary files are removed.
 
         Cog reads the pictures after predict has returned and never deletes them, nor what it failed to download.
@@ -263,7 +271,7 @@ class Predictor(BasePredictor):
         self.temporary.mkdir(
             mode=0o700, parents=True, exist_ok=True
         )  # a server may outlive what its host keeps in /tmp
-        kept = {LocalPath(path) for path in inputs if path is not None}
+        kept = {LocalPath(given) for given in inputs if isinstance(given, LocalPath)}
         for path in set(self.temporary.iterdir()) - kept:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -120,7 +120,7 @@ class Fast:
         return fast, self._personalise if model.encoder is self._model.encoder else Personaliser(model.encoder)
 
     def settle(self) -> None:
-        """Wait for what may still be recorded for a prediction that was cancelled."""
+        """Wait for what may still be recorded for a prediction that was interrupted."""
         self._recorder.settle()
 
     def _stand(self, name: str, part: Any, compiled: Compiled | None = None) -> Any:

@@ -66,7 +66,7 @@ def ascend(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor, *, steps: i
     Yields steps + 1 times: before the first update and after each. Whoever iterates may stop early.
     """
     optimiser = torch.optim.Adam(encoder.get_submodule("text_model").parameters(), lr=lr)
-    optimiser.zero_grad()  # of a run that was cancelled, which may have left gradients behind
+    optimiser.zero_grad()  # of a run that was broken off, which may have left gradients behind
     for index in range(steps + 1):
         with torch.set_grad_enabled(index < steps):
             output = encoder(input_ids)
@@ -86,7 +86,7 @@ class Personaliser:
     """A text encoder that is never touched, and a private copy of it that moves.
 
     The copy is filled from the untouched weights at the *start* of every run, never at the end: a run may
-    be abandoned or cancelled at any point, inside a `finally` too, and must leave nothing for the next.
+    be abandoned or broken off at any point, inside a `finally` too, and must leave nothing for the next.
 
     Of the table of tokens, a third of all weights, the copy has the rows that the prompt reads: see `Rows`.
 

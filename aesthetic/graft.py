@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import peft  # noqa: F401  diffusers imports it when it is needed, where a cancelled prediction could leave half of it
 import torch
 from diffusers.utils.peft_utils import set_weights_and_activate_adapters
 from torch import Tensor, nn
@@ -78,7 +77,7 @@ def _adapted(unet: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
         network_alphas={f"unet.{name}.alpha": pair.alpha for name, pair in pairs.items()},
         unet=changed,
         adapter_name=ADAPTER,
-        low_cpu_mem_usage=False,  # which patches torch for as long as it takes, and a prediction may be cancelled
+        low_cpu_mem_usage=False,  # which patches torch, for all threads, as long as it takes
     )
     # The UNet's own set_adapters counts the layers of its blocks, and can't where they have different numbers.
     set_weights_and_activate_adapters(changed, [ADAPTER], [scale])

@@ -40,8 +40,8 @@ class Graph(Generic[Result]):
 class Recorder:
     """Records, in a thread of its own, what others ask for.
 
-    A prediction is cancelled by an exception at whatever bytecode its thread has reached, and a recording that breaks
-    off leaves torch unable to go on. Here nothing is ever cancelled: the graph is finished, whoever still waits for it.
+    Whoever draws in a notebook may interrupt it at whatever bytecode it has reached, and a recording that breaks off
+    leaves torch unable to go on. Here nothing is interrupted: the graph is finished, whoever still waits for it.
 
     All graphs share memory: one is replayed at a time, and what it leaves is copied before the next is. Of a pool,
     torch uses again what was freed in the same stream: there is only one.
@@ -73,7 +73,7 @@ class Recorder:
         return self._thread.submit(work).result()
 
     def settle(self) -> None:
-        """Wait until nothing is being recorded, as it may be for a prediction that was cancelled.
+        """Wait until nothing is being recorded, as it may be for a prediction that was interrupted.
 
         Whatever waits for the whole GPU would break the recording off.
         """
@@ -83,7 +83,7 @@ class Recorder:
 class Kept(Generic[Result]):
     """What was made in the recording thread for the latest few keys, once for each.
 
-    It arrives there even if whoever asked has been cancelled.
+    It arrives there even if whoever asked has been interrupted.
     """
 
     def __init__(self, recorder: Recorder, limit: int = KEPT) -> None:

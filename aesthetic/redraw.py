@@ -35,8 +35,7 @@ class Redrawing(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
     def begin(self, start: Start, noise: Tensor, strength: float) -> dict[str, Any]:
         """Arguments of the call. noise: [pictures, channels, height / f, width / f]; strength: 0..1."""
         self.start, self.noise, self.from_noise = start, noise, strength == 1
-        keep = {} if start.mask is None else {"callback_on_step_end": Redrawing.keep}
-        return {"image": start.canvas.image, "strength": strength, **keep}
+        return {"image": start.canvas.image, "strength": strength}
 
     def prepare_latents(self, image: object, timestep: Tensor, *_: object) -> Tensor:
         """Where to start: at full strength, where the words alone would."""

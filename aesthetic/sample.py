@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import redraw, schedulers
+from .cancellation import check
 from .pipeline import Model
 from .prompt import Conditioning
 from .request import Request
@@ -56,7 +57,7 @@ def decode(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
         with torch.no_grad():
             image = vae.decode(latent, return_dict=False)[0]
             if not image.isfinite().all():
-                exact = copy.deepcopy(vae).float()  # a copy: a prediction may be cancelled, and must change nothing
+                exact = copy.deepcopy(vae).float()  # a copy: a prediction may be broken off, and must change nothing
                 image = exact.decode(latent.float(), return_dict=False)[0]
         yield image if image.isfinite().all() else None
 
@@ -114,9 +115,17 @@ def _denoise(
         guidance_scale=request.guidance_scale,
         eta=request.ddim_eta,
         output_type="latent",
+        callback_on_step_end=_after_step,
         **given,
     ).images
     return latents
+
+
+def _after_step(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What diffusers calls after each step: it goes on with what this gives."""
+    check()
+    is_masked = isinstance(pipeline, redraw.Redrawing) and pipeline.start.mask is not None
+    return pipeline.keep(step, timestep, tensors) if is_masked else {}
 
 
 def starting_noise(model: Model, request: Request, sources: Sequence[torch.Generator]) -> Tensor:

@@ -33,6 +33,7 @@ from . import (
     targets,
     workers,
 )
+from .cancellation import check
 from .embedding import Aesthetic
 from .errors import DrawingError
 from .gradient import Personaliser
@@ -40,7 +41,6 @@ from .graft import graft
 from .registry import Registry
 from .request import Request
 from .stops import Stop, condition
-from .unlocked import unlock
 from .workers import Answer
 
 __all__ = ["Drawing", "Service", "locate"]
@@ -202,8 +202,7 @@ class Service:
             yield stop.steps, [picture for picture, unsafe in pictures if not unsafe]
 
     def _begin(self) -> None:
-        """Leave no lock to be held by a cancelled prediction, and wait for what is recorded for one."""
-        unlock()
+        """Wait for what may still be recorded for one that was interrupted."""
         if self._faster is not None:
             self._faster.settle()
 
@@ -258,6 +257,7 @@ class Service:
         """The places in the batch and their pictures; no place that overflowed."""
         decoded = sample.decode(self.drawn, latents)
         for i in range(request.num_outputs):
+            check()
             with self._timed(seconds, "decode"):
                 image = next(decoded)
                 if image is not None and drawn_over is not None:

@@ -8,9 +8,10 @@ import logging
 from dataclasses import dataclass, replace
 
 from torch import Tensor
-from tqdm.auto import tqdm  # as diffusers has it: `unlock` is for both
+from tqdm.auto import tqdm  # as diffusers has it
 
 from . import prompt, steering
+from .cancellation import check
 from .errors import DrawingError
 from .gradient import Personaliser, Step
 from .pipeline import Model
@@ -62,6 +63,7 @@ def condition(
     stops = []
     with tqdm(total=wanted[-1], desc="Personalising") as bar:
         for step in personalise(tokens.input_ids, target.to(model.device), steps=wanted[-1], lr=request.aesthetic_lr):
+            check()
             if step.index == 0:
                 first, start = step, _stop(request, plain, tokens, step)
             else:

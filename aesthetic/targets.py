@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import embedding, images, prompt, steering
+from .cancellation import check
 from .embedding import Aesthetic
 from .errors import RequestError, blaming
 from .pipeline import Model, Vision
@@ -65,6 +66,7 @@ def encode_pictures(
         for picture in tqdm(
             images.read_pictures(path, caps, label=label), desc="Looking at pictures", unit=" pictures"
         ):
+            check()
             sha256s.append(picture.sha256)
             yield vision.prepare(picture.image)
 

@@ -1,7 +1,6 @@
-"""Threads that work beside a prediction, and that no cancellation stops.
+"""Threads for whoever may be thrown out, by an exception at any bytecode, while he waits for them.
 
-A prediction is cancelled by an exception at whatever bytecode its thread has reached, and each has a thread of its
-own. concurrent.futures does not stand that: the lock of a pool or of a future, which Python takes in several bytecodes,
+concurrent.futures does not stand that: the lock of a pool or of a future, which Python takes in several bytecodes,
 stays taken, and whoever needs it next waits forever. And until a thread that is just being started runs, Python 3.11
 knows it by the number of the one that starts it: the exception goes to the new thread, and the other waits for it.
 
@@ -10,13 +9,15 @@ So all threads are started in advance, and whatever goes to and fro goes through
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Answer", "Workers", "shared"]
 
+POLL = 0.05  # seconds
 SHARED = 16  # for the files of eight pictures, and for what the safety checker looks at
 Result = TypeVar("Result")
 
@@ -33,13 +34,18 @@ class Answer(Generic[Result]):
 
     def result(self) -> Result:
         """Wait for it. Raises what the job raised. To be called once."""
-        result, error = self._box.get()
+        result, error = self._wait()
         if error is not None:
             try:
                 raise error
             finally:
                 del error  # it knows this frame, and both would live on, with all that the job worked on
         return result  # type: ignore[return-value]
+
+    def _wait(self) -> tuple[Result | None, BaseException | None]:
+        while True:
+            with suppress(Empty):
+                return self._box.get(timeout=POLL)  # who waits in C code for ever hears of no exception meanwhile
 
 
 class Workers:

@@ -67,7 +67,7 @@ def test_python_stays_a_little_ahead(fast_service: Service, quick: Request, laun
     assert launched == ["launch"] * 3 + ["wait", "launch"] * 2 + ["wait"]
 
 
-def test_a_prediction_waits_for_what_is_recorded_for_one_that_was_cancelled(
+def test_a_prediction_waits_for_what_is_recorded_for_one_that_was_interrupted(
     fast_service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []

@@ -25,9 +25,10 @@ from aesthetic.registry import Registry
 from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
 from tests import lora, original, second
+from tests.cancelling import cancel
 from tests.original import difference
 from tests.test_graft import structure
-from tests.test_service import cancel, weights
+from tests.test_service import weights
 
 pytestmark = [
     pytest.mark.gpu,

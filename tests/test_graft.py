@@ -23,9 +23,10 @@ from aesthetic.request import Request
 from aesthetic.service import Service
 from aesthetic.stops import condition
 from tests import ldm, lora
+from tests.cancelling import cancel
 from tests.original import difference
 from tests.snapshot import MODEL, sha256
-from tests.test_service import cancel, weights
+from tests.test_service import weights
 
 CPU = torch.device("cpu")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj", "to_q", "to_k", "to_v", "to_out.0")
@@ -205,8 +206,6 @@ def test_a_scale_of_0_changes_nothing_but_the_file_is_checked(
         service.draw(replace(off, lora=tmp_path / "bad.safetensors"))
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the file, if it is cancelled while that is being opened
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # cancelled in Hypothesis's gc callback
 def test_after_anything_the_next_picture_is_that_of_a_fresh_model(
     service: Service, home: Path, strong: Request, changes: lora.Changes, file: Path, tmp_path: Path
 ) -> None:

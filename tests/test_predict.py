@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from aesthetic import request
+from aesthetic.cancellation import Predictions
 from aesthetic.errors import RequestError
 from aesthetic.registry import Registry
 from aesthetic.request import Request
@@ -197,7 +198,7 @@ def test_tracebacks_are_of_our_faults_only(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     predictor = Predictor()
-    predictor.service = service
+    predictor.service, predictor.predictions = service, Predictions()
     monkeypatch.setattr(predictor, "_fresh_folder", lambda *_: tmp_path)
     given: dict[str, Any] = {name: FIELDS[name].default if name in FIELDS else None for name in ORDER}
     with pytest.raises(RequestError):

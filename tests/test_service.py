@@ -1,17 +1,13 @@
 """The whole of a prediction, in one process."""
 
 import copy
-import ctypes
-import io
 import logging
 import os
-import random
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +17,18 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import CLIPModel
 
 from aesthetic import embedding, output, prompt, sample, targets
+from aesthetic.cancellation import Cancelled
 from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, PictureError, RequestError
 from aesthetic.output import read_recipe
 from aesthetic.pipeline import Model, Vision
 from aesthetic.request import Request
 from aesthetic.service import Service
 from aesthetic.stops import condition
-from aesthetic.workers import Workers
 from tests import original, snapshot
+from tests.cancelling import cancel
 from tests.original import difference
 from tests.snapshot import MODEL
 from tests.test_images import encoded, zipped
@@ -168,80 +164,6 @@ def test_after_anything_the_next_picture_is_that_of_a_fresh_process(
         command, cwd=snapshot.ROOT, env={**os.environ, "AESTHETIC_HOME": str(home)}, check=True, capture_output=True
     )
     assert (tmp_path / "fresh" / "output.0.png").read_bytes() == first
-
-
-class Cancelled(BaseException):
-    """As Cog's: no Exception, and thrown in at any point."""
-
-
-def cancel(service: Service, request: Request) -> bool:
-    """Start a prediction in a thread and throw an exception into it at a random moment, as Cog does."""
-    outcome: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        thread = in_thread(lambda: service.predict(request, Path(folder)), outcome)
-        time.sleep(random.uniform(0, 0.2))
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Cancelled))
-        thread.join(timeout=60)
-    assert len(outcome) == 1, "it waits forever"
-    return outcome == ["cancelled"]
-
-
-def in_thread(action: Callable[[], object], outcome: list[str]) -> threading.Thread:
-    """Start a thread that says in `outcome` whether it finished."""
-
-    def work() -> None:
-        try:
-            action()
-            outcome.append("finished")
-        except Cancelled:
-            outcome.append("cancelled")
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
-
-
-def test_a_bar_that_is_cancelled_while_it_is_drawn_holds_up_no_other(service: Service, quick: Request) -> None:
-    def display(*_: object) -> None:
-        raise Cancelled
-
-    worker, outcome = Workers(), list[str]()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tqdm, "display", display)
-        with pytest.raises(Cancelled):
-            worker.submit(service.draw, quick).result()  # its thread lives on, and no other gets its number
-    in_thread(lambda: service.draw(quick), outcome).join(timeout=60)
-    assert outcome == ["finished"]
-
-
-def test_a_log_that_is_cancelled_while_it_is_written_holds_up_no_other(
-    service: Service, quick: Request, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Cancelling(logging.StreamHandler[io.StringIO]):
-        def acquire(self) -> None:
-            super().acquire()
-            raise Cancelled  # before anybody who would release it knows
-
-    caplog.set_level(logging.INFO)
-    handler, worker, outcome = Cancelling(io.StringIO()), Workers(), list[str]()
-    logging.getLogger().addHandler(handler)
-    try:
-        with pytest.raises(Cancelled):
-            worker.submit(service.draw, quick).result()  # its thread lives on, and no other gets its number
-        Cancelling.acquire = logging.Handler.acquire  # type: ignore[method-assign]
-        in_thread(lambda: service.draw(quick), outcome).join(timeout=60)
-    finally:
-        logging.getLogger().removeHandler(handler)
-    assert outcome == ["finished"]
-
-
-def test_a_prediction_starts_no_thread_and_takes_no_lock_that_could_stay_taken(
-    service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread is started"))
-    monkeypatch.setattr(threading.Condition, "__enter__", lambda _: pytest.fail("several bytecodes take a lock"))
-    paths, _ = service.predict(replace(quick, aesthetic_sweep="0,1"), tmp_path)
-    assert len(paths) == 3
 
 
 def test_blocked_pictures_are_left_out(

@@ -55,7 +55,7 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
 
 
 def drawing(options: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of `_add_drawing` say that goes into every request alike."""
+    """What the flags of `add_drawing` say that goes into every request alike."""
     return {
         "negative_prompt": options.negative_prompt,
         "long_prompt": options.long_prompt,

@@ -49,7 +49,7 @@ def bench(options: argparse.Namespace) -> None:
         for outputs in options.outputs
     ]
     if options.json is not None:
-        require_writable(options.json, ".json")
+        require_writable(options.json, ".json", flag="--json")
     from .. import bench, fast, pipeline
 
     device = pipeline.default_device()

@@ -1,0 +1,56 @@
+"""What Cog does to a prediction that is cancelled: it throws an exception into the thread that asked for it."""
+
+import ctypes
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from aesthetic.cancellation import Predictions
+from aesthetic.request import Request
+from aesthetic.service import Service
+
+
+class Thrown(BaseException):
+    """As Cog's: no Exception, and at any point."""
+
+
+class Asking:
+    """A thread that asks for something. outcome: "finished" or "cancelled", once it has ended."""
+
+    def __init__(self, ask: Callable[[], object]) -> None:
+        self.outcome: str | None = None
+        self._thread = threading.Thread(target=self._work, args=(ask,), daemon=True)
+        self._thread.start()
+
+    def _work(self, ask: Callable[[], object]) -> None:
+        try:
+            ask()
+            self.outcome = "finished"
+        except Thrown:
+            self.outcome = "cancelled"
+
+    def cancel(self) -> None:
+        """Throw it out, wherever it is."""
+        ident = ctypes.c_ulong(self._thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Thrown))
+
+    def wait(self) -> str | None:
+        """Its outcome; None if it still hasn't ended after a minute."""
+        self._thread.join(timeout=60)
+        return self.outcome
+
+
+def cancel(service: Service, request: Request) -> bool:
+    """Start a prediction, and cancel it at a random moment. Whether that came in time."""
+    predictions = Predictions()
+    with tempfile.TemporaryDirectory() as folder:
+        asking = Asking(lambda: predictions.make(service.predict, request, Path(folder)))
+        time.sleep(random.uniform(0, 0.2))
+        asking.cancel()
+        outcome = asking.wait()
+        assert outcome is not None, "it waits forever"
+        predictions.make(int)  # the next one has its turn when this one has ended
+    return outcome == "cancelled"
