@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Tuple
 
 from cog import BasePredictor, Input, Path
 
-from aesthetic.cancellation import Predictions
+from aesthetic.cancellation import Predictions, check
 from aesthetic.errors import AestheticError
 from aesthetic.request import Request
 
@@ -260,6 +260,7 @@ class Predictor(BasePredictor):
         except AestheticError:
             raise  # Cog shows its message, which is enough
         except Exception:
+            check()  # when nobody waits any more, the next one may have cleared away what this one needed
             log.exception("The prediction failed")
             raise
 

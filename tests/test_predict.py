@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from aesthetic.request import Request
 from aesthetic.service import Service
 from predict import Predictor
 from script import schema
+from tests.cancelling import Asking
 from tests.conftest import TEST_DATA
 from tests.snapshot import ROOT
 
@@ -208,3 +210,24 @@ def test_tracebacks_are_of_our_faults_only(
     with pytest.raises(ZeroDivisionError):
         predictor.predict(**given)
     assert "Traceback" in caplog.text
+
+
+def test_what_fails_when_nobody_waits_is_no_failure(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    predictor, begun, go_on = Predictor(), threading.Event(), threading.Event()
+    predictor.service, predictor.predictions = service, Predictions()
+
+    def fail(*_: object) -> None:
+        begun.set()
+        go_on.wait(30)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Service, "predict", fail)
+    asking = Asking(lambda: predictor.predictions.make(predictor._draw, {}, tmp_path))
+    assert begun.wait(30)
+    asking.cancel()
+    assert asking.wait() == "cancelled"
+    go_on.set()
+    predictor.predictions.make(int)
+    assert "Traceback" not in caplog.text
