@@ -34,7 +34,7 @@ class Stage:
 
 
 class Stages:
-    """The stages of one request, each with its inputs ready: every way gets the same."""
+    """Those of one request, by name."""
 
     def __init__(self, model: Model, services: Mapping[str, Service], request: Request, folder: Path) -> None:
         self.model, self.services, self.folder = model, services, folder

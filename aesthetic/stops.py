@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from torch import Tensor
-from tqdm.auto import tqdm  # as diffusers has it
+from tqdm.auto import tqdm
 
 from . import prompt, steering
 from .cancellation import check

@@ -16,7 +16,7 @@ __all__ = [
     "aesthetic",
     "check_drawing",
     "drawing",
-    "lines",
+    "prompts_in",
     "require_writable",
 ]
 
@@ -98,11 +98,12 @@ def check_drawing(request: Request, model: str | None) -> None:
     if names:
         home = checkpoint.home()
         space = checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), home / "weights").space
+        registry = Registry(home / "embeddings")
         for name in names:
-            Registry(home / "embeddings").read(name, space)
+            registry.read(name, space)
 
 
-def lines(flag: str, path: Path, comment: str | None = None) -> list[str]:
+def prompts_in(flag: str, path: Path, comment: str | None = None) -> list[str]:
     """The prompts in a file, one a line, but for lines that begin with `comment`."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

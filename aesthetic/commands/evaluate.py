@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import RequestError
 from ..request import SCHEDULERS
-from .arguments import DEFAULTS, add_ckpt, aesthetic, lines
+from .arguments import DEFAULTS, add_ckpt, aesthetic, prompts_in
 
 __all__ = ["PROMPTS", "add"]
 
@@ -57,7 +57,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Draw prompts × aesthetics × steps × seeds, let CLIP look at each picture, and report what the steps do."""
     if importlib.util.find_spec("matplotlib") is None:
         raise RequestError("the plots need matplotlib: python -m pip install -r requirements-evaluate.txt")
-    prompts = lines("--prompts", options.prompts, comment="#")
+    prompts = prompts_in("--prompts", options.prompts, comment="#")
     aesthetics = None
     if options.aesthetics is not None:
         aesthetics = {Path(name).stem: aesthetic(name) for name in options.aesthetics}

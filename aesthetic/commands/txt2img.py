@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import DrawingError, RequestError
 from ..request import FORMATS, SCHEDULERS, Request
-from .arguments import DEFAULTS, add_drawing, aesthetic, check_drawing, drawing, lines
+from .arguments import DEFAULTS, add_drawing, aesthetic, check_drawing, drawing, prompts_in
 
 __all__ = ["STEERING", "WRITING", "add"]
 
@@ -126,7 +126,7 @@ def _requests(options: argparse.Namespace) -> Iterator[Request]:
 def _prompts(options: argparse.Namespace) -> list[str]:
     if options.from_file is None:
         return [options.prompt]
-    return lines("--from-file", options.from_file)
+    return prompts_in("--from-file", options.from_file)
 
 
 def _next(folder: Path, prefix: str, digits: int, suffix: str = "png") -> Path:
