@@ -4,16 +4,24 @@ Cog cancels a prediction by an exception at whatever bytecode its thread has rea
 stand that: a lock that had just been taken, of a progress bar, of the log, of an import, stays taken, and whoever needs
 it next waits forever. So predictions are made in a thread that nobody throws anything into. The one that was asked
 waits for it; when it is thrown out, the prediction ends at its next `check`, and the one after that begins.
+
+What goes to and fro between the two goes through queues, which C code locks. The thread is started in advance: until
+one that is just being started runs, Python 3.11 knows it by the number of the one that starts it, and the exception
+would go there.
 """
 
+import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
-from typing import TypeVar
-
-from .workers import Workers
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
 
 __all__ = ["Cancelled", "Predictions", "check"]
 
+POLL = 0.05  # seconds
 Result = TypeVar("Result")
 
 
@@ -24,7 +32,19 @@ class Cancelled(BaseException):
 class _Wait:
     """Somebody waits for a prediction, or no longer does."""
 
-    over = False
+    def __init__(self) -> None:
+        self.over = False
+        self._made: SimpleQueue[Future[Any]] = SimpleQueue()
+
+    def end(self, made: Future[Any]) -> None:
+        """Called once, with what has come of the prediction."""
+        self._made.put(made)
+
+    def result(self) -> Any:
+        """Wait for what comes of it. Raises what it raised."""
+        while True:
+            with suppress(Empty):  # who waits in C code for ever hears of no exception meanwhile
+                return self._made.get(timeout=POLL).result()
 
 
 _wait: ContextVar[_Wait | None] = ContextVar("_wait", default=None)
@@ -41,8 +61,10 @@ class Predictions:
     """The thread in which predictions are made, one after the other."""
 
     def __init__(self) -> None:
-        """Start it: not to be done in a prediction."""
-        self._thread = Workers()
+        """Start it: not to be done in a prediction. It ends when nobody knows this object any more."""
+        self._jobs: SimpleQueue[Any] = SimpleQueue()
+        Thread(target=_work, args=(self._jobs,), daemon=True).start()
+        weakref.finalize(self, self._jobs.put, None)
 
     def make(self, predict: Callable[..., Result], *arguments: object) -> Result:
         """What `predict` gives or raises: called in the thread, but in the caller's context.
@@ -51,10 +73,23 @@ class Predictions:
         """
         wait = _Wait()
         try:
-            made: Result = self._thread.submit(copy_context().run, _predict, wait, predict, arguments).result()
+            self._jobs.put((wait, copy_context(), predict, arguments))
+            made: Result = wait.result()
             return made
         finally:
             wait.over = True
+
+
+def _work(jobs: "SimpleQueue[Any]") -> None:
+    while (job := jobs.get()) is not None:
+        wait, context, predict, arguments = job
+        made: Future[Any] = Future()
+        try:
+            made.set_result(context.run(_predict, wait, predict, arguments))
+        except BaseException as error:  # of whatever kind: somebody waits
+            made.set_exception(error)
+        wait.end(made)
+        del job, wait, context, predict, arguments, made  # or they would live on until the next one
 
 
 def _predict(wait: _Wait, predict: Callable[..., Result], arguments: tuple[object, ...]) -> Result:

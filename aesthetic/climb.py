@@ -63,7 +63,7 @@ class GraphPersonaliser(Personaliser):
         """
         super().__init__(encoder)
         self._recorder, self._forward, self._tf32 = recorder, forward, tf32
-        self._climbs: Kept[_Climb] = Kept(recorder, LENGTHS)
+        self._climbs: Kept[_Climb] = Kept(LENGTHS)
         self._trained = [weight for weight in self._moving if weight.requires_grad]
         self._moments = {weight: _moments(weight) for weight in self._trained}
 

@@ -119,10 +119,6 @@ class Fast:
         fast = replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
         return fast, self._personalise if model.encoder is self._model.encoder else Personaliser(model.encoder)
 
-    def settle(self) -> None:
-        """Wait for what may still be recorded for a prediction that was interrupted."""
-        self._recorder.settle()
-
     def _stand(self, name: str, part: Any, compiled: Compiled | None = None) -> Any:
         return STANDS[name](part, Graphed(partial(_best(name, compiled), part), self._recorder))
 

@@ -15,8 +15,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from .workers import Workers
-
 __all__ = ["Graph", "Graphed", "Kept", "Recorder"]
 
 Result = TypeVar("Result")
@@ -38,10 +36,7 @@ class Graph(Generic[Result]):
 
 
 class Recorder:
-    """Records, in a thread of its own, what others ask for.
-
-    Whoever draws in a notebook may interrupt it at whatever bytecode it has reached, and a recording that breaks off
-    leaves torch unable to go on. Here nothing is interrupted: the graph is finished, whoever still waits for it.
+    """Records what others ask for, which must not be interrupted: torch can't go on after a recording broken off.
 
     All graphs share memory: one is replayed at a time, and what it leaves is copied before the next is. Of a pool,
     torch uses again what was freed in the same stream: there is only one.
@@ -51,56 +46,38 @@ class Recorder:
         """On a CUDA GPU."""
         self.device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._thread = Workers()
         self._memory = torch.cuda.graph_pool_handle()
 
     def record(self, action: Callable[[], Result]) -> Graph[Result]:
-        """A graph of what `action` does, which is run a few times first. To be called in what `do` does."""
-        with torch.cuda.device(self.device):  # a thread begins with the first one
+        """A graph of what `action` does, which is run a few times first."""
+        with torch.cuda.device(self.device):  # the thread's own may be another
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UPS):
                     action()
             torch.cuda.current_stream().wait_stream(self._stream)
             recording = torch.cuda.CUDAGraph()
-            # The thread that waits must not be taken for one that disturbs.
+            # Threads beside this one must not be taken for disturbances.
             with torch.cuda.graph(recording, self._memory, self._stream, capture_error_mode="thread_local"):
                 results = action()
         return Graph(recording, results)
 
-    def do(self, work: Callable[[], Result]) -> Result:
-        """What `work` gives, which the recording thread does after all that it was asked for before."""
-        return self._thread.submit(work).result()
-
-    def settle(self) -> None:
-        """Wait until nothing is being recorded, as it may be for a prediction that was interrupted.
-
-        Whatever waits for the whole GPU would break the recording off.
-        """
-        self.do(lambda: None)
-
 
 class Kept(Generic[Result]):
-    """What was made in the recording thread for the latest few keys, once for each.
+    """What was made for the latest few keys, once for each."""
 
-    It arrives there even if whoever asked has been interrupted.
-    """
-
-    def __init__(self, recorder: Recorder, limit: int = KEPT) -> None:
-        self._recorder, self._limit = recorder, limit
+    def __init__(self, limit: int = KEPT) -> None:
+        self._limit = limit
         self._made: OrderedDict[Hashable, Result] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Result]) -> Result:
         """That of `key`, made if it is not there."""
         if key not in self._made:
-            self._recorder.do(lambda: self._keep(key, make()))
+            self._made[key] = make()
+            if len(self._made) > self._limit:
+                self._made.popitem(last=False)  # CUDA frees a graph once it is through with it
         self._made.move_to_end(key)
         return self._made[key]
-
-    def _keep(self, key: Hashable, made: Result) -> None:
-        self._made[key] = made
-        if len(self._made) > self._limit:
-            self._made.popitem(last=False)  # CUDA frees a graph once it is through with it
 
 
 class Graphed:
@@ -108,7 +85,7 @@ class Graphed:
 
     def __init__(self, function: Callable[..., Tensor], recorder: Recorder) -> None:
         self._function, self._recorder = function, recorder
-        self._kept: Kept[tuple[list[Tensor], Graph[Tensor]]] = Kept(recorder)
+        self._kept: Kept[tuple[list[Tensor], Graph[Tensor]]] = Kept()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """What the function gives for `inputs`, which may be on the CPU: a tensor of the caller's own."""

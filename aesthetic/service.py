@@ -10,8 +10,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
@@ -31,7 +33,6 @@ from . import (
     redraw,
     sample,
     targets,
-    workers,
 )
 from .cancellation import check
 from .embedding import Aesthetic
@@ -41,12 +42,18 @@ from .graft import graft
 from .registry import Registry
 from .request import Request
 from .stops import Stop, condition
-from .workers import Answer
 
-__all__ = ["Drawing", "Service", "locate"]
+__all__ = ["Drawing", "Service", "locate", "workers"]
 
 log = logging.getLogger(__name__)
+WORKERS = 16  # for the files of eight pictures, and for what the safety checker looks at
 Picture = tuple[Image.Image, output.Recipe]
+
+
+@cache
+def workers() -> ThreadPoolExecutor:
+    """Threads for what the model need not wait for: the same ones for every service."""
+    return ThreadPoolExecutor(WORKERS)
 
 
 def _ignore(image: Image.Image, recipe: output.Recipe) -> None:
@@ -84,7 +91,7 @@ class Service:
         self.model = model
         self.registry = registry
         self._faster = faster
-        self._workers = workers.shared()
+        self._workers = workers()
         self.drawn, self.personalise = faster.take(model) if faster else (model, Personaliser(model.encoder))
         libraries = ("torch", "diffusers", "transformers")
         self._versions = {"aesthetic": __version__, **{library: version(library) for library in libraries}}
@@ -94,7 +101,7 @@ class Service:
         """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError and SettingError."""
         device = pipeline.default_device()
         speed, snapshot = fast.speed(device), locate(model)
-        code = workers.shared().submit(fast.code, speed)
+        code = workers().submit(fast.code, speed)
         loaded = pipeline.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
@@ -124,7 +131,6 @@ class Service:
 
     def _draw(self, request: Request, ready: Callable[[Image.Image, output.Recipe], object] = _ignore) -> Drawing:
         """`ready` is called with each picture as soon as it is there, before the safety checker has seen it."""
-        self._begin()
         request = request.seeded()
         log.info("Seed: %s", request.seed)
         seconds: dict[str, float] = {}
@@ -171,7 +177,7 @@ class Service:
 
         Of a sweep, the last one is a sheet of all the others.
         """
-        encoded: dict[int, Answer[bytes]] = {}
+        encoded: dict[int, Future[bytes]] = {}
 
         def encode(image: Image.Image, recipe: output.Recipe) -> None:
             encoded[id(image)] = self._workers.submit(output.encode, image, recipe)
@@ -192,7 +198,6 @@ class Service:
         One personalisation serves all of them. Pictures that may not be shown are left out. Raises as `draw`, but for
         a stop of which nothing is left.
         """
-        self._begin()
         batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)
         drawer = self._with_lora(request, {})
         aesthetic, target = self._aim(request)
@@ -200,11 +205,6 @@ class Service:
         for stop in stops:
             pictures = drawer._draw_stop(batch, aesthetic, stop, {})
             yield stop.steps, [picture for picture, unsafe in pictures if not unsafe]
-
-    def _begin(self) -> None:
-        """Wait for what may still be recorded for one that was interrupted."""
-        if self._faster is not None:
-            self._faster.settle()
 
     def _with_lora(self, request: Request, seconds: dict[str, float]) -> Self:
         """This service, or where a LoRA is given, one that draws with it and is dropped with the prediction.
@@ -238,7 +238,7 @@ class Service:
             latents = sample.denoise(self.drawn, stop.conditioning, request, start)
         drawn_over = start.canvas if start is not None else None
         is_checked = not request.disable_safety_checker and self.model.pipeline.safety_checker is not None
-        drawn: list[tuple[int, Picture, Answer[Tensor] | None]] = []
+        drawn: list[tuple[int, Picture, Future[Tensor] | None]] = []
         for i, image in self._decoded(request, latents, drawn_over, seconds):
             recipe = self._recipe(request, aesthetic, drawn_over, stop, i)
             ready(image, recipe)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from aesthetic.graphs import WARM_UPS, Graph, Recorder, Result
-from aesthetic.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class EagerRecorder(Recorder):
 
     def __init__(self) -> None:
         self.device, self.recorded = torch.device("cpu"), 0
-        self._thread = Workers()
 
     def record(self, action: Callable[[], Result]) -> Graph[Result]:
         """As Recorder does."""

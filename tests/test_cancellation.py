@@ -1,8 +1,11 @@
 """Predictions end when they are cancelled, and hold up no other."""
 
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +38,34 @@ def test_who_asks_for_none_is_never_stopped() -> None:
     check()
     Predictions().make(check)
     check()
+
+
+class Large:
+    """What a prediction works on."""
+
+
+@pytest.mark.parametrize("predict", [id, len])
+def test_one_that_is_over_is_forgotten_even_if_it_failed(predict: Callable[[object], int]) -> None:
+    predictions, one = Predictions(), Large()
+    known = weakref.ref(one)
+    gc.disable()  # which would find a circle, some time
+    try:
+        with suppress(TypeError):
+            predictions.make(predict, one)
+        del one
+        predictions.make(int)  # once that is made, the first has been cleared away
+        assert known() is None
+    finally:
+        gc.enable()
+
+
+def test_the_thread_ends_with_what_it_was_started_for() -> None:
+    before = set(threading.enumerate())
+    predictions = Predictions()
+    [thread] = set(threading.enumerate()) - before
+    del predictions
+    thread.join(timeout=30)
+    assert not thread.is_alive()
 
 
 class Endless:

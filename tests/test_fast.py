@@ -1,7 +1,6 @@
 """Parts and their stand-ins, without a GPU: graphs are done again (recorder.py). See also test_gpu.py."""
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from PIL import ImageChops
 from torch import Tensor
 
-from aesthetic import fast, service, stops
+from aesthetic import fast
 from aesthetic.compiled import Compiled, _label
 from aesthetic.errors import SettingError
 from aesthetic.fast import Fast
@@ -65,28 +64,6 @@ def test_it_draws_what_the_parts_draw(
 def test_python_stays_a_little_ahead(fast_service: Service, quick: Request, launched: list[str]) -> None:
     fast_service.draw(replace(quick, num_inference_steps=5, scheduler="DDIM"))
     assert launched == ["launch"] * 3 + ["wait", "launch"] * 2 + ["wait"]
-
-
-def test_a_prediction_waits_for_what_is_recorded_for_one_that_was_interrupted(
-    fast_service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    order: list[str] = []
-
-    def record() -> None:
-        time.sleep(0.3)
-        order.append("recorded")
-
-    def condition(*inputs: Any) -> Any:
-        order.append("drawing")
-        return stops.condition(*inputs)
-
-    assert fast_service._faster is not None
-    recorder = fast_service._faster._recorder
-    monkeypatch.setattr(service, "condition", condition)
-    for draw in (fast_service.draw, lambda request: list(fast_service.draw_batches(request, 1))):
-        recorder._thread.submit(record)
-        draw(quick)
-    assert order == ["recorded", "drawing"] * 2
 
 
 def test_after_a_rehearsal_nothing_is_left_to_record(

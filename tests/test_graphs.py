@@ -1,7 +1,5 @@
 """What is kept of graphs, and what a function that is replayed gives. Real graphs are tested in test_gpu.py."""
 
-import sys
-import threading
 from functools import partial
 
 import pytest
@@ -9,7 +7,6 @@ import torch
 from torch import Tensor
 
 from aesthetic.graphs import Graphed, Kept
-from aesthetic.workers import Answer
 from tests.recorder import EagerRecorder
 
 
@@ -33,7 +30,7 @@ def test_what_it_gives_is_the_callers_own() -> None:
 
 def test_the_latest_few_are_kept() -> None:
     made: list[int] = []
-    kept = Kept[int](EagerRecorder(), 2)
+    kept = Kept[int](2)
 
     def make(key: int) -> int:
         made.append(key)
@@ -41,26 +38,6 @@ def test_the_latest_few_are_kept() -> None:
 
     assert [kept.get(key, partial(make, key)) for key in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2]
     assert made == [1, 2, 3, 2]
-
-
-def test_what_was_asked_for_arrives_even_if_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder, begun, go_on = EagerRecorder(), threading.Event(), threading.Event()
-    kept, made = Kept[int](recorder), []
-
-    def make() -> int:
-        begun.set()
-        go_on.wait(10)
-        made.append(7)
-        return 7
-
-    with monkeypatch.context() as cancelled:
-        cancelled.setattr(Answer, "result", lambda _: begun.wait(10) and sys.exit())
-        with pytest.raises(SystemExit):
-            kept.get("a", make)
-    go_on.set()
-    recorder.settle()
-    assert kept.get("a", make) == 7
-    assert made == [7]
 
 
 def test_what_could_not_be_recorded_is_tried_again() -> None:

@@ -23,7 +23,6 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"gradient", "steering", "schedulers", "images", "checkpoint", "results", "lora", "original", "floor"},
     {"graphs", "compiled", "commit", "pickled"},
     {"cancellation", "ldm"},
-    {"workers"},
     {"request"},
     {"notation"},
     {"errors", "__init__", "commands.__init__"},
