@@ -4,8 +4,6 @@ import argparse
 import base64
 import json
 import mimetypes
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,14 +11,16 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from aesthetic.errors import AestheticError
+from aesthetic.request import Request
 
 from . import schema, server
 
+PATIENCE = 3  # seconds for a server to end in: nothing that it still draws is waited for
 MOST = 100 * 2**20 - 1000  # bytes of what Cog reads of a request, less what stands around the inputs
 
 
@@ -41,8 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # the server has a session of its own and would live on
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    server.exit_on_signals()
     try:
         inputs = parse_inputs(options.inputs, options.folder)
         _require_writable(options.folder)
@@ -59,17 +58,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse_inputs(pairs: list[str], folder: Path) -> dict[str, Any]:
-    """NAME=VALUE pairs as the JSON that the API takes; files, relative to `folder`, become data URLs."""
+    """NAME=VALUE pairs as the JSON that the API takes; files, relative to `folder`, become data URLs.
+
+    Raises RefusedError and RequestError.
+    """
     components = schema.openapi_schema()["components"]["schemas"]
     known = components["Input"]["properties"]
-    inputs = {}
+    inputs, checked = {}, dict[str, Any]()
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise RefusedError(f"-i takes NAME=VALUE, not {pair!r}")
         if name not in known:
             raise RefusedError(f"there is no input {name!r}; there are {', '.join(known)}")
-        inputs[name] = _value(name, text, components.get(name, known[name]), folder)
+        kind = components.get(name, known[name])
+        inputs[name] = _value(name, text, kind, folder)
+        checked[name] = Path(text) if kind.get("format") == "uri" else inputs[name]
+    Request.from_inputs(**checked)  # the server would say the same, once its model is loaded
     if len(json.dumps(inputs)) > MOST:
         raise RefusedError(
             "Cog takes requests of up to 100 MiB, in which files take a third more than their size: give the URL of a "
@@ -94,26 +99,13 @@ def running_server() -> Iterator[str]:
     """Start the server on a free port, wait until its model is loaded, and stop it at the end."""
     with server.environment(port=0) as variables:
         variables.pop("LOG_FORMAT", None)  # JSON, a line an event
-        with subprocess.Popen(
-            server.COMMAND, cwd=server.ROOT, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True
-        ) as process:
+        with server.start(variables, stderr=subprocess.PIPE, text=True) as process:
             log = Log(process)
             try:
                 yield log.wait_until_ready()
             finally:
-                _stop(process)
+                server.stop(process, PATIENCE)
                 log.wait_until_closed()
-
-
-def _stop(process: "subprocess.Popen[str]") -> None:
-    """End the server and its whole group: the worker that holds the model is a child of it."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def predict(address: str, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 The schema is written first, since Cog checks inputs by nothing else.
 """
 
+import argparse
 import os
 import signal
 import socket
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from aesthetic import checkpoint
 from aesthetic.errors import AestheticError
@@ -20,6 +22,7 @@ from . import schema
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]
+PATIENCE = 60  # seconds, for a prediction to be finished in
 
 
 @contextmanager
@@ -43,8 +46,36 @@ def environment(port: int) -> Iterator[dict[str, str]]:
         }
 
 
-def main() -> int:
+def start(variables: dict[str, str], **options: Any) -> "subprocess.Popen[str]":
+    """Run COMMAND in an environment and in a session of its own, to be ended by `stop`."""
+    return subprocess.Popen(COMMAND, cwd=ROOT, env=variables, start_new_session=True, **options)
+
+
+def stop(process: "subprocess.Popen[str]", patience: float) -> None:
+    """End a server and the worker that holds its model.
+
+    It has `patience` seconds to finish what it is drawing, unless a signal comes. Then all of it is killed: one whose
+    log nobody reads may hear nothing.
+    """
+    with suppress(subprocess.TimeoutExpired, KeyboardInterrupt, SystemExit):
+        process.terminate()
+        process.wait(patience)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def exit_on_signals() -> None:
+    """Have SIGTERM and SIGHUP raise SystemExit: a server in a session of its own would live on."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Serve until stopped, with a readable log; returns the exit status."""
+    argparse.ArgumentParser(
+        prog="script/serve",
+        description="Run Cog's own HTTP server on 127.0.0.1 until it is stopped. PORT chooses the port (5000).",
+    ).parse_args(arguments)
     port = _port()
     try:
         return _serve(port)
@@ -56,13 +87,14 @@ def _serve(port: int) -> int:
     with environment(port) as variables:
         where = f"http://127.0.0.1:{port}" if port else "a free port, which the log names"
         print(f"Serving on {where}; Ctrl-C stops", file=sys.stderr)
-        with subprocess.Popen(COMMAND, cwd=ROOT, env={"LOG_FORMAT": "console", **variables}) as server:
-            signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        exit_on_signals()
+        with start({"LOG_FORMAT": "console", **variables}) as process:
             try:
-                return server.wait()
-            except KeyboardInterrupt:  # the server has heard the same Ctrl-C
-                server.wait()
+                return process.wait()
+            except (KeyboardInterrupt, SystemExit):
                 return 0
+            finally:
+                stop(process, PATIENCE)
 
 
 def _port() -> int:

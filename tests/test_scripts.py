@@ -4,7 +4,9 @@ import os
 import signal
 import socket
 import subprocess
+import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,8 @@ def test_predict_sends_files(tmp_path: Path, home: Path) -> None:
         (["-i", "prompt"], "-i takes NAME=VALUE, not 'prompt'"),
         (["-i", "aesthetic_embedding_file=mine.pt"], "takes a file, as aesthetic_embedding_file=@mine.pt"),
         (["-i", "aesthetic_images=@nothing.zip"], "aesthetic_images: there is no file"),
-        (["-i", "aesthetic_steps=many", "-i", "seed=-1"], "aesthetic_steps: "),
+        (["-i", "aesthetic_steps=many", "-i", "seed=-1"], "aesthetic_steps must be a whole number, not 'many'"),
+        (["-i", "height=100"], "height must be one of 128, "),
         (["-i", "width=1024", "-i", "height=1024"], "width × height must be at most 786432 pixels"),
     ],
 )
@@ -76,6 +79,7 @@ def test_predict_says_what_is_wrong(tmp_path: Path, home: Path, arguments: list[
     answer = run("predict", tmp_path, home, *arguments)
     assert answer.returncode == 1
     assert message in answer.stderr
+    assert "Model: " not in answer.stderr  # which takes its time
     assert not list(tmp_path.iterdir())
 
 
@@ -152,6 +156,39 @@ def test_serve_serves_until_it_is_stopped(home: Path, stop: signal.Signals) -> N
         for _ in lines:
             pass
         assert process.wait(timeout=30) == 0
+
+
+def test_serve_can_be_stopped_when_nobody_reads_its_log(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    unread, log = os.pipe()
+    environment = {**os.environ, "AESTHETIC_HOME": str(home), "PORT": str(port)}
+    with subprocess.Popen([ROOT / "script" / "serve"], env=environment, stderr=log, start_new_session=True) as process:
+        wait_until_ready(port)
+        os.set_blocking(log, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(log, b"full")
+        os.set_blocking(log, True)  # for the server, too
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health-check")
+    os.close(unread)
+    os.close(log)
+
+
+def wait_until_ready(port: int) -> None:
+    """Return when a server's model is loaded."""
+    for _ in range(600):
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health-check") as response:
+            if b"READY" in response.read():
+                return
+        time.sleep(0.1)
+    raise TimeoutError
 
 
 @pytest.mark.parametrize(
