@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from aesthetic import embedding, output, sample
+from aesthetic import embedding, output, pipeline, sample
 from aesthetic.__main__ import main
+from aesthetic.commands.arguments import aesthetic_input
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import lora, snapshot
@@ -361,7 +362,11 @@ def test_a_row_of_a_sweep_that_gives_nothing_does_not_cost_the_others(
     assert "the safety checker kept every picture back" in caplog.text
 
 
-def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_and_come_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for load in ("load", "load_vision"):
+        monkeypatch.setattr(pipeline, load, lambda *_: pytest.fail("loaded"))
     (tmp_path / "empty.txt").write_text("\n")
     for arguments, message in (
         (["txt2img", "--W=100"], "width must be one of"),
@@ -383,6 +388,17 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["recipe", "nothing.png"], "there is no file nothing.png"),
     ):
         assert message in complaint(capsys, *arguments), arguments
+
+
+def test_a_size_that_is_none_says_how_one_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("512", "512x", "axb", "1x2x3"):
+        with pytest.raises(SystemExit):
+            main(["bench", "--sizes", text])
+        assert f"must be WIDTHxHEIGHT, as 512x512, not '{text}'" in capsys.readouterr().err
+
+
+def test_a_blank_aesthetic_is_the_default() -> None:
+    assert aesthetic_input("") == aesthetic_input(None) == {}
 
 
 def test_help_and_bad_values_answer_without_torch() -> None:

@@ -13,9 +13,9 @@ __all__ = [
     "DEFAULTS",
     "add_ckpt",
     "add_drawing",
-    "aesthetic",
+    "aesthetic_input",
     "check_drawing",
-    "drawing",
+    "drawing_inputs",
     "prompts_in",
     "require_writable",
 ]
@@ -54,7 +54,7 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     add_ckpt(parser)
 
 
-def drawing(options: argparse.Namespace) -> dict[str, Any]:
+def drawing_inputs(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags of `add_drawing` say that goes into every request alike."""
     return {
         "negative_prompt": options.negative_prompt,
@@ -73,9 +73,9 @@ def drawing(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def aesthetic(path_or_name: str | None) -> dict[str, Any]:
-    """A path if it looks like one (a folder in it, a suffix after it), else a name."""
-    if path_or_name is None:
+def aesthetic_input(path_or_name: str | None) -> dict[str, Any]:
+    """A path if it looks like one (a folder in it, a suffix after it), else a name. Blank is none."""
+    if not path_or_name:
         return {}
     path = Path(path_or_name)
     is_path = path.suffix in (".pt", ".safetensors") or len(path.parts) > 1
@@ -117,7 +117,8 @@ def prompts_in(flag: str, path: Path, comment: str | None = None) -> list[str]:
 
 def require_writable(path: Path, *suffixes: str, flag: str = "-o") -> None:
     """Raise RequestError if `path`, which `flag` gives, is no place for a file of one of these kinds."""
-    if path.suffix not in suffixes or path.is_dir() or not os.access(path.parent, os.W_OK):
+    place = path if path.exists() else path.parent
+    if path.suffix not in suffixes or path.is_dir() or not os.access(place, os.W_OK):
         raise RequestError(
             f"{flag} must name a {' or '.join(suffixes)} file where one can be written, not {str(path)!r}"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import RequestError
 from ..request import SCHEDULERS
-from .arguments import DEFAULTS, add_ckpt, aesthetic, prompts_in
+from .arguments import DEFAULTS, add_ckpt, aesthetic_input, prompts_in
 
 __all__ = ["PROMPTS", "add"]
 
@@ -60,7 +60,7 @@ def evaluate(options: argparse.Namespace) -> None:
     prompts = prompts_in("--prompts", options.prompts, comment="#")
     aesthetics = None
     if options.aesthetics is not None:
-        aesthetics = {Path(name).stem: aesthetic(name) for name in options.aesthetics}
+        aesthetics = {Path(name).stem: aesthetic_input(name) for name in options.aesthetics}
         if len(aesthetics) < len(options.aesthetics):
             raise RequestError("--aesthetics names two of the same name: the report could not tell them apart")
     from .. import evaluation

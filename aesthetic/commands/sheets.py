@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..errors import DrawingError, RequestError
 from ..request import SCHEDULERS, Request
-from .arguments import DEFAULTS, add_drawing, aesthetic, check_drawing, drawing, require_writable
+from .arguments import DEFAULTS, add_drawing, aesthetic_input, check_drawing, drawing_inputs, require_writable
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -38,11 +38,11 @@ def sweep(options: argparse.Namespace) -> None:
     requests = [
         Request(
             prompt=options.prompt,
-            **aesthetic(name),
+            **aesthetic_input(name),
             aesthetic_sweep=stops,
             scheduler=options.scheduler,
             seed=options.seed,
-            **drawing(options),
+            **drawing_inputs(options),
         )
         for name in options.aesthetics
     ]

@@ -98,8 +98,11 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    return int(width), int(height)
+    try:
+        width, height = text.split("x")
+        return int(width), int(height)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, as 512x512, not {text!r}") from error
 
 
 def _require_one_model(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import DrawingError, RequestError
 from ..request import FORMATS, SCHEDULERS, Request
-from .arguments import DEFAULTS, add_drawing, aesthetic, check_drawing, drawing, prompts_in
+from .arguments import DEFAULTS, add_drawing, aesthetic_input, check_drawing, drawing_inputs, prompts_in
 
 __all__ = ["STEERING", "WRITING", "add"]
 
@@ -69,12 +69,12 @@ def txt2img(options: argparse.Namespace) -> None:
             log.warning("--%s is the original's and makes no difference here", name)
     requests = list(_requests(options))
     check_drawing(requests[0], options.ckpt)
+    samples = options.outdir / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
     from .. import output
     from ..service import Service
 
     service = Service.load(options.ckpt)
-    samples = options.outdir / "samples"
-    samples.mkdir(parents=True, exist_ok=True)
     drawn, images = 0, []
     for request in requests:
         try:
@@ -110,14 +110,14 @@ def _requests(options: argparse.Namespace) -> Iterator[Request]:
         for prompt in _prompts(options):
             yield Request(
                 prompt=prompt,
-                **aesthetic(options.aesthetic_embedding),
+                **aesthetic_input(options.aesthetic_embedding),
                 aesthetic_steps=options.aesthetic_steps,
                 num_outputs=count,
                 scheduler=scheduler,
                 seed=seed,
                 ddim_eta=options.ddim_eta,
                 **{name: getattr(options, name) for name in (*STEERING, *WRITING)},
-                **drawing(options),
+                **drawing_inputs(options),
             )
             if not options.fixed_code:
                 seed += count
