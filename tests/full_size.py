@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,13 +126,7 @@ def _compare(service: Service, home: Path) -> list[str]:
 
 def _serve(service: Service, folder: Path) -> list[str]:
     """The same prediction through Cog's server, in a process of its own."""
-    from script import client
-
-    inputs = {name: value for name, value in asdict(REQUEST).items() if value is not None and name != "ddim_eta"}
-    started = time.perf_counter()
-    with client.running_server() as address:
-        ready = time.perf_counter() - started
-        prediction = client.predict(address, inputs)
+    ready, [prediction] = _predictions(1)
     (folder / "served").mkdir()
     [path], _ = service.predict(REQUEST, folder / "served")
     same = base64.b64decode(prediction["output"][0].partition(",")[2]) == path.read_bytes()
@@ -144,15 +139,22 @@ def _serve(service: Service, folder: Path) -> list[str]:
 
 def _serve_compiled() -> list[str]:
     """From the start of a server that finds compiled code, and the first prediction with it."""
-    from script import client
-
     subprocess.run([sys.executable, "-m", "aesthetic", "warm"], check=True)
     os.environ["AESTHETIC_SPEED"] = "compile"
+    ready, predictions = _predictions(2)
+    metrics = json.dumps([prediction["metrics"] for prediction in predictions])
+    return [f"in compile mode, until it was ready: {ready:.1f} s; metrics of two predictions: {metrics}"]
+
+
+def _predictions(count: int) -> tuple[float, list[dict[str, Any]]]:
+    """The seconds until a server is ready, and what it answers to the same request so many times."""
+    from script import client
+
+    inputs = {name: value for name, value in asdict(REQUEST).items() if value is not None and name != "ddim_eta"}
     started = time.perf_counter()
     with client.running_server() as address:
         ready = time.perf_counter() - started
-        metrics = [client.predict(address, {"prompt": REQUEST.prompt, "seed": 1})["metrics"] for _ in range(2)]
-    return [f"in compile mode, until it was ready: {ready:.1f} s; metrics of two predictions: {json.dumps(metrics)}"]
+        return ready, [client.predict(address, inputs) for _ in range(count)]
 
 
 def _say(what: str, action: Callable[[], object]) -> None:
