@@ -32,19 +32,7 @@ class Cancelled(BaseException):
 class _Wait:
     """Somebody waits for a prediction, or no longer does."""
 
-    def __init__(self) -> None:
-        self.over = False
-        self._made: SimpleQueue[Future[Any]] = SimpleQueue()
-
-    def end(self, made: Future[Any]) -> None:
-        """Called once, with what has come of the prediction."""
-        self._made.put(made)
-
-    def result(self) -> Any:
-        """Wait for what comes of it. Raises what it raised."""
-        while True:
-            with suppress(Empty):  # who waits in C code for ever hears of no exception meanwhile
-                return self._made.get(timeout=POLL).result()
+    over = False
 
 
 _wait: ContextVar[_Wait | None] = ContextVar("_wait", default=None)
@@ -71,25 +59,31 @@ class Predictions:
 
         May end with an exception from outside at any bytecode; then `predict` goes on until it checks.
         """
-        wait = _Wait()
+        wait, answer = _Wait(), SimpleQueue[Future[Result]]()
         try:
-            self._jobs.put((wait, copy_context(), predict, arguments))
-            made: Result = wait.result()
-            return made
+            self._jobs.put((copy_context(), wait, predict, arguments, answer))
+            return _taken(answer).result()
         finally:
             wait.over = True
 
 
+def _taken(answer: "SimpleQueue[Future[Result]]") -> Future[Result]:
+    """What comes out of the queue: who waits for it in C code, for ever, hears of no exception meanwhile."""
+    while True:
+        with suppress(Empty):
+            return answer.get(timeout=POLL)
+
+
 def _work(jobs: "SimpleQueue[Any]") -> None:
     while (job := jobs.get()) is not None:
-        wait, context, predict, arguments = job
+        context, wait, predict, arguments, answer = job
         made: Future[Any] = Future()
         try:
             made.set_result(context.run(_predict, wait, predict, arguments))
         except BaseException as error:  # of whatever kind: somebody waits
             made.set_exception(error)
-        wait.end(made)
-        del job, wait, context, predict, arguments, made  # or they would live on until the next one
+        answer.put(made)
+        del job, context, wait, predict, arguments, answer, made  # or they would live on until the next one
 
 
 def _predict(wait: _Wait, predict: Callable[..., Result], arguments: tuple[object, ...]) -> Result:

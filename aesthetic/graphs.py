@@ -36,7 +36,7 @@ class Graph(Generic[Result]):
 
 
 class Recorder:
-    """Records what others ask for, which must not be interrupted: torch can't go on after a recording broken off.
+    """Records what others ask for. Whoever interrupts that, in a notebook say, has to start anew: torch can't go on.
 
     All graphs share memory: one is replayed at a time, and what it leaves is copied before the next is. Of a pool,
     torch uses again what was freed in the same stream: there is only one.

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
@@ -43,17 +42,12 @@ from .registry import Registry
 from .request import Request
 from .stops import Stop, condition
 
-__all__ = ["Drawing", "Service", "locate", "workers"]
+__all__ = ["WORKERS", "Drawing", "Service", "locate"]
 
 log = logging.getLogger(__name__)
-WORKERS = 16  # for the files of eight pictures, and for what the safety checker looks at
+# For what the model need not wait for: the files of eight pictures, and what the safety checker looks at.
+WORKERS = ThreadPoolExecutor(16)
 Picture = tuple[Image.Image, output.Recipe]
-
-
-@cache
-def workers() -> ThreadPoolExecutor:
-    """Threads for what the model need not wait for: the same ones for every service."""
-    return ThreadPoolExecutor(WORKERS)
 
 
 def _ignore(image: Image.Image, recipe: output.Recipe) -> None:
@@ -91,7 +85,6 @@ class Service:
         self.model = model
         self.registry = registry
         self._faster = faster
-        self._workers = workers()
         self.drawn, self.personalise = faster.take(model) if faster else (model, Personaliser(model.encoder))
         libraries = ("torch", "diffusers", "transformers")
         self._versions = {"aesthetic": __version__, **{library: version(library) for library in libraries}}
@@ -101,7 +94,7 @@ class Service:
         """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError and SettingError."""
         device = pipeline.default_device()
         speed, snapshot = fast.speed(device), locate(model)
-        code = workers().submit(fast.code, speed)
+        code = WORKERS.submit(fast.code, speed)
         loaded = pipeline.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
@@ -180,12 +173,12 @@ class Service:
         encoded: dict[int, Future[bytes]] = {}
 
         def encode(image: Image.Image, recipe: output.Recipe) -> None:
-            encoded[id(image)] = self._workers.submit(output.encode, image, recipe)
+            encoded[id(image)] = WORKERS.submit(output.encode, image, recipe)
 
         drawing = self._draw(request, encode)
         files = [encoded[id(image)] for image, _ in drawing.pictures]
         if request.sweep:
-            files.append(self._workers.submit(_sheet, drawing))
+            files.append(WORKERS.submit(_sheet, drawing))
         paths = [folder / f"output.{i}.{request.output_format}" for i in range(len(files))]
         with self._timed(drawing.seconds, "encode"):
             for path, file in zip(paths, files, strict=True):
@@ -242,7 +235,7 @@ class Service:
         for i, image in self._decoded(request, latents, drawn_over, seconds):
             recipe = self._recipe(request, aesthetic, drawn_over, stop, i)
             ready(image, recipe)
-            pixels = self._workers.submit(sample.checker_pixels, self.model, image) if is_checked else None
+            pixels = WORKERS.submit(sample.checker_pixels, self.model, image) if is_checked else None
             drawn.append((i, (image, recipe), pixels))
         for i, picture, pixels in drawn:
             with self._timed(seconds, "safety"):

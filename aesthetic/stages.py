@@ -18,7 +18,7 @@ from .gradient import Personaliser
 from .original import Original, difference
 from .pipeline import Model
 from .request import Request
-from .service import Service, workers
+from .service import WORKERS, Service
 
 __all__ = ["PLAIN", "Stage", "Stages", "followed"]
 
@@ -144,7 +144,7 @@ class Stages:
         return [sample.is_unsafe(model, sample.checker_pixels(model, image)) for image, _ in self.drawing.pictures]
 
     def _png(self) -> list[bytes]:
-        files = [workers().submit(output.encode, *picture) for picture in self.drawing.pictures]
+        files = [WORKERS.submit(output.encode, *picture) for picture in self.drawing.pictures]
         return [file.result() for file in files]
 
     def _plain_whole(self) -> tuple[bytes, ...]:

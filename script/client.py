@@ -19,6 +19,7 @@ from aesthetic.errors import AestheticError
 from aesthetic.request import Request
 
 from . import schema, server
+from .signals import ENDING, Signals
 
 PATIENCE = 3  # seconds for a server to end in: nothing that it still draws is waited for
 MOST = 100 * 2**20 - 1000  # bytes of what Cog reads of a request, less what stands around the inputs
@@ -41,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    server.exit_on_signals()
+    signals = Signals(*ENDING)
     try:
         inputs = parse_inputs(options.inputs, options.folder)
         _require_writable(options.folder)
-        with running_server() as address:
+        with running_server(signals) as address:
             prediction = predict(address, inputs)
         for path in write_outputs(prediction["output"], options.folder):
             print(path)
@@ -64,7 +65,7 @@ def parse_inputs(pairs: list[str], folder: Path) -> dict[str, Any]:
     """
     components = schema.openapi_schema()["components"]["schemas"]
     known = components["Input"]["properties"]
-    inputs, checked = {}, dict[str, Any]()
+    inputs, given = {}, dict[str, Path]()
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
@@ -73,8 +74,11 @@ def parse_inputs(pairs: list[str], folder: Path) -> dict[str, Any]:
             raise RefusedError(f"there is no input {name!r}; there are {', '.join(known)}")
         kind = components.get(name, known[name])
         inputs[name] = _value(name, text, kind, folder)
-        checked[name] = Path(text) if kind.get("format") == "uri" else inputs[name]
-    Request.from_inputs(**checked)  # the server would say the same, once its model is loaded
+        if kind.get("format") == "uri":
+            given[name] = Path(text)
+        elif inputs[name] not in kind.get("enum", [inputs[name]]):
+            raise RefusedError(f"{name} must be one of {', '.join(map(str, kind['enum']))}, not {text!r}")
+    Request.from_inputs(**inputs | given)  # the server would refuse the same, once its model is loaded
     if len(json.dumps(inputs)) > MOST:
         raise RefusedError(
             "Cog takes requests of up to 100 MiB, in which files take a third more than their size: give the URL of a "
@@ -95,16 +99,18 @@ def _require_writable(folder: Path) -> None:
 
 
 @contextmanager
-def running_server() -> Iterator[str]:
-    """Start the server on a free port, wait until its model is loaded, and stop it at the end."""
+def running_server(signals: Signals | None = None) -> Iterator[str]:
+    """Start the server on a free port, wait until its model is loaded, and stop it at the end, also after signals."""
+    signals = signals or Signals()
     with server.environment(port=0) as variables:
         variables.pop("LOG_FORMAT", None)  # JSON, a line an event
         with server.start(variables, stderr=subprocess.PIPE, text=True) as process:
             log = Log(process)
             try:
-                yield log.wait_until_ready()
+                with signals.raised():
+                    yield log.wait_until_ready()
             finally:
-                server.stop(process, PATIENCE)
+                server.stop(process, PATIENCE, signals)
                 log.wait_until_closed()
 
 
@@ -208,9 +214,10 @@ def _value(name: str, text: str, kind: dict[str, Any], folder: Path) -> Any:
     if kind["type"] == "string":
         return text
     try:
-        return json.loads(text.lower() if kind["type"] == "boolean" else text)
+        value = json.loads(text.lower() if kind["type"] == "boolean" else text)
     except ValueError:
-        return text  # the server knows better what to say of it
+        return text  # whoever checks it knows better what to say of it
+    return text if value is None else value
 
 
 def _data_url(name: str, path: Path) -> str:

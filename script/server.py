@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from aesthetic import checkpoint
 from aesthetic.errors import AestheticError
 
 from . import schema
+from .signals import ENDING, Signals
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]
@@ -51,50 +53,47 @@ def start(variables: dict[str, str], **options: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(COMMAND, cwd=ROOT, env=variables, start_new_session=True, **options)
 
 
-def stop(process: "subprocess.Popen[str]", patience: float) -> None:
+def stop(process: "subprocess.Popen[str]", patience: float, signals: Signals) -> None:
     """End a server and the worker that holds its model.
 
-    It has `patience` seconds to finish what it is drawing, unless a signal comes. Then all of it is killed: one whose
-    log nobody reads may hear nothing.
+    It has `patience` seconds to finish what it is drawing, unless another signal is heard. Then all of it is killed:
+    one whose log nobody reads may hear nothing.
     """
-    with suppress(subprocess.TimeoutExpired, KeyboardInterrupt, SystemExit):
-        process.terminate()
-        process.wait(patience)
+    heard, end = len(signals.heard), time.monotonic() + patience
+    process.terminate()
+    while process.poll() is None and len(signals.heard) == heard and time.monotonic() < end:
+        time.sleep(0.05)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def exit_on_signals() -> None:
-    """Have SIGTERM and SIGHUP raise SystemExit: a server in a session of its own would live on."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until stopped, with a readable log; returns the exit status."""
     argparse.ArgumentParser(
         prog="script/serve",
-        description="Run Cog's own HTTP server on 127.0.0.1 until it is stopped. PORT chooses the port (5000).",
+        description="Run Cog's own HTTP server on 127.0.0.1. PORT chooses the port (5000). Ctrl-C ends it when it has "
+        f"finished what it is drawing, or after {PATIENCE} seconds; pressed again, at once.",
     ).parse_args(arguments)
+    signals = Signals(*ENDING)
     port = _port()
     try:
-        return _serve(port)
+        return _serve(port, signals)
     except AestheticError as error:
         raise SystemExit(f"script/serve: {error}") from error
 
 
-def _serve(port: int) -> int:
+def _serve(port: int, signals: Signals) -> int:
     with environment(port) as variables:
         where = f"http://127.0.0.1:{port}" if port else "a free port, which the log names"
         print(f"Serving on {where}; Ctrl-C stops", file=sys.stderr)
-        exit_on_signals()
         with start({"LOG_FORMAT": "console", **variables}) as process:
             try:
-                return process.wait()
+                with signals.raised():
+                    return process.wait()
             except (KeyboardInterrupt, SystemExit):
                 return 0
             finally:
-                stop(process, PATIENCE)
+                stop(process, PATIENCE, signals)
 
 
 def _port() -> int:

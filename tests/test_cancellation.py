@@ -2,12 +2,15 @@
 
 import gc
 import logging
+import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,20 +46,45 @@ def test_who_asks_for_none_is_never_stopped() -> None:
 class Large:
     """What a prediction works on."""
 
+    def go_on(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            check()
 
-@pytest.mark.parametrize("predict", [id, len])
+
+@pytest.mark.parametrize("predict", [id, len, Large.go_on])
 def test_one_that_is_over_is_forgotten_even_if_it_failed(predict: Callable[[object], int]) -> None:
     predictions, one = Predictions(), Large()
     known = weakref.ref(one)
     gc.disable()  # which would find a circle, some time
     try:
-        with suppress(TypeError):
-            predictions.make(predict, one)
+        asking = Asking(partial(ask, predictions, predict, one))
         del one
-        predictions.make(int)  # once that is made, the first has been cleared away
-        assert known() is None
+        time.sleep(0.2)
+        if asking.outcome is None:
+            asking.cancel()
+        assert asking.wait() is not None
+        for _ in range(100):
+            if known() is None:
+                return
+            time.sleep(0.05)
+        pytest.fail("it lives on")
     finally:
         gc.enable()
+
+
+def ask(predictions: Predictions, predict: Callable[[object], int], one: object) -> None:
+    """Whatever becomes of it."""
+    with suppress(TypeError):
+        predictions.make(predict, one)
+
+
+def test_whatever_it_raises_arrives() -> None:
+    def fail() -> None:
+        raise queue.Empty
+
+    with pytest.raises(queue.Empty):
+        Predictions().make(fail)
 
 
 def test_the_thread_ends_with_what_it_was_started_for() -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from aesthetic.output import read_recipe
 from script import client
 from tests.snapshot import ROOT
 from tests.test_images import encoded
+from tests.test_server import wait_until_idle
 
 SMALL = ["-i", "width=128", "-i", "height=128", "-i", "num_inference_steps=2"]
 
@@ -72,6 +72,8 @@ def test_predict_sends_files(tmp_path: Path, home: Path) -> None:
         (["-i", "aesthetic_images=@nothing.zip"], "aesthetic_images: there is no file"),
         (["-i", "aesthetic_steps=many", "-i", "seed=-1"], "aesthetic_steps must be a whole number, not 'many'"),
         (["-i", "height=100"], "height must be one of 128, "),
+        (["-i", "aesthetic_embedding=nonsense"], "aesthetic_embedding must be one of sac_8plus, "),
+        (["-i", "seed=null"], "seed must be a whole number, not 'null'"),
         (["-i", "width=1024", "-i", "height=1024"], "width × height must be at most 786432 pixels"),
     ],
 )
@@ -137,7 +139,7 @@ def test_predict_takes_its_server_along_when_it_is_ended(tmp_path: Path, home: P
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_serve_serves_until_it_is_stopped(home: Path, stop: signal.Signals) -> None:
     environment = {**os.environ, "AESTHETIC_HOME": str(home), "PORT": "0"}
     with subprocess.Popen(
@@ -149,10 +151,7 @@ def test_serve_serves_until_it_is_stopped(home: Path, stop: signal.Signals) -> N
         next(line for line in lines if "Setup complete, now accepting requests" in line)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health-check") as response:
             assert b"READY" in response.read()
-        if stop is signal.SIGINT:
-            os.killpg(process.pid, stop)  # a terminal's Ctrl-C goes to all
-        else:
-            process.send_signal(stop)
+        process.send_signal(stop)
         for _ in lines:
             pass
         assert process.wait(timeout=30) == 0
@@ -163,8 +162,8 @@ def test_serve_can_be_stopped_when_nobody_reads_its_log(home: Path) -> None:
         port = free.getsockname()[1]
     unread, log = os.pipe()
     environment = {**os.environ, "AESTHETIC_HOME": str(home), "PORT": str(port)}
-    with subprocess.Popen([ROOT / "script" / "serve"], env=environment, stderr=log, start_new_session=True) as process:
-        wait_until_ready(port)
+    with subprocess.Popen([ROOT / "script" / "serve"], env=environment, stderr=log) as process:
+        wait_until_idle(f"http://127.0.0.1:{port}")
         os.set_blocking(log, False)
         with suppress(BlockingIOError):
             while True:
@@ -179,16 +178,6 @@ def test_serve_can_be_stopped_when_nobody_reads_its_log(home: Path) -> None:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/health-check")
     os.close(unread)
     os.close(log)
-
-
-def wait_until_ready(port: int) -> None:
-    """Return when a server's model is loaded."""
-    for _ in range(600):
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health-check") as response:
-            if b"READY" in response.read():
-                return
-        time.sleep(0.1)
-    raise TimeoutError
 
 
 @pytest.mark.parametrize(

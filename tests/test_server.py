@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import queue
-import signal
 import subprocess
 import tempfile
 import threading
@@ -12,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from PIL import Image
 from aesthetic import output
 from aesthetic.pipeline import Model
 from script import client, server
+from script.signals import Signals
 from tests import lora
 from tests.snapshot import ROOT
 from tests.test_images import encoded, zipped
@@ -92,8 +92,9 @@ def data_url(data: bytes) -> str:
 
 def wait_until_idle(address: str) -> None:
     for _ in range(600):
-        if call(f"{address}/health-check")[1]["status"] == "READY":
-            return
+        with suppress(urllib.error.URLError):  # nobody listens there yet
+            if call(f"{address}/health-check")[1]["status"] == "READY":
+                return
         time.sleep(0.05)
     raise TimeoutError("the server stays busy")
 
@@ -357,7 +358,7 @@ def test_stopped_during_a_prediction_it_finishes_that_and_ends(home: Path, monke
     monkeypatch.setenv("AESTHETIC_HOME", str(home))
     with (
         server.environment(port=0) as variables,
-        subprocess.Popen(server.COMMAND, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True) as process,
+        server.start(variables, stderr=subprocess.PIPE, text=True) as process,
     ):
         log = client.Log(process)
         found = log.wait_until_ready()
@@ -365,11 +366,18 @@ def test_stopped_during_a_prediction_it_finishes_that_and_ends(home: Path, monke
         thread = threading.Thread(target=lambda: answers.put(draw(found, num_inference_steps=100)))
         thread.start()
         time.sleep(0.3)
-        process.send_signal(signal.SIGTERM)
+        server.stop(process, server.PATIENCE, Signals())
         thread.join(timeout=60)
         assert len(files(answers.get(timeout=1))) == 1
         assert process.wait(timeout=30) == 0
         log.wait_until_closed()
+
+
+def test_what_the_server_refuses_is_said_by_the_client(address: str) -> None:
+    with pytest.raises(client.RefusedError, match=r"aesthetic_steps: .*\nseed: "):
+        client.predict(address, {"aesthetic_steps": "many", "seed": -1})
+    with pytest.raises(client.RefusedError, match="width × height must be at most"):
+        client.predict(address, {"width": 1024, "height": 1024})
 
 
 def test_setup_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

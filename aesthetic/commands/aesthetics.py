@@ -28,7 +28,7 @@ def embed(options: argparse.Namespace) -> None:
     require_writable(options.output, ".safetensors")
     from .. import embedding, images, pipeline, service, targets
 
-    next(images.read_pictures(options.pictures, images.LOCAL))  # which says what is wrong before anything is loaded
+    next(images.read_pictures(options.pictures, images.LOCAL))  # refuses what is none before anything is loaded
     snapshot = service.locate(options.ckpt)
     vision = pipeline.load_vision(snapshot, pipeline.default_device())
     vector, sha256s = targets.encode_pictures(vision, options.pictures, images.LOCAL)
