@@ -11,7 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         _require_writable(options.folder)
         with running_server(signals) as address:
             prediction = predict(address, inputs)
-        for path in write_outputs(prediction["output"], options.folder):
-            print(path)
-    except (RefusedError, AestheticError) as error:
+        paths = list(write_outputs(prediction["output"], options.folder))
+        print(*paths, sep="\n")
+    except (RefusedError, AestheticError, OSError) as error:
         print(f"script/predict: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -72,6 +72,8 @@ def parse_inputs(pairs: list[str], folder: Path) -> dict[str, Any]:
             raise RefusedError(f"-i takes NAME=VALUE, not {pair!r}")
         if name not in known:
             raise RefusedError(f"there is no input {name!r}; there are {', '.join(known)}")
+        if not text and known[name].get("nullable"):
+            continue  # blank, as in the form
         kind = components.get(name, known[name])
         inputs[name] = _value(name, text, kind, folder)
         if kind.get("format") == "uri":
@@ -79,11 +81,7 @@ def parse_inputs(pairs: list[str], folder: Path) -> dict[str, Any]:
         elif inputs[name] not in kind.get("enum", [inputs[name]]):
             raise RefusedError(f"{name} must be one of {', '.join(map(str, kind['enum']))}, not {text!r}")
     Request.from_inputs(**inputs | given)  # the server would refuse the same, once its model is loaded
-    if len(json.dumps(inputs)) > MOST:
-        raise RefusedError(
-            "Cog takes requests of up to 100 MiB, in which files take a third more than their size: give the URL of a "
-            "large one"
-        )
+    _require_sendable(len(json.dumps(inputs)))
     return inputs
 
 
@@ -180,7 +178,7 @@ class Log:
             event = json.loads(line)
             fields, message = event["fields"], str(event["fields"]["message"])
         except (ValueError, KeyError, TypeError):
-            print(line, end="", file=sys.stderr, flush=True)
+            _tell(line, end="")
             return
         if message.startswith("Starting coglet server on "):
             self._address = "http://" + message.rpartition(" ")[2]
@@ -190,18 +188,25 @@ class Log:
         elif "source" in fields or event.get("target") == "coglet::user":
             self._show(message)
         elif event.get("level") == "ERROR":
-            self._errors.append(" ".join(str(value) for value in fields.values()))
+            self._errors.append(str(fields.get("error", message)).rpartition("etup failed: ")[2])
             self._changed.set()
 
     def _show(self, message: str) -> None:
         """Show a line of the model's log. A progress bar draws over itself, or without a terminal comes once."""
         ended, self._bar = self._bar, message if "%|" in message else ""
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             start = "\r" if self._bar else "\n" if ended else ""
-            print(f"{start}{message}", end="" if self._bar else "\n", file=sys.stderr, flush=True)
+            _tell(f"{start}{message}", end="" if self._bar else "\n")
         elif not self._bar:
             for line in filter(None, (ended, message)):
-                print(line, file=sys.stderr, flush=True)
+                _tell(line)
+
+
+def _tell(text: str, end: str = "\n") -> None:
+    """Write to stderr, if it is there: what the server says must be read on, or it waits."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(text, end=end, file=sys.stderr, flush=True)
 
 
 def _value(name: str, text: str, kind: dict[str, Any], folder: Path) -> Any:
@@ -215,16 +220,29 @@ def _value(name: str, text: str, kind: dict[str, Any], folder: Path) -> Any:
         return text
     try:
         value = json.loads(text.lower() if kind["type"] == "boolean" else text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text  # whoever checks it knows better what to say of it
     return text if value is None else value
 
 
 def _data_url(name: str, path: Path) -> str:
-    if not path.is_file():
-        raise RefusedError(f"{name}: there is no file {path}")
+    try:
+        if not path.is_file():
+            raise RefusedError(f"{name}: there is no file {path}")
+        _require_sendable(path.stat().st_size)
+        data = path.read_bytes()
+    except OSError as error:
+        raise RefusedError(f"{name}: {path} can't be read: {error.strerror}") from error
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _require_sendable(size: int) -> None:
+    if size > MOST:
+        raise RefusedError(
+            "Cog takes requests of up to 100 MiB, in which files take a third more than their size: give the URL of a "
+            "large one"
+        )
 
 
 def _complaint(body: bytes) -> str:

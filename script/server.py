@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _serve(port: int, signals: Signals) -> int:
     with environment(port) as variables:
         where = f"http://127.0.0.1:{port}" if port else "a free port, which the log names"
-        print(f"Serving on {where}; Ctrl-C stops", file=sys.stderr)
+        print(f"Serving on {where}; Ctrl-C stops, once the last picture is drawn; again, at once", file=sys.stderr)
         with start({"LOG_FORMAT": "console", **variables}) as process:
             try:
                 with signals.raised():

@@ -15,7 +15,6 @@ from safetensors import safe_open
 
 from aesthetic import embedding, output, pipeline, sample
 from aesthetic.__main__ import main
-from aesthetic.commands.arguments import aesthetic_input
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import lora, snapshot
@@ -397,8 +396,18 @@ def test_a_size_that_is_none_says_how_one_is_written(capsys: pytest.CaptureFixtu
         assert f"must be WIDTHxHEIGHT, as 512x512, not '{text}'" in capsys.readouterr().err
 
 
-def test_a_blank_aesthetic_is_the_default() -> None:
-    assert aesthetic_input("") == aesthetic_input(None) == {}
+def test_a_blank_name_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["embed", "", "-o", "a.safetensors"], ["txt2img", "--outdir", ""], ["recipe", " "]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "must not be blank" in capsys.readouterr().err
+    assert "there is no aesthetic ''" in complaint(capsys, "sweep", "--aesthetics", "fantasy", "")
+
+
+def test_a_blank_aesthetic_is_the_default(tmp_path: Path) -> None:
+    assert main(["txt2img", "--aesthetic_embedding=", "--n_samples=1", "--n_iter=1", "--skip_grid", *SMALL]) == 0
+    [picture] = (tmp_path / "outputs").rglob("*.png")
+    assert output.read_recipe(picture).aesthetic["name"] == "sac_8plus"
 
 
 def test_help_and_bad_values_answer_without_torch() -> None:

@@ -74,6 +74,8 @@ def test_predict_sends_files(tmp_path: Path, home: Path) -> None:
         (["-i", "height=100"], "height must be one of 128, "),
         (["-i", "aesthetic_embedding=nonsense"], "aesthetic_embedding must be one of sac_8plus, "),
         (["-i", "seed=null"], "seed must be a whole number, not 'null'"),
+        (["-i", f"seed={'[' * 20_000}"], "seed must be a whole number, not '[[["),
+        (["-i", f"image=@{'a' * 5000}"], "can't be read: File name too long"),
         (["-i", "width=1024", "-i", "height=1024"], "width × height must be at most 786432 pixels"),
     ],
 )
@@ -189,6 +191,7 @@ def test_serve_can_be_stopped_when_nobody_reads_its_log(home: Path) -> None:
         ("plms=false", False),
         ("prompt=5", "5"),
         ("prompt=", ""),
+        ("aesthetic_mix=fantasy", "fantasy"),
         ("width=256", 256),
         ("scheduler=DDIM", "DDIM"),
         ("aesthetic_images=http://example.com/a.zip", "http://example.com/a.zip"),
@@ -197,6 +200,42 @@ def test_serve_can_be_stopped_when_nobody_reads_its_log(home: Path) -> None:
 def test_values_have_the_type_of_their_input(pair: str, value: Any, tmp_path: Path) -> None:
     name = pair.partition("=")[0]
     assert client.parse_inputs([pair], tmp_path) == {name: value}
+
+
+def test_blank_inputs_are_left_out_where_the_form_may_leave_them_blank(tmp_path: Path) -> None:
+    assert client.parse_inputs(["seed=", "aesthetic_embedding=", "image=", "prompt="], tmp_path) == {"prompt": ""}
+
+
+def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "huge.png").open("wb") as huge:
+        huge.truncate(2**43)
+    with pytest.raises(client.RefusedError, match="up to 100 MiB"):
+        client.parse_inputs(["image=@huge.png"], tmp_path)
+
+
+def test_predict_draws_when_nobody_hears_what_it_says(tmp_path: Path, home: Path) -> None:
+    unheard, log = os.pipe()
+    os.close(unheard)
+    environment = {**os.environ, "AESTHETIC_HOME": str(home)}
+    command = [str(ROOT / "script" / "predict"), *SMALL]
+    assert subprocess.run(command, cwd=tmp_path, env=environment, stderr=log, timeout=60, check=False).returncode == 0
+    os.close(log)
+    assert (tmp_path / "output.0.png").is_file()
+
+
+def test_predict_says_why_its_server_did_not_start(tmp_path: Path, home: Path) -> None:
+    answer = run("predict", tmp_path, home, AESTHETIC_SPEED="warp")
+    assert answer.returncode == 1
+    message = "SettingError: AESTHETIC_SPEED must be one of plain, graph, compile, not 'warp'"
+    assert f"\n{message}\n" in answer.stderr
+    assert "slot" not in answer.stderr  # of which Cog says more than anybody needs
+
+
+def test_a_picture_that_cannot_be_written_says_so(tmp_path: Path, home: Path) -> None:
+    (tmp_path / "output.0.png").mkdir()
+    answer = run("predict", tmp_path, home, *SMALL)
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1].startswith("script/predict: [Errno 21] Is a directory")
 
 
 def test_predict_says_before_it_draws_that_no_picture_can_be_written(

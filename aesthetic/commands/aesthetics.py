@@ -2,10 +2,9 @@
 
 import argparse
 import datetime as dt
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import add_ckpt, require_writable
+from .arguments import add_ckpt, given_path, require_writable
 from .recipe import escaped
 from .sheets import preview
 
@@ -18,8 +17,8 @@ __all__ = ["add_convert", "add_embed", "add_embeddings"]
 def add_embed(parser: argparse.ArgumentParser) -> None:
     """Add the flags of embed, and what they run."""
     parser.set_defaults(run=embed)
-    parser.add_argument("pictures", type=Path, help="a folder, a zip, a tar or one picture")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.safetensors")
+    parser.add_argument("pictures", type=given_path, help="a folder, a zip, a tar or one picture")
+    parser.add_argument("-o", "--output", type=given_path, required=True, metavar="NAME.safetensors")
     add_ckpt(parser)
 
 
@@ -46,8 +45,8 @@ def embed(options: argparse.Namespace) -> None:
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """Add the flags of convert, and what they run."""
     parser.set_defaults(run=convert)
-    parser.add_argument("aesthetic", type=Path, metavar="FILE", help=".pt or .safetensors")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="NAME", help=".pt or .safetensors")
+    parser.add_argument("aesthetic", type=given_path, metavar="FILE", help=".pt or .safetensors")
+    parser.add_argument("-o", "--output", type=given_path, required=True, metavar="NAME", help=".pt or .safetensors")
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -67,7 +66,7 @@ def convert(options: argparse.Namespace) -> None:
 def add_embeddings(parser: argparse.ArgumentParser) -> None:
     """Add the flags of embeddings, and what they run."""
     parser.set_defaults(run=embeddings)
-    parser.add_argument("--preview", type=Path, metavar="NAME.png", help="draw a sheet of what each of them does")
+    parser.add_argument("--preview", type=given_path, metavar="NAME.png", help="draw a sheet of what each of them does")
     parser.add_argument("--num_inference_steps", type=int, default=20, metavar="STEPS", help="of the sheet (20)")
     add_ckpt(parser)
 

@@ -16,6 +16,7 @@ __all__ = [
     "aesthetic_input",
     "check_drawing",
     "drawing_inputs",
+    "given_path",
     "prompts_in",
     "require_writable",
 ]
@@ -40,10 +41,10 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     flag("--negative_prompt", default="", help="what to keep out")
     flag("--long_prompt", action="store_true", help="read all of a prompt, and weights in it as (red:1.3)")
     flag("--ddim_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
-    flag("--image", type=Path, metavar="FILE", help="a picture to start from, fitted into W × H")
-    flag("--mask", type=Path, metavar="FILE", help="what of it to redraw: white")
+    flag("--image", type=given_path, metavar="FILE", help="a picture to start from, fitted into W × H")
+    flag("--mask", type=given_path, metavar="FILE", help="what of it to redraw: white")
     flag("--prompt_strength", type=float, default=DEFAULTS["prompt_strength"], help="how much of it to redraw")
-    flag("--lora", type=Path, metavar="FILE", help="a LoRA to draw with, in .safetensors")
+    flag("--lora", type=given_path, metavar="FILE", help="a LoRA to draw with, in .safetensors")
     flag("--lora_scale", type=float, default=DEFAULTS["lora_scale"], help="how much of it, 0 to 2")
     flag("--H", type=int, default=DEFAULTS["height"], help="height in pixels")
     flag("--W", type=int, default=DEFAULTS["width"], help="width in pixels")
@@ -74,8 +75,8 @@ def drawing_inputs(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def aesthetic_input(path_or_name: str | None) -> dict[str, Any]:
-    """A path if it looks like one (a folder in it, a suffix after it), else a name. Blank is none."""
-    if not path_or_name:
+    """A path if it looks like one (a folder in it, a suffix after it), else a name."""
+    if path_or_name is None:
         return {}
     path = Path(path_or_name)
     is_path = path.suffix in (".pt", ".safetensors") or len(path.parts) > 1
@@ -101,6 +102,13 @@ def check_drawing(request: Request, model: str | None) -> None:
         registry = Registry(home / "embeddings")
         for name in names:
             registry.read(name, space)
+
+
+def given_path(text: str) -> Path:
+    """A path on the command line, where a blank one, as of a variable that isn't set, is not the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be blank")
+    return Path(text)
 
 
 def prompts_in(flag: str, path: Path, comment: str | None = None) -> list[str]:

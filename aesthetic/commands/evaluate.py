@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import RequestError
 from ..request import SCHEDULERS
-from .arguments import DEFAULTS, add_ckpt, aesthetic_input, prompts_in
+from .arguments import DEFAULTS, add_ckpt, aesthetic_input, given_path, prompts_in
 
 __all__ = ["PROMPTS", "add"]
 
@@ -32,7 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag(
         "--prompts",
-        type=Path,
+        type=given_path,
         default=PROMPTS,
         metavar="FILE",
         help="one a line; those that begin with # are passed over",
@@ -41,7 +41,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     flag("--steps", nargs="+", type=int, default=[0, 1, 2, 3, 5, 10, 20], help="towards the aesthetic; 0 and others")
     flag("--seeds", type=int, default=4, help="pictures of each, 1 to 8")
     flag("--seed", type=int, default=42, help="of the first picture; each takes the one after it")
-    flag("--outdir", type=Path, default=Path("outputs/evaluation"), help="where to write, and to go on if stopped")
+    flag(
+        "--outdir", type=given_path, default=Path("outputs/evaluation"), help="where to write, and to go on if stopped"
+    )
     flag("--width", type=int, default=DEFAULTS["width"], help="pixels")
     flag("--height", type=int, default=DEFAULTS["height"], help="pixels")
     flag("--num_inference_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")

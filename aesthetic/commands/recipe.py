@@ -3,11 +3,10 @@
 import argparse
 import shlex
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..request import Request
-from .arguments import DEFAULTS
+from .arguments import DEFAULTS, given_path
 from .txt2img import STEERING, WRITING
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ __all__ = ["add", "escaped"]
 def add(parser: argparse.ArgumentParser) -> None:
     """Add what recipe takes, and what it runs."""
     parser.set_defaults(run=recipe)
-    parser.add_argument("picture", type=Path, help="a PNG, WebP or JPEG that was drawn here")
+    parser.add_argument("picture", type=given_path, help="a PNG, WebP or JPEG that was drawn here")
 
 
 def recipe(options: argparse.Namespace) -> None:

@@ -9,7 +9,15 @@ from tqdm import tqdm
 
 from ..errors import DrawingError, RequestError
 from ..request import SCHEDULERS, Request
-from .arguments import DEFAULTS, add_drawing, aesthetic_input, check_drawing, drawing_inputs, require_writable
+from .arguments import (
+    DEFAULTS,
+    add_drawing,
+    aesthetic_input,
+    check_drawing,
+    drawing_inputs,
+    given_path,
+    require_writable,
+)
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -29,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     flag("--aesthetics", nargs="+", required=True, metavar="PATH_OR_NAME", help="a row each")
     flag("--steps", nargs="+", type=int, default=[0, 2, 5, 10, 20], help="towards the aesthetic, a column each")
     flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
-    flag("-o", "--output", type=Path, default=Path("sweep.png"), metavar="NAME.png", help="where to write")
+    flag("-o", "--output", type=given_path, default=Path("sweep.png"), metavar="NAME.png", help="where to write")
 
 
 def sweep(options: argparse.Namespace) -> None:

@@ -2,12 +2,11 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
 from ..request import SCHEDULERS, Request
-from .arguments import DEFAULTS, add_ckpt, require_writable
+from .arguments import DEFAULTS, add_ckpt, given_path, require_writable
 
 if TYPE_CHECKING:
     from ..pipeline import Model
@@ -26,7 +25,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     flag("--aesthetic_steps", type=int, default=DEFAULTS["aesthetic_steps"], help="steps towards the aesthetic")
     flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
     flag("--repeats", type=int, default=5, help="of everything, after a first time that doesn't count")
-    flag("--json", type=Path, metavar="NAME.json", help="write all that was measured, for machines")
+    flag("--json", type=given_path, metavar="NAME.json", help="write all that was measured, for machines")
     _add_shapes(parser)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import DrawingError, RequestError
 from ..request import FORMATS, SCHEDULERS, Request
-from .arguments import DEFAULTS, add_drawing, aesthetic_input, check_drawing, drawing_inputs, prompts_in
+from .arguments import DEFAULTS, add_drawing, aesthetic_input, check_drawing, drawing_inputs, given_path, prompts_in
 
 __all__ = ["STEERING", "WRITING", "add"]
 
@@ -31,8 +31,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags of txt2img, and what they run."""
     parser.set_defaults(run=txt2img)
     flag = parser.add_argument
-    flag("--from-file", type=Path, metavar="FILE", help="draw each line of this file instead, once in each iteration")
-    flag("--outdir", type=Path, default=Path("outputs/txt2img-samples"), help="where to write")
+    flag(
+        "--from-file",
+        type=given_path,
+        metavar="FILE",
+        help="draw each line of this file instead, once in each iteration",
+    )
+    flag("--outdir", type=given_path, default=Path("outputs/txt2img-samples"), help="where to write")
     flag("--skip_grid", action="store_true", help="write no grid")
     flag("--skip_save", action="store_true", help="write no single pictures")
     flag("--plms", action="store_true", help="sample with PLMS (the scheduler PNDM) instead of DDIM")
@@ -110,7 +115,7 @@ def _requests(options: argparse.Namespace) -> Iterator[Request]:
         for prompt in _prompts(options):
             yield Request(
                 prompt=prompt,
-                **aesthetic_input(options.aesthetic_embedding),
+                **aesthetic_input(options.aesthetic_embedding or None),
                 aesthetic_steps=options.aesthetic_steps,
                 num_outputs=count,
                 scheduler=scheduler,
