@@ -4,6 +4,7 @@ import argparse
 import base64
 import json
 import mimetypes
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     signals = Signals(*ENDING)
+    if sys.stderr is None:  # it was closed
+        _fall_silent()
     try:
         inputs = parse_inputs(options.inputs, options.folder)
         _require_writable(options.folder)
@@ -194,7 +197,7 @@ class Log:
     def _show(self, message: str) -> None:
         """Show a line of the model's log. A progress bar draws over itself, or without a terminal comes once."""
         ended, self._bar = self._bar, message if "%|" in message else ""
-        if sys.stderr is not None and sys.stderr.isatty():
+        if sys.stderr.isatty():
             start = "\r" if self._bar else "\n" if ended else ""
             _tell(f"{start}{message}", end="" if self._bar else "\n")
         elif not self._bar:
@@ -203,10 +206,15 @@ class Log:
 
 
 def _tell(text: str, end: str = "\n") -> None:
-    """Write to stderr, if it is there: what the server says must be read on, or it waits."""
-    if sys.stderr is not None:
-        with suppress(OSError):
-            print(text, end=end, file=sys.stderr, flush=True)
+    """Write to stderr as long as somebody hears it: what the server says must be read on, or it waits."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        _fall_silent()
+
+
+def _fall_silent() -> None:
+    sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  Python, too, writes there at its end
 
 
 def _value(name: str, text: str, kind: dict[str, Any], folder: Path) -> Any:
