@@ -43,8 +43,9 @@ class Redrawing(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
         return latents
 
     def keep(self, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put back what is not redrawn, as noisy as the step after this one will take it."""
-        assert self.start.mask is not None
+        """Put back what is not redrawn, as noisy as the step after this one will take it. Without a mask, nothing."""
+        if self.start.mask is None:
+            return {}
         later = self.scheduler.timesteps[len(self.scheduler.timesteps) - self.num_timesteps + step + 1 :]
         kept = self._noisy(later[:1]) if len(later) else self.start.latents
         return {"latents": (1 - self.start.mask) * kept + self.start.mask * tensors["latents"]}

@@ -124,8 +124,7 @@ def _denoise(
 def _after_step(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What diffusers calls after each step: it goes on with what this gives."""
     check()
-    is_masked = isinstance(pipeline, redraw.Redrawing) and pipeline.start.mask is not None
-    return pipeline.keep(step, timestep, tensors) if is_masked else {}
+    return pipeline.keep(step, timestep, tensors) if isinstance(pipeline, redraw.Redrawing) else {}
 
 
 def starting_noise(model: Model, request: Request, sources: Sequence[torch.Generator]) -> Tensor:
