@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import schedulers
 from .canvas import HALF, Canvas
 from .pipeline import Model
 
@@ -30,15 +31,21 @@ class Start:
 
 
 class Redrawing(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
-    """diffusers' own, but that it is given the picture's latents and the noise, the same on every device."""
+    """diffusers' own, but that it is given the image's latents, the noise, the same on every device, and the steps."""
 
-    def begin(self, start: Start, noise: Tensor, strength: float) -> dict[str, Any]:
-        """Arguments of the call. noise: [pictures, channels, height / f, width / f]; strength: 0..1."""
-        self.start, self.noise, self.from_noise = start, noise, strength == 1
-        return {"image": start.canvas.image, "strength": strength}
+    def begin(self, start: Start, noise: Tensor, steps: int) -> dict[str, Any]:
+        """Arguments of the call. noise: [images, channels, height / f, width / f]; steps: to take, 1 or more."""
+        self.start, self.noise, self.steps = start, noise, steps
+        return {"image": start.canvas.image}
+
+    def get_timesteps(self, num_inference_steps: int, *_: object) -> tuple[Tensor, int]:
+        """The timesteps of the last steps, and how many steps these are."""
+        self.from_noise = self.steps == num_inference_steps
+        self.timesteps = schedulers.skip_to_last(self.scheduler, self.steps)
+        return self.timesteps, self.steps
 
     def prepare_latents(self, image: object, timestep: Tensor, *_: object) -> Tensor:
-        """Where to start: at full strength, where the words alone would."""
+        """Where to start: with all steps to take, where the words alone would."""
         latents: Tensor = self.noise * self.scheduler.init_noise_sigma if self.from_noise else self._noisy(timestep)
         return latents
 
@@ -46,7 +53,7 @@ class Redrawing(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
         """Put back what is not redrawn, as noisy as the step after this one will take it. Without a mask, nothing."""
         if self.start.mask is None:
             return {}
-        later = self.scheduler.timesteps[len(self.scheduler.timesteps) - self.num_timesteps + step + 1 :]
+        later = self.timesteps[step + 1 :]
         kept = self._noisy(later[:1]) if len(later) else self.start.latents
         return {"latents": (1 - self.start.mask) * kept + self.start.mask * tensors["latents"]}
 

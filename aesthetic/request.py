@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, Self
@@ -23,16 +24,17 @@ __all__ = ["FORMATS", "MAX_AREA", "MAX_SEED", "SCHEDULERS", "SIZES", "Request"]
 SIZES = tuple(range(128, 1025, 64))  # pixels; Stable Diffusion's UNet halves latents of 1/8 three times
 MAX_AREA = 1024 * 768  # pixels
 MAX_SEED = 2**32 - 1
-SCHEDULERS = (
-    "PNDM",
-    "DDIM",
-    "DPMSolverMultistep",
-    "K_EULER",
-    "K_EULER_ANCESTRAL",
-    "KLMS",
-    "HeunDiscrete",
-    "KarrasDPM",
-)
+# Each sampler with the fewest steps that it can begin where the noise is, and end without noise, in.
+SCHEDULERS = {
+    "PNDM": 3,
+    "DDIM": 2,
+    "DPMSolverMultistep": 1,
+    "K_EULER": 2,
+    "K_EULER_ANCESTRAL": 2,
+    "KLMS": 2,
+    "HeunDiscrete": 5,
+    "KarrasDPM": 1,
+}
 FORMATS = ("png", "webp", "jpg")
 RENAMED = {"n_samples": "num_outputs", "scale": "guidance_scale", "ddim_steps": "num_inference_steps"}
 
@@ -125,6 +127,14 @@ class Request:
         """Whether nothing but the plain model is asked for, so that no aesthetic is needed."""
         return (self.sweep or (self.aesthetic_steps,))[-1] == 0
 
+    @property
+    def redrawn_steps(self) -> int:
+        """How many of the denoising steps redraw the image: the whole steps in the exact product.
+
+        diffusers takes those of the floating-point product, in which 0.58 of 50 is less than 29.
+        """
+        return int(Fraction(str(self.prompt_strength)) * self.num_inference_steps)
+
     def _check_together(self) -> None:
         if self.width * self.height > MAX_AREA:
             raise RequestError(
@@ -133,15 +143,16 @@ class Request:
             )
         if self.mask is not None and self.image is None:
             raise RequestError("mask says what of an image to redraw: give the image, too")
-        if self.image is not None and int(self.num_inference_steps * self.prompt_strength) < 1:  # as diffusers counts
+        fewest = SCHEDULERS[self.scheduler]
+        if self.num_inference_steps < fewest:
+            raise RequestError(
+                f"num_inference_steps must be {fewest} or more for scheduler {self.scheduler}, which leaves noise in "
+                f"the image after {self.num_inference_steps}; DPMSolverMultistep and KarrasDPM take 1 or more"
+            )
+        if self.image is not None and self.redrawn_steps < 1:
             raise RequestError(
                 f"prompt_strength {self.prompt_strength} of {self.num_inference_steps} num_inference_steps is less "
                 "than one step, which redraws nothing: raise either"
-            )
-        if self.image is not None and self.prompt_strength < 1 and self.scheduler == "KLMS":
-            # diffusers weighs its first step there as if three had come before it: it draws something else.
-            raise RequestError(
-                "scheduler KLMS can't begin in the middle, as an image asks below prompt_strength 1: choose another"
             )
         sources = [name for name in _SOURCES if getattr(self, name) is not None]
         if len(sources) > 1:

@@ -101,7 +101,7 @@ def _denoise(
     pipeline: Any
     if start is not None:
         pipeline = redraw.Redrawing(**components, requires_safety_checker=False)
-        given = pipeline.begin(start, noise, request.prompt_strength)
+        given = pipeline.begin(start, noise, request.redrawn_steps)
     else:
         pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
         given = {"latents": noise, "width": request.width, "height": request.height}

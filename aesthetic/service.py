@@ -109,7 +109,7 @@ class Service:
         """
         if self._faster is None:
             return
-        once = replace(request.seeded(), scheduler="DDIM", num_inference_steps=1, aesthetic_steps=1)
+        once = replace(request.seeded(), scheduler="DPMSolverMultistep", num_inference_steps=1, aesthetic_steps=1)
         _, [stop] = condition(self.drawn, self.personalise, once, embedding.unit(torch.ones(1, self.model.dim)))
         for _ in self._draw_stop(once, None, stop, {}):
             pass

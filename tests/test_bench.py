@@ -43,7 +43,7 @@ def test_a_way_that_does_not_repeat_itself_is_named(service: Service, monkeypatc
     seeds = iter(range(100))
     predict = Service.predict
     monkeypatch.setattr(Service, "predict", lambda self, one, to: predict(self, replace(one, seed=next(seeds)), to))
-    request = Request(width=128, height=128, num_inference_steps=1, aesthetic_steps=0, seed=7, scheduler="DDIM")
+    request = Request(width=128, height=128, num_inference_steps=2, aesthetic_steps=0, seed=7, scheduler="DDIM")
     case = bench.compare(service.model, {OURS: service}, request, RATES, repeats=2)
     assert case.repeatable == {PLAIN: True, OURS: False}
     assert f"the same files in every repeat: {PLAIN} yes, {OURS} NO" in bench.table(case)
@@ -74,7 +74,7 @@ def test_the_table_has_medians_and_ratios(case: Case) -> None:
 
 
 def test_the_command_measures_a_model_that_is_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--sizes", "128x128", "--outputs", "1", "2", "--steps", "2", "--aesthetic_steps", "1", "--repeats", "1"]
+    small = ["--sizes", "128x128", "--outputs", "1", "2", "--steps", "3", "--aesthetic_steps", "1", "--repeats", "1"]
     assert main(["bench", "--random", "tiny", *small, "--json", str(tmp_path / "bench.json")]) == 0
     measured = json.loads((tmp_path / "bench.json").read_text())
     assert measured["facts"]["model"] == "random weights, tiny"

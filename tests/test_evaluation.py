@@ -28,7 +28,7 @@ from aesthetic.results import Row, read_rows
 from aesthetic.service import Service
 from tests import second, snapshot
 
-SMALL = ["--width=128", "--height=128", "--num_inference_steps=1", "--scheduler=DDIM", "--aesthetic_lr=0.01"]
+SMALL = ["--width=128", "--height=128", "--num_inference_steps=2", "--scheduler=DDIM", "--aesthetic_lr=0.01"]
 FEW = ["--prompts=prompts.txt", "--aesthetics", "fantasy", "gloomcore", "--steps", "0", "1", "3", "--seeds=2"]
 ARGUMENTS = ["evaluate", *FEW, *SMALL]
 

@@ -21,7 +21,7 @@ from tests import lora, snapshot
 from tests.snapshot import MODEL
 from tests.test_images import encoded
 
-SMALL = ["--W=128", "--H=128", "--ddim_steps=2", "--aesthetic_steps=2"]
+SMALL = ["--W=128", "--H=128", "--ddim_steps=3", "--aesthetic_steps=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_flags_reach_the_request(tmp_path: Path) -> None:
         aesthetic_embedding="fantasy",
         width=128,
         height=128,
-        num_inference_steps=2,
+        num_inference_steps=3,
         aesthetic_steps=2,
         seed=42,
     )
@@ -336,7 +336,7 @@ def test_a_prompt_that_gives_nothing_does_not_stop_the_others(
 
 
 def test_a_sweep_is_a_sheet_of_aesthetics_and_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--W=128", "--H=128", "--ddim_steps=1", "--aesthetic_lr=0.01"]
+    small = ["--W=128", "--H=128", "--ddim_steps=3", "--aesthetic_lr=0.01"]
     assert main(["sweep", "--aesthetics", "fantasy", "gloomcore", "--steps", "0", "3", "-o", "all.png", *small]) == 0
     assert capsys.readouterr().out == "all.png\n"
     with Image.open(tmp_path / "all.png") as sheet:
@@ -355,7 +355,7 @@ def test_a_row_of_a_sweep_that_gives_nothing_does_not_cost_the_others(
 ) -> None:
     answers = iter([True, True, False, False])
     monkeypatch.setattr(sample, "is_unsafe", lambda *_: next(answers))
-    small = ["--W=128", "--H=128", "--ddim_steps=1", "--steps", "0", "1"]
+    small = ["--W=128", "--H=128", "--ddim_steps=3", "--steps", "0", "1"]
     assert main(["sweep", "--aesthetics", "fantasy", "gloomcore", *small]) == 0
     assert (tmp_path / "sweep.png").is_file()
     assert "the safety checker kept every picture back" in caplog.text

@@ -44,7 +44,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=50)
     prompt=TEXT,
     negative_prompt=TEXT,
     seed=st.integers(0, MAX_SEED),
-    scheduler=st.sampled_from(SCHEDULERS),
+    scheduler=st.sampled_from(list(SCHEDULERS)),
     output_format=st.sampled_from(FORMATS),
 )
 def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, **inputs: Any) -> None:
@@ -123,7 +123,7 @@ def test_values_with_commas_are_quoted(tmp_path: Path) -> None:
 
 
 def test_every_scheduler_has_the_name_that_it_has_there() -> None:
-    assert tuple(output.SAMPLERS) == SCHEDULERS
+    assert tuple(output.SAMPLERS) == tuple(SCHEDULERS)
     names = "PLMS", "DDIM", "DPM++ 2M", "Euler", "Euler a", "LMS", "Heun", "DPM++ 2M Karras"
     assert tuple(output.SAMPLERS.values()) == names
 

@@ -40,6 +40,8 @@ def test_defaults_are_a_request() -> None:
         ({"num_inference_steps": 501}, "num_inference_steps must be 1 to 500, not 501"),
         ({"guidance_scale": 0.5}, "guidance_scale must be 1.0 to 30.0, not 0.5"),
         ({"scheduler": "Euler"}, "scheduler must be one of PNDM, DDIM,"),
+        ({"num_inference_steps": 2}, "num_inference_steps must be 3 or more for scheduler PNDM"),
+        ({"num_inference_steps": 4, "scheduler": "HeunDiscrete"}, "num_inference_steps must be 5 or more"),
         ({"seed": -1}, "seed must be 0 to 4294967295, not -1"),
         ({"seed": 2**32}, "seed must be 0 to 4294967295, not 4294967296"),
         ({"seed": MAX_SEED, "num_outputs": 2}, "seed must be at most 4294967294 for 2 pictures"),
@@ -108,7 +110,7 @@ def test_a_drawn_seed_leaves_room_for_all_pictures(monkeypatch: pytest.MonkeyPat
 
 
 def test_schedulers_are_those_of_the_table() -> None:
-    assert tuple(schedulers.TABLE) == SCHEDULERS
+    assert tuple(schedulers.TABLE) == tuple(SCHEDULERS)
 
 
 def test_is_frozen() -> None:

@@ -18,7 +18,7 @@ from tests.snapshot import ROOT
 from tests.test_images import encoded
 from tests.test_server import wait_until_idle
 
-SMALL = ["-i", "width=128", "-i", "height=128", "-i", "num_inference_steps=2"]
+SMALL = ["-i", "width=128", "-i", "height=128", "-i", "num_inference_steps=3"]
 
 
 def run(command: str, folder: Path, home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
