@@ -9,6 +9,8 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 
 from . import gradient, pipeline
@@ -35,7 +37,8 @@ def prompt_embeds(
     pipe:       any pipeline of diffusers with a CLIP text encoder and its tokenizer, as all of the Stable Diffusion
                 1.x family have.
     aesthetic:  [1, dim], as `embedding.read(path).vector` gives it.
-    steps, lr:  as in `gradient.ascend`; 0 steps give what the pipeline makes of the words itself.
+    steps, lr:  as in `gradient.ascend`; 0 steps give what the pipeline makes of the words itself, and so does an empty
+                prompt.
     projection: CLIP's text projection [dim, hidden]; None takes that of the CLIP which script/download-weights fetches.
     long_prompt: read all of both prompts, in chunks, and weights in them as (red:1.3), as `prompt.read` does; else they
                 are cut to one chunk.
@@ -49,7 +52,7 @@ def prompt_embeds(
     """
     if steps < 0 or not lr >= 0:
         raise ValueError(f"steps and lr must be 0 or more, not {steps} and {lr}")
-    device = pipe.text_encoder.device
+    device = pipe._execution_device  # where an offloaded text encoder, too, does its work
     tokens, negative, empty = (
         # Textual inversions of several vectors become as many words.
         words.read(pipe.tokenizer, pipe.maybe_convert_prompt(text, pipe.tokenizer), device, long=long_prompt)
@@ -57,14 +60,14 @@ def prompt_embeds(
     )
     plain = words.encode(pipe.text_encoder, tokens, negative, empty)
     positive = plain.positive
-    if steps > 0:
+    if steps > 0 and not torch.equal(tokens.input_ids, empty.input_ids):
         weight = pipeline.read_projection() if projection is None else projection
-        encoder = _Encoder(pipe.text_encoder, weight.to(device), aesthetic)
+        encoder = _Encoder(pipe.text_encoder, weight, aesthetic).to(device)
         target = unit(aesthetic).to(device)
         *_, last = gradient.ascend(encoder, tokens.input_ids, target, steps=steps, lr=lr)
         positive = plain.joined(last.conditioning, tokens).to(positive.dtype)
         if not positive.isfinite().all():
-            raise DrawingError(f"the personalisation diverged: lower lr ({lr}) or steps ({steps})")
+            raise DrawingError(f"the personalization diverged: lower lr ({lr}) or steps ({steps})")
     return {"prompt_embeds": positive, "negative_prompt_embeds": plain.negative}
 
 
@@ -79,7 +82,10 @@ class _Encoder(nn.Module):
                 f"the text encoder is {text_encoder.config.hidden_size} wide, the projection is {dim} × {hidden} "
                 f"and the aesthetic {list(aesthetic.shape)}: they don't belong together"
             )
-        self.text_model = copy.deepcopy(text_encoder).float().requires_grad_(True)
+        # Of an offloaded text encoder the weights come back once accelerate's hooks are gone: from the copy only.
+        self.text_model = (
+            remove_hook_from_module(copy.deepcopy(text_encoder), recurse=True).float().requires_grad_(True)
+        )
         self.register_buffer("projection", projection.float())
 
     def forward(self, input_ids: Tensor) -> SimpleNamespace:

@@ -7,6 +7,7 @@ many steps ends with. A long prompt is personalised as a batch of chunks: what r
 import logging
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -29,8 +30,8 @@ class Stop:
 
     steps:      towards the aesthetic.
     similarity: -1..1, cosine of the prompt and the aesthetic there, the mean over the prompt's chunks; None if there is
-                no aesthetic.
-    drift:      0 or more, how far the conditioning is from the prompt's own, relative to its length.
+                no aesthetic or no prompt.
+    drift:      0 or more, how far the conditioning of the prompt's chunks is from their own, relative to its length.
     """
 
     steps: int
@@ -46,7 +47,8 @@ def condition(
 
     target: [1, D] fp32, unit norm; None for the plain model, whose way ends where it starts.
 
-    Raises DrawingError if the personalisation diverges.
+    An empty prompt stays where it starts, too, as in the original code. A sweep whose personalization diverges has the
+    stops before that. Raises DrawingError if there is none.
     """
     tokens, negative, empty = (
         prompt.tokenize(model, text, long=request.long_prompt) for text in (request.prompt, request.negative_prompt, "")
@@ -56,11 +58,14 @@ def condition(
     if (tokens.lost or negative.lost) and not request.long_prompt:
         log.warning("With long_prompt, more of it is read")
     plain = prompt.encode(model.pipeline.text_encoder, tokens, negative, empty)
-    if target is None:
+    is_empty = torch.equal(tokens.input_ids, empty.input_ids)
+    if is_empty and target is not None:
+        log.warning("The prompt is empty, so there is nothing to personalize")
+    if is_empty or target is None:
         start = Stop(steps=0, conditioning=plain, similarity=None, drift=0.0)
         return start, [start]
     wanted = request.sweep or (request.aesthetic_steps,)
-    stops = []
+    stops: list[Stop] = []
     with tqdm(total=wanted[-1], desc="Personalising") as bar:
         for step in personalise(tokens.input_ids, target.to(model.device), steps=wanted[-1], lr=request.aesthetic_lr):
             check()
@@ -70,7 +75,13 @@ def condition(
                 bar.update()
             is_enough = step.index > 0 and _has_risen(first, step, request.aesthetic_until)
             if step.index in wanted or is_enough:
-                stops.append(_stop(request, plain, tokens, step) if step.index else start)
+                try:
+                    stops.append(_stop(request, plain, tokens, step) if step.index else start)
+                except DrawingError as error:
+                    if not stops:
+                        raise
+                    log.warning("The sweep ends at %d steps: %s", stops[-1].steps, error)
+                    break
             if is_enough:
                 break
     return start, stops
@@ -92,14 +103,15 @@ def _stop(request: Request, plain: Conditioning, tokens: Tokens, step: Step) -> 
         return Stop(steps=0, conditioning=plain, similarity=step.similarity.mean().item(), drift=0.0)
     if not step.conditioning.to(own.dtype).isfinite().all():
         raise DrawingError(
-            f"the personalisation diverged: lower aesthetic_lr ({request.aesthetic_lr}) "
-            f"or aesthetic_steps ({step.index})" + (f" or lora_scale ({request.lora_scale})" if request.lora else "")
+            f"the personalization diverged by step {step.index}: lower aesthetic_lr ({request.aesthetic_lr}) or the "
+            "number of steps" + (f" or lora_scale ({request.lora_scale})" if request.lora else "")
         )
     personalised = plain.joined(step.conditioning, tokens)
+    length = tokens.input_ids.numel()  # a longer negative prompt pads the prompt's chunks with empty ones
     moved = steering.blend(own.float(), personalised, request.aesthetic_weight, spherical=request.aesthetic_slerp)
     return Stop(
         steps=step.index,
         conditioning=replace(plain, positive=moved.to(own.dtype)),
         similarity=step.similarity.mean().item(),
-        drift=((moved - own).norm() / own.float().norm()).item(),
+        drift=((moved - own)[:, :length].norm() / own[:, :length].float().norm()).item(),
     )

@@ -42,7 +42,8 @@ class Gaussian:
     def end(self, latents: Tensor, timestep: float | Tensor) -> Tensor:
         """Where the probability flow takes latents at a timestep."""
         a, b = self.levels(timestep)
-        return MEAN + self._std * (latents.double() - a * MEAN) / ((a * self._std) ** 2 + b**2) ** 0.5
+        end: Tensor = MEAN + self._std * (latents.double() - a * MEAN) / ((a * self._std) ** 2 + b**2) ** 0.5
+        return end
 
 
 class IdealUnet(nn.Module):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import diffusers
 import pytest
 import torch
@@ -116,10 +117,34 @@ def test_long_prompts_are_the_services(
     draw(text_to_image, **embeds, width=128, height=128)
 
 
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_prompt_is_left_alone(
+    text_to_image: Any, service: Service, options: dict[str, Any], text: str
+) -> None:
+    target = service.registry.read("sac_8plus").vector
+    embeds = prompt_embeds(text_to_image, text, target, **options)
+    assert torch.equal(embeds["prompt_embeds"], embeds["negative_prompt_embeds"])
+
+
+def test_an_offloaded_text_encoder_is_personalised(home: Path, service: Service, options: dict[str, Any]) -> None:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
+    target = service.registry.read("sac_8plus").vector
+    expected = prompt_embeds(pipe, "the cat", target, steps=3, **options)
+    # What enable_sequential_cpu_offload does, which itself wants a GPU; test_gpu.py has that.
+    for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+        accelerate.cpu_offload(part, torch.device("cpu"))
+    assert pipe.text_encoder.device.type == "meta"
+    for _ in range(2):
+        found = prompt_embeds(pipe, "the cat", target, steps=3, **options)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert pipe.text_encoder.device.type == "meta"
+    assert draw(pipe, **found, width=128, height=128)
+
+
 def test_what_does_not_fit_is_refused(text_to_image: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"32 wide, the projection is 24 × 32 and the aesthetic \[1, 768\]"):
         prompt_embeds(text_to_image, "the cat", torch.ones(1, 768), steps=1, **options)
     with pytest.raises(ValueError, match="steps and lr must be 0 or more, not -1"):
         prompt_embeds(text_to_image, "the cat", torch.ones(1, 24), steps=-1)
-    with pytest.raises(DrawingError, match="the personalisation diverged"):
+    with pytest.raises(DrawingError, match="the personalization diverged"):
         prompt_embeds(text_to_image, "the cat", torch.ones(1, 24), steps=1, **(options | {"lr": float("inf")}))

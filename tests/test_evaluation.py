@@ -323,7 +323,7 @@ def test_a_personalisation_that_diverges_costs_its_own_rows_only(
 
     monkeypatch.setattr(Personaliser, "__call__", diverging)
     assert main([*ARGUMENTS, "--outdir=out"]) == 0
-    assert "000-fantasy: the personalisation diverged" in caplog.text
+    assert "000-fantasy: the personalization diverged" in caplog.text
     lost = {(row.prompt, row.aesthetic) for row in read_rows(Path("out/results.csv")) if not row.picture}
     assert lost == {("the cat", "fantasy")}
 

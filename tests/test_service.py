@@ -266,7 +266,7 @@ def test_a_personalisation_that_diverges_says_so(
             yield replace(step, conditioning=step.conditioning * float("nan"))
 
     monkeypatch.setattr(service, "personalise", diverging)
-    with pytest.raises(DrawingError, match=r"diverged: lower aesthetic_lr \(0\.0001\) or aesthetic_steps \(3\)"):
+    with pytest.raises(DrawingError, match=r"diverged by step 3: lower aesthetic_lr \(0\.0001\) or"):
         service.draw(quick)
 
 

@@ -1,6 +1,6 @@
 """Ways to steer, through the service."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aesthetic import prompt, sample, targets
-from aesthetic.errors import AestheticError, RequestError
+from aesthetic.errors import AestheticError, DrawingError, RequestError
+from aesthetic.gradient import Step
 from aesthetic.output import read_recipe
 from aesthetic.pipeline import Model
 from aesthetic.request import SCHEDULERS, Request
@@ -42,6 +43,38 @@ def test_a_sweep_is_its_stops_alone(service: Service, strong: Request, tmp_path:
     assert read_recipe(paths[2]).rebuild().aesthetic_steps == 3
     with Image.open(paths[4]) as sheet:
         assert sheet.width > 4 * 256 > sheet.height > 256
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_prompt_is_left_alone(service: Service, strong: Request, empty: str) -> None:
+    for long in (False, True):
+        request = replace(strong, prompt=empty, long_prompt=long, negative_prompt="the dog")
+        drawing = service.draw(request)
+        assert pixels(drawing) == pixels(service.draw(replace(request, aesthetic_steps=0)))
+        assert (drawing.similarity, drawing.steps, drawing.drift) == (None, 0, 0)
+        [(_, recipe)] = drawing.pictures
+        assert recipe.aesthetic == {}
+        assert pixels(service.draw(recipe.rebuild())) == pixels(drawing)
+        assert pixels(service.draw(replace(request, aesthetic_sweep="1,3"))) == pixels(drawing)
+
+
+def test_the_stops_of_a_sweep_before_it_diverges_are_drawn(
+    service: Service, strong: Request, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    expected = service.draw(replace(strong, aesthetic_sweep="0,1"))
+    steps = service.personalise
+
+    def diverging(*inputs: Any, **options: Any) -> Iterator[Step]:
+        for step in steps(*inputs, **options):
+            yield replace(step, conditioning=step.conditioning * (torch.nan if step.index > 1 else 1))
+
+    monkeypatch.setattr(service, "personalise", diverging)
+    paths, drawing = service.predict(replace(strong, aesthetic_sweep="0,1,3,5"), tmp_path)
+    assert pixels(drawing) == pixels(expected)
+    assert (len(paths), drawing.steps, drawing.similarity) == (3, 1, expected.similarity)
+    assert "The sweep ends at 1 steps: the personalization diverged by step 3: lower aesthetic_lr (0.01)" in caplog.text
+    with pytest.raises(DrawingError, match="the personalization diverged by step 3"):
+        service.draw(replace(strong, aesthetic_sweep="3,5"))
 
 
 def test_a_weight_of_0_is_the_plain_model_and_1_the_papers(service: Service, strong: Request) -> None:
@@ -210,9 +243,9 @@ def test_the_gradient_comes_from_every_chunk(service: Service, strong: Request) 
 
 
 def test_a_longer_negative_prompt_leaves_the_personalised_one_as_it_is(service: Service, strong: Request) -> None:
-    short, long = (
-        run(service, replace(strong, negative_prompt=text, long_prompt=True))[1].conditioning for text in ("", LONG)
-    )
+    ends = [run(service, replace(strong, negative_prompt=text, long_prompt=True))[1] for text in ("", LONG)]
+    assert ends[0].drift == pytest.approx(ends[1].drift)
+    short, long = (end.conditioning for end in ends)
     assert torch.equal(long.positive[:, :77], short.positive)
     assert torch.equal(long.positive[:, 77:154], long.empty)
     assert long.positive.shape == long.negative.shape
