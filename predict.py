@@ -18,6 +18,7 @@ from cog import BasePredictor, Input, Path
 from aesthetic.cancellation import Predictions, check
 from aesthetic.errors import AestheticError
 from aesthetic.request import Request
+from aesthetic.settings import silence_libraries
 
 if TYPE_CHECKING:
     from aesthetic.service import Drawing
@@ -32,6 +33,7 @@ class Predictor(BasePredictor):
 
     def setup(self) -> None:
         """Load the model, from local files only, and get ready for the form's defaults."""
+        silence_libraries()
         from aesthetic.service import Service  # takes seconds to import; the schema is made without it
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")

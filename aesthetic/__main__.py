@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from .commands import aesthetics, evaluate, recipe, sheets, speed, txt2img
 from .errors import AestheticError
+from .settings import silence_libraries
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "txt2img": (txt2img.add, "draw pictures, with the flags of the original script"),
@@ -24,6 +25,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, or 1 after an error that was the user's to mend."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    silence_libraries()
     options = _parser().parse_args(arguments)
     try:
         options.run(options)

@@ -14,7 +14,8 @@ Only local safetensors files are read.
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,11 @@ __all__ = [
     "Vision",
     "clip_space",
     "default_device",
-    "hush",
     "in_precision",
     "load",
     "load_vision",
     "precision",
+    "quiet_loading",
     "read_projection",
 ]
 
@@ -117,12 +118,30 @@ def clip_space(snapshot: Snapshot) -> tuple[str, int]:
     return space, projection.shape[0]
 
 
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No reports of weights left over (a tower is half of a CLIP), nor a bar for each; then all is as before."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [library.get_verbosity() for library in libraries]
+    has_bar = transformers.utils.logging.is_progress_bar_enabled()
+    for library in libraries:
+        library.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+        if has_bar:
+            transformers.utils.logging.enable_progress_bar()
+
+
+@quiet_loading()
 def load(snapshot: Snapshot, device: torch.device) -> Model:
     """Load a snapshot from the disk: fp16 on a GPU, fp32 on a CPU.
 
     Raises CheckpointError if its text encoder has no projection, or one that doesn't fit, and if weights are missing.
     """
-    hush()
     projection, space = _projection(snapshot)
     if snapshot.file is not None:
         encoder, pipeline = _load_file(snapshot.file, snapshot.folder, projection, device)
@@ -139,9 +158,9 @@ def load(snapshot: Snapshot, device: torch.device) -> Model:
     )
 
 
+@quiet_loading()
 def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
     """The vision tower alone, for making aesthetics without drawing. Raises CheckpointError if there is none."""
-    hush()
     _, space = _projection(snapshot)
     vision = _load_vision(snapshot, space, device)
     if vision is None:
@@ -165,13 +184,6 @@ def read_projection(clip: Path | None = None) -> Tensor:
     with safetensors.safe_open(path, framework="pt") as file:
         projection: Tensor = file.get_tensor(PROJECTION)
     return projection.float()
-
-
-def hush() -> None:
-    """No reports of weights left over, since each tower is half of a CLIP, nor of what service.py says itself."""
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _load_file(file: Path, folder: Path, projection: Tensor, device: torch.device) -> tuple[Any, Any]:

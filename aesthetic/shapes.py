@@ -134,12 +134,12 @@ TINY: dict[str, dict[str, Any]] = {
 SIZES: dict[str, dict[str, dict[str, Any]]] = {"sd15": {}, "tiny": TINY}
 
 
+@pipeline.quiet_loading()
 def build(size: str, device: torch.device) -> Model:
     """A model of one of `SIZES` with random weights, made on `device` in the precisions in which it would be loaded.
 
     Always the same weights, on a device of a kind.
     """
-    pipeline.hush()
     torch.manual_seed(0)
     shapes = {part: config | SIZES[size].get(part, {}) for part, config in SD15.items()}
     dtype = pipeline.precision(device)

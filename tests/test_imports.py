@@ -25,7 +25,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"cancellation", "ldm"},
     {"request"},
     {"notation"},
-    {"errors", "__init__", "commands.__init__"},
+    {"errors", "settings", "__init__", "commands.__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = {

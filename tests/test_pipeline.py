@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from aesthetic import checkpoint, pipeline
 from aesthetic.errors import CheckpointError
 from aesthetic.pipeline import Model
 from tests import snapshot
-from tests.snapshot import CLIP, MODEL
+from tests.snapshot import CLIP, MODEL, ROOT
 
 CPU = torch.device("cpu")
 
@@ -186,3 +188,28 @@ def test_a_snapshot_in_fp32_without_a_variant_loads(weights: Path) -> None:
         file.rename(file.with_name(file.name.replace(".fp16", "")))
     load_again = pipeline.load(checkpoint.locate(str(weights / MODEL), weights), CPU)
     assert load_again.pipeline.unet.dtype == torch.float32
+
+
+HOST = """
+import importlib, os, pkgutil, sys
+from pathlib import Path
+import diffusers, torch, transformers
+
+def state():
+    libraries = diffusers.utils.logging, transformers.utils.logging
+    return dict(os.environ), [(one.get_verbosity(), one.is_progress_bar_enabled()) for one in libraries]
+
+before = state()
+import aesthetic
+for module in pkgutil.walk_packages(aesthetic.__path__, "aesthetic."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from aesthetic import checkpoint, pipeline
+pipeline.load(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
+pipeline.load_vision(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
+assert state() == before, state()
+"""
+
+
+def test_a_host_program_keeps_its_settings(home: Path) -> None:
+    subprocess.run([sys.executable, "-c", HOST, str(home)], check=True, cwd=ROOT)
