@@ -22,10 +22,10 @@ from .errors import EmbeddingError
 
 __all__ = ["Aesthetic", "digest_of", "mean", "read", "require_fit", "save", "unit"]
 
-MAX_BYTES = pickled.MAX_BYTES  # of a file; the widest CLIP in use has 1280 dimensions, 10 kB in fp64
 MAX_DIM = 8192
 KEY = "aesthetic"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FILE = "a .pt or .safetensors file of a few kB was expected"
 EXPECTED = "one tensor [D] or [1, D] of finite floats that are not all zero was expected"
 
 
@@ -65,9 +65,9 @@ def read(path: Path, name: str | None = None, *, label: str | None = None) -> Ae
     finite floats that are not all zero.
     """
     label = label or path.name
-    data = _contents(path, label)
-    is_zip = data.startswith(b"PK\x03\x04")
-    vector, notes = (_read_pt(label, data), {}) if is_zip else _read_safetensors(label, path)
+    data = pickled.contents(path, label, expected=FILE, error=EmbeddingError)
+    is_pt = data.startswith((pickled.ZIP_MAGIC, pickled.LEGACY))
+    vector, notes = (_read_pt(label, data), {}) if is_pt else _read_safetensors(label, path)
     sha256 = hashlib.sha256(data).hexdigest()
     return Aesthetic(
         vector=unit(_checked(label, vector)),
@@ -127,18 +127,6 @@ def require_fit(aesthetic: Aesthetic, *, space: str, dim: int) -> None:
             f"the aesthetic {aesthetic.name} was made in the CLIP space {brief(aesthetic.space)}, "
             f"and the model works in {space}: their directions have nothing to do with one another"
         )
-
-
-def _contents(path: Path, label: str) -> bytes:
-    if not path.is_file():
-        raise EmbeddingError(f"there is no file {path}; a .pt or .safetensors file was expected")
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise EmbeddingError(f"{label} has {path.stat().st_size / 1e6:.1f} MB; an aesthetic has a few kB")
-    if not data:
-        raise EmbeddingError(f"{label} is empty; a .pt or .safetensors file was expected")
-    return data
 
 
 def _read_pt(label: str, data: bytes) -> object:

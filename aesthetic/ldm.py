@@ -24,9 +24,9 @@ NEEDED = {
 CHANNELS = 4  # of the latents; what takes more takes a picture as well
 # What other files can be told by, the surer signs first.
 SIGNS = {
-    "lora_": "a LoRA: give it as the input lora, beside a model",
     "hada_w1": "a LoRA of the LoHa kind",
     "lokr_w1": "a LoRA of the LoKr kind",
+    "lora": "a LoRA: give it as the input lora, beside a model",
     "control_model.": "a ControlNet",
     "conditioner.embedders.": "Stable Diffusion XL",
     "cond_stage_model.model.": "Stable Diffusion 2",

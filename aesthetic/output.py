@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from .errors import PictureError, RequestError
 from .request import Request
@@ -24,8 +24,7 @@ from .request import Request
 __all__ = ["Recipe", "contact_sheet", "encode", "encode_sheet", "grid", "read_recipe", "steps_label", "write"]
 
 KEY = "aesthetic"
-DESCRIPTION, EXIF, COMMENT = 0x010E, 0x8769, 0x9286  # Exif's numbers: of the image, of a section, of the user's comment
-UTF_16 = b"UNICODE\0"  # how such a comment begins
+UTF_16 = b"UNICODE\0"  # how a comment in Exif begins
 PILLOW = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}  # what it calls the formats
 MODEL_FACTS = ("name", "revision", "precision")
 AESTHETIC_FACTS = ("name", "source", "sha256")
@@ -117,10 +116,19 @@ def encode(image: Image.Image, recipe: Recipe) -> bytes:
         texts.add_text("parameters", parameters)
         texts.add_text(KEY, facts)
         return _encode(image, recipe.request, pnginfo=texts)
+    return _encode(image, recipe.request, exif=_exif(parameters, facts))
+
+
+def _exif(parameters: str, facts: str) -> Image.Exif:
+    """Both texts: `facts` as the description of the image, `parameters` as the user's comment."""
     exif = Image.Exif()
-    exif[DESCRIPTION] = facts.encode()
-    exif.get_ifd(EXIF)[COMMENT] = UTF_16 + parameters.encode("utf-16-be")
-    return _encode(image, recipe.request, exif=exif)
+    exif[ExifTags.Base.ImageDescription] = facts.encode()
+    # Exif gives the comment the type UNDEFINED. Pillow writes bytes as BYTE, which piexif and exiv2 read as numbers,
+    # and a list of anything but numbers, text and bytes as UNDEFINED. The text has the byte order of the Exif block,
+    # which Pillow writes big-endian: exiv2 expects them to agree.
+    comment = bytearray(UTF_16 + parameters.encode("utf-16-be"))
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = [comment]
+    return exif
 
 
 def encode_sheet(image: Image.Image, request: Request) -> bytes:
@@ -147,7 +155,9 @@ def read_recipe(path: Path) -> Recipe:
     try:
         with Image.open(path, formats=["PNG", "WEBP", "JPEG"]) as image:
             facts = json.loads(
-                image.info[KEY] if image.format == "PNG" else image.getexif()[DESCRIPTION].encode("latin-1")
+                image.info[KEY]
+                if image.format == "PNG"
+                else image.getexif()[ExifTags.Base.ImageDescription].encode("latin-1")
             )
         if facts["aesthetic"] and facts["aesthetic"]["source"] not in SOURCES:
             raise ValueError("no such source")

@@ -7,6 +7,7 @@ https://github.com/LAION-AI/aesthetic-predictor, of which script/download-weight
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as brief
 
 import torch
 from torch import Tensor
@@ -56,18 +57,23 @@ def read(path: Path, dim: int) -> Predictor:
 
     Raises CheckpointError for anything else.
     """
-    with path.open("rb") as file:
-        data = file.read(pickled.MAX_BYTES)  # what has more is no such file, and is not one without its end either
     expected = EXPECTED.format(dim=dim)
+    data = pickled.contents(path, str(path), expected=expected, error=CheckpointError)
     found = pickled.read(str(path), data, expected=expected, error=CheckpointError, by_name=True)
     shapes = {"weight": (1, dim), "bias": (1,)}
     if not isinstance(found, dict) or set(found) != set(shapes):
-        raise CheckpointError(f"{path} holds something else; {expected}")
+        raise CheckpointError(f"{path} holds {_shown(found)}; {expected}")
     for name, shape in shapes.items():
         if not _is_sound(found[name], shape):
             raise CheckpointError(f"{path} holds another {name}; {expected}")
     weight, bias = (found[name].detach().float() for name in shapes)
     return Predictor(weight=weight, bias=bias, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _shown(found: object) -> str:
+    if isinstance(found, dict):
+        return brief([name for name in found if isinstance(name, str)])  # another key may take long to be shown
+    return f"a {type(found).__name__}"
 
 
 def _is_sound(found: object, shape: tuple[int, ...]) -> bool:

@@ -1,6 +1,7 @@
 """LoRA files for any model, with random numbers, in the layouts that there are; and what they do, by hand.
 
-Kohya's names are those of kohya-ss/sd-scripts networks/lora.py; the others those of diffusers, of today and of 2023.
+Kohya's names are those of kohya-ss/sd-scripts networks/lora.py; the others those of diffusers, of today and of 2023,
+and of peft.
 """
 
 import copy
@@ -87,6 +88,30 @@ def old(part: str, layer: str) -> tuple[str, str, str, str]:
         block, _, last = layer.rpartition(".")
         name = f"text_encoder.text_model.{block}.to_{last.removesuffix('_proj')}_lora"
     return name, f"{name}.down.weight", f"{name}.up.weight", ""
+
+
+def te1(part: str, layer: str) -> tuple[str, str, str, str]:
+    """Likewise, as diffusers converts its own to kohya's, and as other trainers number the text encoder."""
+    found = [name.replace("lora_te_", "lora_te1_") for name in kohya(part, layer)]
+    return found[0], found[1], found[2], found[3]
+
+
+def unnamed(part: str, layer: str) -> tuple[str, str, str, str]:
+    """Likewise, as diffusers writes one part of a model, without its name."""
+    name, down, up, alpha = (each.removeprefix(f"{part}.") for each in peft(part, layer))
+    return name, down, up, alpha
+
+
+def unnamed_old(part: str, layer: str) -> tuple[str, str, str, str]:
+    """Likewise, as diffusers wrote it at first."""
+    name, down, up, alpha = (each.removeprefix(f"{part}.") for each in old(part, layer))
+    return name, down, up, alpha
+
+
+def wrapped(part: str, layer: str) -> tuple[str, str, str, str]:
+    """Likewise, as peft names the weights in its model, with the name of the adapter."""
+    name = f"base_model.model.{layer}" if part == "unet" else f"base_model.model.text_model.{layer}"
+    return name, f"{name}.lora_A.default.weight", f"{name}.lora_B.default.weight", f"{name}.alpha"
 
 
 def write(

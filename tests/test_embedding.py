@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aesthetic import embedding
+from aesthetic import pickled as torch_pickles
 from aesthetic.embedding import Aesthetic
 from aesthetic.errors import EmbeddingError
 from tests.conftest import published
@@ -103,12 +104,15 @@ class Bomb:
         (torch.zeros(1).expand(10**9), "a tensor [1000000000]"),
         (torch.arange(768), "a tensor of torch.int64"),
         (torch.randn(768, dtype=torch.complex64), "a tensor of torch.complex64"),
-        (torch.randn(768).to(torch.float8_e4m3fn), "something other than a tensor"),
-        (torch.randn(768, device="meta"), "something other than a tensor"),
-        (torch.randn(768).to_sparse(), "something other than a tensor"),
-        ({"string_to_param": {"*": torch.randn(1, 768)}}, "a dictionary, perhaps a textual inversion"),
-        (OrderedDict({"<cat>": torch.randn(768)}), "a dictionary, perhaps a textual inversion"),
-        ([torch.randn(768)], "something other than a tensor"),
+        (torch.randn(768).to(torch.float8_e4m3fn), "a pickled object of 'torch._utils._rebuild_tensor_v3'"),
+        (torch.randn(768, device="meta"), "a pickled object of 'torch._utils._rebuild_meta_tensor_no_storage'"),
+        (torch.randn(768).to_sparse(), "a pickled object of 'torch._utils._rebuild_sparse_tensor'"),
+        ({"string_to_param": {"*": torch.randn(1, 768)}}, "a textual inversion"),
+        (OrderedDict({"<cat>": torch.randn(768)}), "a textual inversion"),
+        (torch.nn.Linear(768, 1).state_dict(), "a dictionary that begins with 'weight'"),
+        ({3: torch.randn(768)}, "a dictionary, and it was not opened"),
+        ({}, "a dictionary, and it was not opened"),
+        ([torch.randn(768)], "a list"),
         ("text", "a str"),
     ],
 )
@@ -120,7 +124,8 @@ def test_refuses_what_is_no_aesthetic(tmp_path: Path, content: object, found: st
 
 def test_nothing_in_a_pickle_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "something other than a tensor, and it was not opened" in refusal(saved(tmp_path / "a.pt", Bomb()))
+    message = refusal(saved(tmp_path / "a.pt", Bomb()))
+    assert f"a.pt holds a pickled object of '{os.name}.system', and it was not opened" in message
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Bomb()))
     assert "neither a .safetensors file nor a .pt file" in refusal(tmp_path / "b.pt")
     assert not (tmp_path / "ran").exists()
@@ -133,12 +138,51 @@ def test_refuses_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     assert "there is no file" in refusal(path)
     path.write_bytes(b"")
-    assert refusal(path) == "a.pt is empty; a .pt or .safetensors file was expected"
+    assert refusal(path) == "a.pt is empty; a .pt or .safetensors file of a few kB was expected"
     path.write_text("just some text")
     assert "a.pt is neither a .safetensors file nor a .pt file" in refusal(path)
     with path.open("wb") as file:
         file.truncate(100 * 10**6)
-    assert refusal(path) == "a.pt has 100.0 MB; an aesthetic has a few kB"
+    size = "100,000,000 bytes, and at most 1,000,000 are read"
+    assert f"a.pt has {size}: it is of an unknown kind; a .pt or .safetensors file of a few kB was" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ({"layers.0.weight": torch.zeros(10**6)}, "the layers of an MLP, as improved-aesthetic-predictor's"),
+        ([torch.zeros(10**6)], "a list"),
+        ({"unet.conv_in.weight": torch.zeros(10**6)}, "a dictionary that begins with 'unet.conv_in.weight'"),
+    ],
+)
+def test_a_file_that_is_too_large_says_what_it_is(tmp_path: Path, content: object, kind: str) -> None:
+    assert f"are read: it is {kind}; a .pt or" in refusal(saved(tmp_path / "a.pt", content))
+
+
+def test_what_torch_did_not_save_says_what_it_is(tmp_path: Path) -> None:
+    torch.save(torch.randn(768), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    assert "a.pt was saved by torch before 1.6, or in its format: save it again" in refusal(tmp_path / "a.pt")
+    torch.save(torch.zeros(10**6), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    assert "it is a file of torch before 1.6;" in refusal(tmp_path / "a.pt")
+    safetensors.torch.save_file({"x": torch.zeros(10**6)}, tmp_path / "a.safetensors")
+    assert "it is a .safetensors file;" in refusal(tmp_path / "a.safetensors")
+    (tmp_path / "a.bin").write_bytes(pickle.dumps(bytes(2 * 10**6)))
+    assert "it is a pickle;" in refusal(tmp_path / "a.bin")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", bytes(2 * 10**6))
+    assert "it is a zip archive;" in refusal(tmp_path / "a.zip")
+
+
+@given(st.binary(max_size=200), st.binary(max_size=30), st.integers(0, 2**16 - 1))
+def test_any_start_of_a_file_has_a_kind(
+    tmp_path_factory: pytest.TempPathFactory, program: bytes, name: bytes, extra: int
+) -> None:
+    """The first bytes of a zip archive may promise anything, and so may the program of a pickle."""
+    path = tmp_path_factory.mktemp("start") / "a"
+    for start in (b"PK\x03\x04".ljust(26, b"\0") + len(name).to_bytes(2, "little") + extra.to_bytes(2, "little") + name,
+                  b"PK\x03\x04".ljust(26, b"\0") + b"\x0a\0\0\0/data.pkl\0"[:-1]):  # fmt: skip
+        path.write_bytes(start + program)
+        assert torch_pickles.kind(path).isprintable()
 
 
 def repacked(path: Path, content: object, old: bytes = b"", new: bytes = b"") -> Path:
@@ -153,7 +197,7 @@ def repacked(path: Path, content: object, old: bytes = b"", new: bytes = b"") ->
 
 def test_refuses_a_pt_file_that_unpacks_to_much(tmp_path: Path) -> None:
     path = repacked(tmp_path / "a.pt", torch.zeros(10**8 // 4))
-    assert path.stat().st_size < embedding.MAX_BYTES
+    assert path.stat().st_size < torch_pickles.MAX_BYTES
     assert "a.pt unpacks to more than 1000 kB" in refusal(path)
 
 

@@ -92,6 +92,20 @@ def test_what_is_something_else_says_what(name: str, tmp_path: Path) -> None:
     assert f"is {ldm.SIGNS[name]}" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "a LoRA of the LoHa kind"),
+        ("mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight", "a LoRA: give it as"),
+        ("unet.down_blocks.0.attentions.0.proj_in.lora.up.weight", "a LoRA: give it as"),
+    ],
+)
+def test_a_lora_is_told_by_every_name(name: str, kind: str, tmp_path: Path) -> None:
+    save_file({name: torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=f"is {kind}"):
+        ldm.require_stable_diffusion_1(tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize("lost", sorted(ldm.NEEDED))
 def test_a_part_that_is_missing_is_named(lost: str, tmp_path: Path) -> None:
     tensors = {name: tensor for name, tensor in NEEDED.items() if name != ldm.NEEDED[lost]}

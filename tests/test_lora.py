@@ -3,6 +3,7 @@
 import json
 import pickle
 import struct
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,13 @@ REAL = {  # names as they are in files that people have
     "a LoRA for Stable Diffusion XL": "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
     "for Flux": "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight",
     "a whole model": "model.diffusion_model.input_blocks.0.0.weight",
-    "peft's own": "base_model.model.down_blocks.0.attentions.0.proj_in.lora_A.weight",
+    "a LoRA of cloneofsimo's lora": "text_encoder:0:up",
+    "a textual inversion;": "emb_params",
+    "a textual inversion for Stable Diffusion XL": "clip_g",
+    "a LoRA with a textual inversion in it": "bundle_emb.<cat>.clip_l",
+    "a LoRA in OMI's format": "unet.input_blocks.1.1.proj_in.lora_down.weight",
+    "a whole model with a LoRA in it": "mid_block.attentions.0.proj_in.base_layer.weight",
+    "a LyCORIS with changes of normalization layers": "lora_unet_down_blocks_0_resnets_0_norm1.w_norm",
 }
 
 
@@ -88,11 +95,12 @@ def test_what_others_have_is_known(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora_unet_conv_in.weight": torch.ones(1)}, "holds 'lora_unet_conv_in.weight', which is no part of a LoRA"),
-        ({"\x1b[31m": torch.ones(1)}, r"holds '\x1b[31m', which is no part"),
+        ({"lora_unet_conv_in.weight": torch.ones(1)}, "holds 'lora_unet_conv_in.weight', which is not part of a LoRA"),
+        ({"\x1b[31m": torch.ones(1)}, r"holds '\x1b[31m', which is not part"),
         ({"lora_unet_x.lora_up.weight": torch.ones(1)}, "only one of the two factors that change 'lora_unet_x'"),
         ({"lora_unet_x.alpha": torch.ones(1)}, "only one of the two factors that change 'lora_unet_x'"),
-        ({"lora_unet_conv_in.lora_B.weight": torch.ones(1)}, "which say the same"),
+        ({"lora_unet_conv_in.lora_B.weight": torch.ones(1)}, f"in.lora_B.weight' and '{UP}': one layer, twice"),
+        ({"lora_unet_conv_in.lora_B.two.weight": torch.ones(1)}, "conv_in.lora_B.two.weight' and"),
         ({UP: torch.ones(8, 3, 1, 1)}, "[8, 3, 1, 1]: no LoRA"),
         ({UP: torch.ones(8)}, "[8]: no LoRA"),
         ({UP: torch.ones(8, 2, 1)}, "[8, 2, 1]: no LoRA"),
@@ -106,6 +114,13 @@ def test_what_others_have_is_known(kind: str, tmp_path: Path) -> None:
         ({DOWN: torch.full((2, 4, 3, 3), 1e5)}, "or not in fp16's range"),
         ({DOWN: torch.full((2, 4, 3, 3), 1e300, dtype=torch.float64)}, "or not in fp16's range"),
         ({ALPHA: torch.tensor(float("inf"))}, f"values in '{ALPHA}' that are not finite"),
+        ({ALPHA: torch.tensor(float("nan"))}, f"values in '{ALPHA}' that are not finite"),
+        ({ALPHA: torch.tensor(2**62)}, f"values in '{ALPHA}' that are not finite, or not in fp16's range"),
+        ({ALPHA: torch.tensor(-(2**63))}, "or not in fp16's range"),
+        ({ALPHA: torch.tensor(True)}, f"holds '{ALPHA}' as BOOL; F16, BF16, F32, F64, U8, I8, I16, I32, I64 were"),
+        ({ALPHA: torch.ones(2, dtype=torch.int64)}, "no LoRA"),
+        ({ALPHA: torch.tensor(0)}, "changes nothing"),
+        ({DOWN: torch.ones(2, 4, 3, 3, dtype=torch.int64)}, "as I64; F16, BF16, F32, F64 were expected"),
         ({UP: torch.zeros(8, 2, 1, 1)}, "changes nothing"),
         ({ALPHA: torch.tensor(0.0)}, "changes nothing"),
     ],
@@ -132,8 +147,36 @@ def test_what_does_not_fit_is_refused(model: Model, changes: dict[str, Tensor], 
     assert message in complaint(saved(tmp_path / "x", WHOLE | changes), model)
 
 
-@pytest.mark.parametrize("names", [files.kohya, files.peft, files.old])
-@pytest.mark.parametrize("width", [768, 1024, 2048, 640])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bfloat16])
+def test_alpha_may_be_of_any_type(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Scripts that write the rank there write an integer."""
+    [pair] = lora.read(saved(tmp_path / "x", WHOLE | {ALPHA: torch.tensor(3, dtype=dtype)})).pairs.values()
+    assert (pair.alpha, type(pair.alpha)) == (3.0, float)
+
+
+NAMES = [files.te1, files.peft, files.dotted, files.old, files.unnamed, files.unnamed_old, files.wrapped]
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_the_names_of_every_trainer_are_of_the_same_layers(model: Model, tmp_path: Path, names: Any) -> None:
+    old = "to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"
+    plain = files.without_alpha(files.changes(model))
+    given_changes = {place: change for place, change in plain.items() if place[1].endswith(old)}
+    modules = model.pipeline.unet, model.encoder.text_model
+    found, expected = (
+        lora.fit(lora.read(files.write(tmp_path / layout.__name__, given_changes, names=layout)), *modules)
+        for layout in (names, files.kohya)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys() != set()
+        for layer, pair in ours.items():
+            assert torch.equal(pair.down, theirs[layer].down)
+            assert torch.equal(pair.up, theirs[layer].up)
+            assert pair.alpha == theirs[layer].alpha == pair.rank
+
+
+@pytest.mark.parametrize("names", [files.kohya, files.te1, files.peft, files.old, files.unnamed, files.wrapped])
+@pytest.mark.parametrize("width", [768, 1024, 1280, 2048, 640])
 def test_a_lora_for_another_text_encoder_says_for_which(model: Model, tmp_path: Path, names: Any, width: int) -> None:
     for place in (
         ("unet", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"),
@@ -142,8 +185,10 @@ def test_a_lora_for_another_text_encoder_says_for_which(model: Model, tmp_path: 
         change = files.changes(model)[place]
         wide = replace(change, down=torch.ones(len(change.down), width), alpha=None)
         message = complaint(files.write(tmp_path / "x", {place: wide}, names=names), model)
-        kind = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
-        assert f"is for {kind.get(width, 'another model')}, whose text encoder is {width} wide, and this" in message
+        kind = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 640: "another model"}
+        assert (
+            f"is for {kind.get(width, 'Stable Diffusion XL')}, whose text encoder is {width} wide, and this" in message
+        )
 
 
 def test_a_convolution_of_1_by_1_may_be_written_as_a_matrix(model: Model, tmp_path: Path) -> None:
@@ -180,7 +225,9 @@ def test_notes_that_diffusers_never_wrote_are_refused(notes: str, tmp_path: Path
 @pytest.mark.parametrize("name", lora.UNREAD)
 def test_notes_that_ask_for_more_than_one_alpha_are_refused(name: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "x", WHOLE, {"lora_adapter_metadata": json.dumps({f"unet.{name}": {"conv_in": 3}})})
-    assert f"the file's notes ask for {name} in its unet" in complaint(path)
+    assert f"the file's notes ask for unet.{name}, which" in complaint(path)
+    path = saved(tmp_path / "x", WHOLE, {"lora_adapter_metadata": json.dumps({name: True})})
+    assert f"the file's notes ask for {name}, which" in complaint(path)
 
 
 def test_all_other_notes_are_nothing(tmp_path: Path) -> None:
@@ -247,6 +294,39 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
         message = complaint(tmp_path / name)
         assert "is a pickle" in message
         assert ldm.CONVERT.format("lora.pt") in message
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ([torch.ones(8, 2), torch.ones(2, 8)], "a pickled list, perhaps a LoRA of cloneofsimo's lora"),
+        ({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(1, 768)}}, "a textual inversion;"),
+        ({"<cat>": torch.ones(768)}, "a textual inversion;"),
+    ],
+)
+def test_pickles_that_converting_does_not_help_say_what_they_are(content: Any, kind: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    assert f"the file is {kind}" in complaint(tmp_path / "x.pt")
+
+
+def test_a_zip_archive_is_not_called_a_pickle(tmp_path: Path) -> None:
+    saved(tmp_path / "style.safetensors", WHOLE)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(tmp_path / "style.safetensors", "style.safetensors")
+    assert "the file is a zip archive: unpack it" in complaint(tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("<cat>", (768,)), ("anything", (3, 768)), ("x", (2, 1024))])
+def test_a_single_tensor_is_a_textual_inversion(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    message = complaint(saved(tmp_path / "x", {name: torch.ones(shape)}))
+    assert f"holds one tensor {list(shape)}, as a textual inversion does; a LoRA in" in message
+
+
+def test_a_lora_for_another_kind_of_model_is_called_that(model: Model, tmp_path: Path) -> None:
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    factors = {f"{name}.lora_A.weight": torch.ones(2, 8), f"{name}.lora_B.weight": torch.ones(8, 2)}
+    message = complaint(saved(tmp_path / "x", factors), model)
+    assert f"changes a layer '{name}', which the model doesn't have: it is for another kind of model" in message
 
 
 @pytest.mark.parametrize("start", [b"\x80", b"PK"])

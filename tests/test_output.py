@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import piexif
+import piexif.helper
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from aesthetic.errors import AestheticError, PictureError, RequestError
 from aesthetic.output import Recipe
 from aesthetic.request import FORMATS, MAX_SEED, SCHEDULERS, Request
 
+CASES = Path(__file__).parent / "cases"
 RED = Image.new("RGB", (4, 4), "red")
 
 
@@ -69,15 +72,25 @@ def test_a_png_keeps_every_pixel_and_is_hardly_larger_than_pillows_own(tmp_path:
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg"])
-def test_other_formats_carry_what_the_web_uis_read(tmp_path: Path, suffix: str) -> None:
-    request = Request(prompt="😀" * 2000, negative_prompt="é" * 2000, seed=1, output_format=suffix)
-    path = written(tmp_path / f"a.{suffix}", recipe(request))
-    with Image.open(path) as image:
+@pytest.mark.parametrize("prompts", [("😀" * 2000, "é" * 2000), ("a castle", "")])
+def test_other_formats_carry_what_the_web_uis_read(tmp_path: Path, suffix: str, prompts: tuple[str, str]) -> None:
+    """The web UIs read Exif with piexif."""
+    request = Request(prompt=prompts[0], negative_prompt=prompts[1], seed=1, output_format=suffix)
+    with Image.open(written(tmp_path / f"a.{suffix}", recipe(request))) as image:
         assert image.format == {"webp": "WEBP", "jpg": "JPEG"}[suffix]
-        comment = image.getexif().get_ifd(0x8769)[0x9286]
-    assert comment.startswith(b"UNICODE\0")
-    assert comment[8:].decode("utf-16-be").startswith("😀" * 2000 + "\nNegative prompt: é")
-    assert output.read_recipe(path).rebuild() == request
+        exif = image.info["exif"]
+    tags = piexif.load(exif)
+    with Image.open(written(tmp_path / "a.png", recipe(replace(request, output_format="png")))) as image:
+        assert piexif.helper.UserComment.load(tags["Exif"][piexif.ExifIFD.UserComment]) == image.info["parameters"]
+    assert json.loads(tags["0th"][piexif.ImageIFD.ImageDescription])["request"]["prompt"] == prompts[0]
+    assert exif.removeprefix(b"Exif\0\0").startswith(b"MM")  # exiv2 decodes the comment in the byte order of the block
+    assert output.read_recipe(tmp_path / f"a.{suffix}").rebuild() == request
+
+
+def test_a_file_with_a_comment_of_the_type_byte_is_read_back() -> None:
+    """Written before the comment had the type that Exif asks for."""
+    request = output.read_recipe(CASES / "exif_usercomment_of_type_byte.jpg").rebuild()
+    assert (request.prompt, request.negative_prompt, request.seed) == ("a castle by night", "fog", 1)
 
 
 def test_a_higher_quality_is_larger(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -73,6 +74,15 @@ def test_however_a_layer_is_saved_it_is_read(tmp_path: Path) -> None:
         assert not found.weight.requires_grad
 
 
+class MLP(nn.Module):
+    """As in simple_inference.py of christophschuhmann/improved-aesthetic-predictor."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        first = [nn.Linear(dim, 1024), nn.Dropout(), nn.Linear(1024, 128), nn.Dropout(), nn.Linear(128, 64)]
+        self.layers = nn.Sequential(*first, nn.Dropout(), nn.Linear(64, 16), nn.Linear(16, 1))
+
+
 class Bomb:
     """Runs a command when it is unpickled."""
 
@@ -91,12 +101,19 @@ class Bomb:
         (state(bias=torch.tensor([torch.inf])), "another bias"),
         (state(bias=torch.tensor(1.0)), "another bias"),
         (state(bias="text"), "another bias"),
-        (state(more=torch.ones(1)), "something else"),
-        ({"weight": torch.randn(1, DIM)}, "something else"),
-        (torch.randn(1, DIM), "something else"),
-        ([torch.randn(1, DIM), torch.randn(1)], "something other than tensors, and it was not opened"),
-        (nn.Linear(DIM, 1), "something other than tensors, and it was not opened"),
-        (state(bias=Bomb()), "something other than tensors, and it was not opened"),
+        (state(more=torch.ones(1)), "['weight', 'bias', 'more']"),
+        ({"weight": torch.randn(1, DIM)}, "['weight']"),
+        (torch.randn(1, DIM), "a Tensor"),
+        ("text", "a str"),
+        ([torch.randn(1, DIM), torch.randn(1)], "a list, and it was not opened"),
+        (nn.Sequential(nn.Linear(DIM, 1)).state_dict(), "['0.weight', '0.bias']"),
+        (MLP(DIM).state_dict(), "the layers of an MLP, as improved-aesthetic-predictor's, and it was not opened"),
+        (nn.Linear(DIM, 1), "a pickled object of 'torch.nn.modules.linear.Linear', and it was not opened"),
+        (
+            state(bias=Bomb()),
+            f"a dictionary that begins with 'weight' with a pickled object of '{os.name}.system', and it was "
+            "not opened",
+        ),
     ],
 )
 def test_refuses_what_is_no_such_layer(
@@ -111,16 +128,36 @@ def test_refuses_what_is_no_such_layer(
 
 def test_refuses_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "head.pth"
-    for data in (b"", b"some text", b"PK\x03\x04"):
+    path.write_bytes(b"")
+    assert "head.pth is empty; a weight" in refusal(path)
+    for data in (b"some text", b"PK\x03\x04"):
         path.write_bytes(data)
         assert "head.pth is no file of torch.save's, or is damaged" in refusal(path)
-    saved(path, state())
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("large", b"\0" * pickled.MAX_BYTES)
-    assert "is no file of torch.save's" in refusal(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("head/data.pkl", b"\0" * 2 * pickled.MAX_BYTES)
     assert "head.pth unpacks to more than 1000 kB" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (MLP(768).state_dict(), "the layers of an MLP, as improved-aesthetic-predictor's"),
+        (MLP(768), "a pickled object of 'tests.test_predictor.MLP'"),
+    ],
+)
+def test_a_file_that_is_too_large_is_not_called_damaged(tmp_path: Path, content: object, kind: str) -> None:
+    path = saved(tmp_path / "sac+logos+ava1-l14-linearMSE.pth", content)
+    size = path.stat().st_size
+    assert 3.6e6 < size < 3.8e6
+    message = refusal(path)
+    assert (
+        f"linearMSE.pth has {size:,} bytes, and at most 1,000,000 are read: it is {kind}; a weight [1, 24]" in message
+    )
+
+
+def test_the_format_of_old_versions_is_named(tmp_path: Path) -> None:
+    path = saved(tmp_path / "head.pth", state(), _use_new_zipfile_serialization=False)
+    assert "head.pth was saved by torch before 1.6, or in its format" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +176,7 @@ def test_a_pickle_that_asks_for_much_is_not_opened(
     with zipfile.ZipFile(tmp_path / "head.pth", "w") as archive:
         archive.writestr("archive/data.pkl", program)
         archive.writestr("archive/version", "3")
-    assert "something other than tensors, and it was not opened" in refusal(tmp_path / "head.pth")
+    assert re.search("holds (something|a dictionary).*, and it was not opened", refusal(tmp_path / "head.pth"))
 
 
 @given(at=st.integers(0, 5000), new=st.binary(min_size=1, max_size=8))
