@@ -26,13 +26,14 @@ INCOMPLETE = "the checkout is incomplete, and git checkout -- {} mends it"
 class File:
     """One file of a snapshot.
 
-    sha256:    None for what is in a git repository, where the commit's id is a digest of every file (see commit.py).
+    url:       for a file that is neither on the hub nor in the checkout.
     confirmed: false where the sha256 was listed for a sibling revision only. If the hub's own metadata for the
     pinned revision says otherwise, the hub is right (see download.py).
     """
 
-    sha256: str | None
+    sha256: str
     bytes: int | None = None
+    url: str | None = None
     confirmed: bool = True
 
 
@@ -40,9 +41,8 @@ class File:
 class Source:
     """One entry of the manifest.
 
-    repo_id:  on the hub; None for what is not there.
-    revision: on the hub and in a git repository, the commit's whole id.
-    git:      the URL of a git repository, for what is in one.
+    repo_id:  on the hub; None for a snapshot that is not there.
+    revision: the whole id of the commit that the files are from; for a bundled snapshot, its version.
     space:    the CLIP space that a model draws in, so that a name that doesn't fit it is refused before it is loaded.
     """
 
@@ -50,13 +50,12 @@ class Source:
     revision: str
     license: str
     files: Mapping[str, File]
-    git: str | None = None
     space: str | None = None
 
     @property
     def bundled(self) -> bool:
         """Whether it comes with the checkout, and is never downloaded."""
-        return self.repo_id is None and self.git is None
+        return self.repo_id is None and all(file.url is None for file in self.files.values())
 
 
 @dataclass(frozen=True, kw_only=True)

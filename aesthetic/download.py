@@ -1,12 +1,10 @@
-"""Fetch what the manifest and the index name, and believe nothing that does not have the right sha256.
+"""Fetch the files that the manifest and the index name, and verify each by its digest.
 
-    python -m aesthetic.download [NAME ...]       all there is, or only the snapshots named
+    python -m aesthetic.download [NAME ...]       everything, or only the snapshots named
 
-A file is written beside its place, under weights/.partial/, and moved there once its digest is right: a half
-file never looks whole. What was interrupted goes on where it stopped, in the same run or the next one; what
-is there already is not fetched again; what comes with the checkout is verified only. huggingface_hub knows the
-hub's protocol (redirects, tokens from HF_TOKEN, mirrors from HF_ENDPOINT, retries, progress bars), commit.py that of
-git repositories, where a commit's id is the digest; this file knows what has to arrive.
+A file is downloaded to .cog/download/, verified there and then moved to its place, so a partial file never looks
+complete. Files that are there already, or that come with the checkout, are only verified. huggingface_hub downloads
+from the hub (redirects, HF_TOKEN, HF_ENDPOINT, retries, progress bars); this module knows which files must arrive.
 """
 
 import argparse
@@ -18,89 +16,47 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import httpx2
-from huggingface_hub import get_hf_file_metadata, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
 
-from . import checkpoint, commit, registry
-from .errors import AestheticError, DownloadError
+from . import checkpoint, registry
+from .errors import AestheticError, DownloadError, blaming
 
-__all__ = ["download_commit", "download_embedding", "download_snapshot", "main"]
+__all__ = ["main"]
+
+MAX_URL_BYTES = 2**20  # files fetched from a URL have some kB; a longer one is cut here and fails its digest
+TIMEOUT = 30  # seconds without a byte from a URL
+AGAIN = "run script/download-weights again: it fetches the files that are still missing"
+WRONG = (
+    "its sha256 is {found}, not {expected}, so it was discarded; if Hugging Face's cache holds a damaged copy, "
+    f"delete that; {AGAIN}"
+)
+
+
+class _HubFile(TypedDict):
+    """The arguments of huggingface_hub that name a file on the hub."""
+
+    repo_id: str
+    filename: str
+    revision: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Remote:
-    """Where a file comes from, as its server describes it.
+class _Wanted:
+    """A file, its place and its origin: `file.url`, the hub, or with neither the checkout."""
 
-    size:         None for aesthetics, which are too small to go on with where they stopped.
-    token_wanted: whether it is the hub itself; its storage servers get no token.
-    git_sha1:     of the blob, for small files on the hub.
-    """
+    path: Path
+    file: checkpoint.File
+    hub: _HubFile | None = None
 
-    url: str
-    size: int | None = None
-    token_wanted: bool = False
-    git_sha1: str | None = None
-
-
-def download_snapshot(name: str, source: checkpoint.Source, weights: Path) -> None:
-    """Fetch every file of `source`, which is on the hub, that is not yet in `weights`/`name`.
-
-    Raises DownloadError if a file can't be had, is not the right one, or doesn't fit on the disk.
-    """
-    if source.repo_id is None:
-        raise ValueError(f"{name} is on no hub")
-    for file_name, file in source.files.items():
-        target = weights / name / file_name
-        if _is_right(target, file):
-            continue
-        with _explained(f"{name}/{file_name}"):
-            url = hf_hub_url(source.repo_id, file_name, revision=source.revision)
-            facts = get_hf_file_metadata(url)
-            remote = _Remote(
-                url=facts.location,
-                size=facts.size,
-                token_wanted=facts.location == url,
-                git_sha1=facts.etag,
-            )
-            if not _is_right(target, file, remote):
-                _fetch(remote, file, target, weights / ".partial")
-
-
-def download_commit(name: str, source: checkpoint.Source, weights: Path) -> None:
-    """Fetch the files of `source`, a commit of a git repository, unless all are in `weights`/`name` as they came.
-
-    What they were then is noted beside them, as sha256sum writes it, in a file named after the commit: nothing but the
-    commit's id is known of them before. Raises DownloadError.
-    """
-    if source.git is None:
-        raise ValueError(f"{name} is in no git repository")
-    folder, partial = weights / name, weights / ".partial"
-    note = folder / f"{source.revision}.sha256"
-    if not checkpoint.missing(folder, source) and note.is_file():
-        sha256s = {file_name: _sha256(folder / file_name) for file_name in source.files}
-        if note.read_bytes() == _sums(sha256s):
-            return
-    with _explained(name):
-        partial.mkdir(parents=True, exist_ok=True)
-        files = commit.read(source.git, source.revision, source.files, partial)
-        for file_name, data in files.items():
-            _place(data, folder / file_name, partial)
-        sha256s = {file_name: hashlib.sha256(data).hexdigest() for file_name, data in files.items()}
-        _place(_sums(sha256s), note, partial)  # last: what is noted is there
-
-
-def download_embedding(name: str, entries: registry.Registry, partial: Path) -> None:
-    """Fetch the aesthetic `name` unless it is there or comes with the checkout. Raises DownloadError."""
-    entry, target = entries.entries[name], entries.path(name)
-    file = checkpoint.File(sha256=entry.sha256)
-    if entry.url is not None and not _is_right(target, file):
-        with _explained(name):
-            _fetch(_Remote(url=entry.url), file, target, partial)
+    @property
+    def bundled(self) -> bool:
+        """Whether it comes with the checkout."""
+        return self.file.url is None and self.hub is None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,63 +64,59 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="script/download-weights", description="Fetch and verify the weights.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="of weights/manifest.json; blank: all")
     names = parser.parse_args(arguments).names
-    home = checkpoint.home()
     try:
-        manifest = checkpoint.read_manifest(home / "weights")
-        entries = registry.Registry(home / "embeddings")
-        unknown = [name for name in names if name not in manifest]
-        if unknown:
-            raise DownloadError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
-        wanted = {name: manifest[name] for name in names or manifest}
-        _download({name: source for name, source in wanted.items() if source.repo_id is not None}, entries, home)
-        _verify({name: source for name, source in wanted.items() if source.bundled}, entries, home)
-        _download_commits({name: source for name, source in wanted.items() if source.git is not None}, home)
+        _provide(names, checkpoint.home())
     except AestheticError as error:
         print(f"download-weights: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("download-weights: stopped; run it again and it goes on from here", file=sys.stderr)
+        print(f"download-weights: stopped; {AGAIN}", file=sys.stderr)
         return 130
     print("Everything is there, and every digest is right.")
     return 0
 
 
-def _download(sources: Mapping[str, checkpoint.Source], entries: registry.Registry, home: Path) -> None:
-    """Fetch snapshots from the hub and, unless there is none to fetch, the aesthetics."""
+def _provide(names: list[str], home: Path) -> None:
+    """Fetch the named snapshots, or all, and the aesthetics that go with them; verify the bundled ones last."""
+    sources = _choose(names, home / "weights")
     for name, source in sources.items():
-        _announce(name, source, home)
-        download_snapshot(name, source, home / "weights")
-    if sources:
-        print(f"aesthetics -> {entries.folder}")
-        for name in entries.entries:
-            download_embedding(name, entries, home / "weights" / ".partial")
+        print(f"{name} ({source.license}): {'comes with the checkout' if source.bundled else home / 'weights' / name}")
+    files = [*_snapshot_files(sources, home / "weights"), *_aesthetics(sources, home / "embeddings")]
+    # The small files from URLs go first, so that they do not fail after gigabytes.
+    for wanted in sorted(files, key=lambda wanted: wanted.hub is not None):
+        if not wanted.bundled:
+            _fetch(wanted, home)
+    _verify([wanted for wanted in files if wanted.bundled])
 
 
-def _download_commits(sources: Mapping[str, checkpoint.Source], home: Path) -> None:
-    """Fetch what is in git repositories: after all else, which needs no git."""
+def _choose(names: list[str], weights: Path) -> dict[str, checkpoint.Source]:
+    manifest = checkpoint.read_manifest(weights)
+    unknown = [name for name in names if name not in manifest]
+    if unknown:
+        raise DownloadError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
+    return {name: manifest[name] for name in names or manifest}
+
+
+def _snapshot_files(sources: Mapping[str, checkpoint.Source], weights: Path) -> Iterator[_Wanted]:
     for name, source in sources.items():
-        _announce(name, source, home)
-        download_commit(name, source, home / "weights")
+        for filename, file in source.files.items():
+            hub: _HubFile | None = None
+            if source.repo_id is not None:
+                hub = {"repo_id": source.repo_id, "filename": filename, "revision": source.revision}
+            yield _Wanted(path=weights / name / filename, file=file, hub=hub)
 
 
-def _announce(name: str, source: checkpoint.Source, home: Path) -> None:
-    print(f"{name} ({source.license}) -> {home / 'weights' / name}")
-
-
-def _verify(sources: Mapping[str, checkpoint.Source], entries: registry.Registry, home: Path) -> None:
-    """Raise DownloadError unless what comes with the checkout is right: at the end, for it must stop no download."""
-    if not sources:
-        return
-    print(f"{', '.join(sources)}, with aesthetics of its own: comes with the checkout")
-    files = {
-        home / "weights" / name / file_name: file
-        for name, source in sources.items()
-        for file_name, file in source.files.items()
-    }
+def _aesthetics(sources: Mapping[str, checkpoint.Source], folder: Path) -> Iterator[_Wanted]:
+    """The published aesthetics with any snapshot from the hub, the bundled ones with any bundled snapshot."""
+    entries = registry.Registry(folder)
     for name, entry in entries.entries.items():
-        if entry.url is None:
-            files[entries.path(name)] = checkpoint.File(sha256=entry.sha256)
-    wrong = [path for path, file in files.items() if not _is_right(path, file)]
+        if any(source.bundled if entry.url is None else source.repo_id is not None for source in sources.values()):
+            yield _Wanted(path=entries.path(name), file=checkpoint.File(sha256=entry.sha256, url=entry.url))
+
+
+def _verify(bundled: list[_Wanted]) -> None:
+    """Raise DownloadError unless the files that come with the checkout are right."""
+    wrong = [wanted.path for wanted in bundled if not _is_right(wanted.path, wanted)]
     if wrong:
         raise DownloadError(
             f"{wrong[0]} and {len(wrong) - 1} other files are missing or have the wrong sha256: "
@@ -172,97 +124,94 @@ def _verify(sources: Mapping[str, checkpoint.Source], entries: registry.Registry
         )
 
 
-def _fetch(remote: _Remote, file: checkpoint.File, target: Path, partial: Path) -> None:
-    """Download to a file named by the digest that is wanted, verify it, and move it to `target`."""
-    assert file.sha256 is not None, "only what is in a git repository has none"
-    unfinished = partial / file.sha256
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
+def _fetch(wanted: _Wanted, home: Path) -> None:
+    """Download a file to its place unless it is there. Raises DownloadError."""
+    with blaming(str(wanted.path.relative_to(home))), _explained():
+        if _is_right(wanted.path, wanted):
+            return
+        with _staging(home) as folder:
+            path = _download(wanted, folder)
+            if not _is_right(path, wanted):
+                raise DownloadError(WRONG.format(found=_sha256(path), expected=wanted.file.sha256))
+            _move(path, wanted.path)
+
+
+@contextmanager
+def _staging(home: Path) -> Iterator[Path]:
+    """An empty folder that neither git nor Cog looks into; what a killed run left there is removed."""
+    folder = home / ".cog" / "download"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download(wanted: _Wanted, folder: Path) -> Path:
+    """The file as its server gives it, in `folder`."""
+    if wanted.hub is not None:
+        return Path(hf_hub_download(**wanted.hub, local_dir=folder))
+    assert wanted.file.url is not None, "files that come with the checkout are not downloaded"
+    path = folder / wanted.path.name
+    with httpx2.stream("GET", wanted.file.url, follow_redirects=True, timeout=TIMEOUT) as response:
+        path.write_bytes(next(response.raise_for_status().iter_bytes(MAX_URL_BYTES), b""))
+    return path
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file to its place in one step, from another file system too."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished.open("ab") as stream:
-        if remote.size is None or stream.tell() > remote.size:
-            stream.seek(0)
-            stream.truncate()
-        done = stream.tell()
-        free = shutil.disk_usage(partial).free
-        if remote.size is not None and remote.size - done > free:
-            raise OSError(errno.ENOSPC, f"{remote.size - done} bytes are needed, {free} are free")
-        if done != remote.size:  # as it is after a stop between the last byte and the move
-            http_get(
-                remote.url,
-                stream,
-                resume_size=done,
-                headers=build_hf_headers() if remote.token_wanted else None,
-                expected_size=remote.size,
-                displayed_filename=f"{target.parent.name}/{target.name}",
-            )
-    if not _is_right(unfinished, file, remote):
-        found = _sha256(unfinished)
-        unfinished.unlink()
-        raise DownloadError(f"its sha256 is {found}, and {file.sha256} was expected; it was thrown away")
-    unfinished.replace(target)
+    beside = target.with_name(f".{target.name}.part")
+    shutil.move(path, beside)
+    beside.replace(target)
 
 
-def _place(data: bytes, target: Path, partial: Path) -> None:
-    """Write `target`, in full or not at all."""
-    unfinished = partial / hashlib.sha256(data).hexdigest()
-    unfinished.write_bytes(data)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.replace(target)
-
-
-def _sums(sha256s: Mapping[str, str]) -> bytes:
-    """A line for each file, as sha256sum writes it."""
-    return "".join(f"{sha256}  {name}\n" for name, sha256 in sha256s.items()).encode()
-
-
-def _is_right(path: Path, file: checkpoint.File, remote: _Remote | None = None) -> bool:
-    """Whether `path` is there and is `file`: by sha256 or, if that one is unconfirmed, by the hub's git SHA-1."""
+def _is_right(path: Path, wanted: _Wanted) -> bool:
+    """Whether `path` is the file: by sha256 or, where that is unconfirmed, by the hub's git SHA-1."""
     if not path.is_file():
         return False
-    if _sha256(path) == file.sha256:
+    if _sha256(path) == wanted.file.sha256:
         return True
-    if file.confirmed or remote is None:
+    if wanted.file.confirmed or wanted.hub is None:
         return False
     data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == remote.git_sha1
+    sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return sha1 == get_hf_file_metadata(hf_hub_url(**wanted.hub)).etag
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    size = path.stat().st_size
+    digest, size = hashlib.sha256(), path.stat().st_size
+    name = f"verifying {path.name[:30]}"
     with (
         path.open("rb") as file,
-        tqdm(
-            total=size,
-            unit="B",
-            unit_scale=True,
-            desc=f"verifying {path.name[:30]}",
-            leave=False,
-            disable=size < 10**8,
-        ) as bar,
+        tqdm.wrapattr(file, "read", total=size, desc=name, leave=False, disable=size < 10**8) as reader,
     ):
-        while block := file.read(2**22):
+        while block := reader.read(2**22):
             digest.update(block)
-            bar.update(len(block))
     return digest.hexdigest()
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn what can go wrong on the way into a DownloadError that says what to do."""
-    again = "run script/download-weights again: it goes on where it stopped"
+def _explained() -> Iterator[None]:
+    """Turn the errors of a download into a DownloadError that says what to do."""
     try:
         yield
-    except DownloadError as error:
-        raise DownloadError(f"{what}: {error}; {again}") from error
-    except HfHubHTTPError as error:
-        raise DownloadError(f"{what}: the server refused it: {error}") from error
-    except httpx2.HTTPError as error:
-        raise DownloadError(f"{what}: no connection ({error}); check the network and {again}") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DownloadError(f"{what}: the disk is full ({error.strerror}); make room and {again}") from error
-        raise DownloadError(f"{what}: {error}; {again}") from error
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's
+        raise DownloadError(f"{_advice(error)} {AGAIN}") from error
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # huggingface_hub's own message does not say what happened
+    said = " ".join(str(error).split())
+    if isinstance(error, httpx2.RequestError | OfflineModeIsEnabled):
+        return f"the connection failed ({said}); check the network and"
+    if isinstance(error, httpx2.HTTPError):
+        return f"the server refused it ({said}); check HF_ENDPOINT, HF_TOKEN and your proxy, if any, and"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error.strerror}); make room and"
+    return f"{said};"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ files) and the size in the headers; large files redirect to another host, as the
 
 import hashlib
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +22,9 @@ class Hub:
         self.folders, self.revisions = folders, revisions
         self.changed: dict[str, bytes] = {}  # file name -> what is served instead
         self.missing: set[str] = set()
-        self.cut: dict[str, int] = {}  # file name -> how many bytes come before the connection breaks, once
-        self.requests: list[tuple[str, str, str | None]] = []  # method, path, range
+        self.stalls: dict[str, int] = {}  # file name -> how many bytes come before the server falls silent, once
+        self.stalled = threading.Event()
+        self.requests: list[tuple[str, str]] = []  # method, path
         self.tokens: set[tuple[str, str | None]] = set()  # host, and the token that it was given
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         port = self._server.server_address[1]
@@ -40,7 +42,7 @@ class Hub:
 
     def fetched(self) -> list[str]:
         """The paths that were asked for with GET, in order."""
-        return [path for method, path, _ in self.requests if method == "GET"]
+        return [path for method, path in self.requests if method == "GET"]
 
     def content(self, path: str) -> tuple[str, bytes] | None:
         """The revision and content behind a path; None if there is none."""
@@ -70,10 +72,9 @@ class Hub:
                 pass
 
             def _answer(self, *, body: bool) -> None:
-                wanted = self.headers["Range"]
                 found = hub.content(self.path)
                 if "/resolve/" in self.path:  # huggingface_hub has business of its own with the hub
-                    hub.requests.append((self.command, self.path, wanted))
+                    hub.requests.append((self.command, self.path))
                     hub.tokens.add((self.headers["Host"].partition(":")[0], self.headers["Authorization"]))
                 if found is None:
                     self.send_response(404)
@@ -91,24 +92,21 @@ class Hub:
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
-                start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-                if wanted and start >= len(data):
-                    self.send_response(416)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                self.send_response(206 if wanted else 200)
-                self.send_header("Content-Length", str(len(data) - start))
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
                 self.send_header("ETag", f'"{_git_sha1(data)}"')
                 self.send_header("X-Repo-Commit", revision)
-                if wanted:
-                    self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
                 self.end_headers()
                 if body:
-                    limit = hub.cut.pop(Path(self.path).name, None)
-                    self.wfile.write(data[start:][:limit])
-                    if limit is not None:
-                        self.close_connection = True
+                    self._send(data, hub.stalls.pop(Path(self.path).name, None))
+
+            def _send(self, data: bytes, limit: int | None) -> None:
+                self.wfile.write(data[:limit])
+                if limit is not None:
+                    hub.stalled.set()
+                    with suppress(ConnectionError):
+                        self.rfile.read(1)  # returns once the client has gone
+                    self.close_connection = True
 
         return Handler
 

@@ -25,10 +25,10 @@ def test_the_manifest_pins_every_file() -> None:
     assert [name for name, source in manifest.items() if source.bundled] == ["demo"]
     for source in manifest.values():
         assert source.bundled or re.fullmatch("[0-9a-f]{40}", source.revision)
-        # In a git repository, the commit's id is the digest.
-        digests = {len(file.sha256 or "") for file in source.files.values()}
-        assert digests == ({0} if source.git is not None else {64})
-        assert all(file.confirmed for name, file in source.files.items() if name.endswith(".safetensors"))
+        for name, file in source.files.items():
+            assert re.fullmatch("[0-9a-f]{64}", file.sha256)
+            assert file.confirmed or (source.repo_id is not None and not name.endswith(".safetensors"))
+            assert file.url is None or source.revision in file.url
 
 
 def test_finds_a_model_by_name_and_by_default(weights: Path) -> None:

@@ -21,7 +21,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"embedding", "pipeline"},
     {"canvas", "climb"},
     {"gradient", "steering", "schedulers", "images", "checkpoint", "results", "lora", "original", "floor"},
-    {"graphs", "compiled", "commit", "pickled"},
+    {"graphs", "compiled", "pickled"},
     {"cancellation", "ldm"},
     {"request"},
     {"notation"},
