@@ -8,15 +8,18 @@ the end, everything starts clean instead.
 
 import atexit
 import logging
+import os
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Tuple
 
 from cog import BasePredictor, Input, Path
 
 from aesthetic.cancellation import Predictions, check
-from aesthetic.errors import AestheticError
+from aesthetic.errors import AestheticError, SettingError
 from aesthetic.request import Request
 from aesthetic.settings import silence_libraries
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COGLET = LocalPath("/tmp/coglet/predictions")  # noqa: S108  Cog makes a folder in there for each prediction
 SIZES = [128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024]
 
 
@@ -33,6 +37,8 @@ class Predictor(BasePredictor):
 
     def setup(self) -> None:
         """Load the model, from local files only, and get ready for the form's defaults."""
+        _require_writable(COGLET)
+        atexit.register(_remove_empty, COGLET, since=time.time())
         silence_libraries()
         from aesthetic.service import Service  # takes seconds to import; the schema is made without it
 
@@ -42,7 +48,12 @@ class Predictor(BasePredictor):
         self.predictions.make(self.service.rehearse, Request())
         self.temporary = LocalPath(tempfile.mkdtemp(prefix="aesthetic-"))
         atexit.register(shutil.rmtree, self.temporary, ignore_errors=True)
-        tempfile.tempdir = str(self.temporary)  # Cog's too, for what it downloads
+        # Cog's too, for what it downloads before it calls predict: tempfile.tempdir can't make a lost folder again.
+        tempfile.gettempdir = self._temporary_folder
+
+    def healthcheck(self) -> bool:
+        """Whether the model can still draw."""
+        return self.service.is_healthy()
 
     def predict(
         self,
@@ -248,13 +259,18 @@ class Predictor(BasePredictor):
         self.record_metric("seed", drawing.request.seed)
         self.record_metric("blocked", drawing.blocked)
         self.record_metric("steps", drawing.steps)
-        self.record_metric("drift", drawing.drift)
+        self.record_metric("drift", round(drawing.drift, 4))
         if drawing.similarity is not None:
-            self.record_metric("similarity.before", drawing.similarity[0])
-            self.record_metric("similarity.after", drawing.similarity[1])
+            self.record_metric("similarity.before", round(drawing.similarity[0], 4))
+            self.record_metric("similarity.after", round(drawing.similarity[1], 4))
         for stage, seconds in drawing.seconds.items():
-            self.record_metric(f"timing.{stage}", seconds)
+            self.record_metric(f"timing.{stage}", round(seconds, 3))
         return [Path(path) for path in paths]
+
+    def _temporary_folder(self) -> str:
+        """Where all temporary files go: a folder that is made again after a cleaner of /tmp has removed it."""
+        self.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return str(self.temporary)
 
     def _draw(self, inputs: Dict[str, Any], folder: LocalPath) -> "Tuple[List[LocalPath], Drawing]":
         try:
@@ -271,13 +287,40 @@ class Predictor(BasePredictor):
 
         Cog reads the pictures after predict has returned and never deletes them, nor what it failed to download.
         """
-        self.temporary.mkdir(
-            mode=0o700, parents=True, exist_ok=True
-        )  # a server may outlive what its host keeps in /tmp
         kept = {LocalPath(given) for given in inputs if isinstance(given, LocalPath)}
-        for path in set(self.temporary.iterdir()) - kept:
+        for path in set(LocalPath(tempfile.gettempdir()).iterdir()) - kept:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
         return LocalPath(tempfile.mkdtemp())
+
+
+def _require_writable(folder: LocalPath) -> None:
+    """Raise SettingError if Cog, run by this user, can't make the folder of a prediction in `folder`."""
+    found = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(found, os.W_OK | os.X_OK, effective_ids=True):
+        raise SettingError(
+            f"Cog keeps the files of each prediction in {folder}, and {found} belongs to {_owner(found)}: every "
+            f"prediction would fail. Remove {found}, or serve as that user, or in a container"
+        )
+
+
+def _owner(path: LocalPath) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # a number without a name
+        return f"the user {path.stat().st_uid}"
+
+
+def _remove_empty(folder: LocalPath, since: float) -> None:
+    """Remove the empty folders that Cog has made in `folder` since then, for this user, and leaves behind."""
+    with suppress(OSError):
+        for prediction in folder.iterdir():
+            state = prediction.stat()
+            if state.st_mtime >= since and state.st_uid == os.geteuid():
+                for path in (prediction / "inputs", prediction / "outputs", prediction):
+                    with suppress(OSError):
+                        path.rmdir()
+        folder.rmdir()
+        folder.parent.rmdir()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import pickled
 from .errors import EmbeddingError
+from .writing import whole
 
 __all__ = ["Aesthetic", "digest_of", "mean", "read", "require_fit", "save", "unit"]
 
@@ -84,10 +85,11 @@ def save(path: Path, vector: Tensor, notes: Mapping[str, str]) -> None:
     As .safetensors with `notes`, which under "space" name its CLIP space; as .pt, as the original code saved them,
     without.
     """
-    if path.suffix == ".pt":
-        torch.save(vector.float().clone(), path)
-    else:
-        path.write_bytes(safetensors.torch.save({KEY: vector.float().contiguous()}, metadata=dict(notes)))
+    with whole(path) as unfinished:
+        if path.suffix == ".pt":
+            torch.save(vector.float().clone(), unfinished)
+        else:
+            unfinished.write_bytes(safetensors.torch.save({KEY: vector.float().contiguous()}, metadata=dict(notes)))
 
 
 def mean(features: Iterable[Tensor]) -> Tensor:

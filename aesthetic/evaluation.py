@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint, embedding, fast, output, pipeline, predictor, prompt, report
+from .device import default_device
 from .embedding import Aesthetic
 from .errors import CheckpointError, DrawingError, RequestError
 from .gradient import similarity
@@ -36,6 +37,7 @@ from .registry import Registry
 from .request import Request
 from .results import Row, read_rows, write_rows
 from .service import Service, locate
+from .writing import whole
 
 __all__ = ["Job", "Plan", "prepare", "run"]
 
@@ -99,8 +101,8 @@ class Plan:
         settings = {
             "model": str(self.snapshot.folder.resolve()) if is_local else self.snapshot.name,
             "revision": self.snapshot.revision,
-            "device": pipeline.default_device().type,
-            "speed": fast.speed(pipeline.default_device()),
+            "device": default_device().type,
+            "speed": fast.speed(default_device()),
             "prompts": self.prompts,
             "aesthetics": {name: aesthetic.sha256 for name, (_, aesthetic) in self.aesthetics.items()},
             "steps": self.steps,
@@ -157,7 +159,7 @@ def run(plan: Plan, folder: Path) -> Path | None:
     Raises RequestError if the folder holds anything else, or rows of other settings, and CheckpointError if the model
     can't look at pictures.
     """
-    on_cpu = pipeline.default_device().type == "cpu"
+    on_cpu = default_device().type == "cpu"
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)  # which also makes each process's GPU its current one
     with state.main_process_first():
         plan = _begin(plan, folder)
@@ -241,9 +243,8 @@ def _begin(plan: Plan, folder: Path) -> Plan:
     for name in ("rows", "pictures"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     if not path.is_file():
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(plan.settings(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        with whole(path) as unfinished:
+            unfinished.write_text(json.dumps(plan.settings(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return plan
 
 
@@ -284,7 +285,7 @@ def _is_done(plan: Plan, folder: Path, job: Job) -> bool:
 
 def _count(folder: Path) -> int:
     """Jobs that are done, by whichever process."""
-    return len(list((folder / "rows").glob("*.csv")))
+    return len(list((folder / "rows").glob("[!.]*.csv")))
 
 
 def _work(service: Service, plan: Plan, job: Job, pictures: Path) -> Iterator[Row]:

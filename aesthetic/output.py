@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from .errors import PictureError, RequestError
 from .request import Request
+from .writing import whole
 
 __all__ = ["Recipe", "contact_sheet", "encode", "encode_sheet", "grid", "read_recipe", "steps_label", "write"]
 
@@ -138,7 +139,8 @@ def encode_sheet(image: Image.Image, request: Request) -> bytes:
 
 def write(path: Path, image: Image.Image, recipe: Recipe) -> None:
     """Write one picture with its recipe, in the format of the recipe's request, whose name is the path's suffix."""
-    path.write_bytes(encode(image, recipe))
+    with whole(path) as unfinished:
+        unfinished.write_bytes(encode(image, recipe))
 
 
 def _encode(image: Image.Image, request: Mapping[str, Any], **texts: Any) -> bytes:

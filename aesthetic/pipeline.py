@@ -30,13 +30,13 @@ from torch import Tensor, nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from .checkpoint import CLIP, Snapshot, home
+from .device import require_kernels
 from .errors import CheckpointError
 
 __all__ = [
     "Model",
     "Vision",
     "clip_space",
-    "default_device",
     "in_precision",
     "load",
     "load_vision",
@@ -107,11 +107,6 @@ class Model:
         return int(self.encoder.text_projection.weight.shape[0])
 
 
-def default_device() -> torch.device:
-    """The first CUDA GPU, or else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def clip_space(snapshot: Snapshot) -> tuple[str, int]:
     """The name of a snapshot's CLIP space and its dimensions, before anything is loaded. Raises CheckpointError."""
     projection, space = _projection(snapshot)
@@ -140,8 +135,10 @@ def quiet_loading() -> Iterator[None]:
 def load(snapshot: Snapshot, device: torch.device) -> Model:
     """Load a snapshot from the disk: fp16 on a GPU, fp32 on a CPU.
 
-    Raises CheckpointError if its text encoder has no projection, or one that doesn't fit, and if weights are missing.
+    Raises CheckpointError if its text encoder has no projection, or one that doesn't fit, and if weights are missing;
+    SettingError for a GPU on which torch can't compute.
     """
+    require_kernels(device)
     projection, space = _projection(snapshot)
     if snapshot.file is not None:
         encoder, pipeline = _load_file(snapshot.file, snapshot.folder, projection, device)

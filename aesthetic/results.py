@@ -8,13 +8,14 @@ cancels out. This file knows numbers, no pictures and no model.
 
 import csv
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
+
+from .writing import whole
 
 __all__ = ["Effect", "Interval", "Row", "effects", "interval", "read_rows", "write_rows"]
 
@@ -100,20 +101,15 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a CSV with a line of names. The file is there in full or not at all, whenever this is stopped.
-
-    Scores have a column only where there are any.
-    """
+    """Write a CSV with a line of names. Scores have a column only where there are any."""
     lines = [asdict(row) for row in rows]
     names = [spec.name for spec in fields(Row)]
     if all(line["score"] is None for line in lines):
         names.remove("score")
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # processes may be at the same job
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         table.writerows(lines)
-    unfinished.replace(path)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -34,6 +34,7 @@ from . import (
     targets,
 )
 from .cancellation import check
+from .device import default_device
 from .embedding import Aesthetic
 from .errors import DrawingError
 from .gradient import Personaliser
@@ -92,7 +93,7 @@ class Service:
     @classmethod
     def load(cls, model: str | None = None) -> Self:
         """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError and SettingError."""
-        device = pipeline.default_device()
+        device = default_device()
         speed, snapshot = fast.speed(device), locate(model)
         code = WORKERS.submit(fast.code, speed)
         loaded = pipeline.load(snapshot, device)
@@ -101,6 +102,14 @@ class Service:
             *(snapshot.name, snapshot.revision, device, loaded.space, speed),
         )
         return cls(loaded, Registry(checkpoint.home() / "embeddings"), fast.choose(loaded, speed, code.result()))
+
+    def is_healthy(self) -> bool:
+        """Whether the device still computes. After some CUDA errors nothing works any more in this process."""
+        try:
+            return bool((torch.ones(2, device=self.model.device).sum() == 2).item())
+        except RuntimeError as error:
+            log.error("The GPU fails, and so will every prediction, until the server is started anew: %s", error)  # noqa: TRY400
+            return False
 
     def rehearse(self, request: Request) -> None:
         """Record what pictures of such a size and number are drawn with, so that the first take no longer than others.

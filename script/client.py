@@ -18,6 +18,7 @@ from typing import Any
 
 from aesthetic.errors import AestheticError
 from aesthetic.request import Request
+from aesthetic.writing import whole
 
 from . import schema, server
 from .signals import ENDING, Signals
@@ -41,17 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME=VALUE",
         help="an input, as for `cog predict`; NAME=@FILE sends a file. The README lists them all",
     )
-    parser.add_argument("--folder", type=Path, default=Path.cwd(), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     signals = Signals(*ENDING)
     if sys.stderr is None:  # it was closed
         _fall_silent()
     try:
-        inputs = parse_inputs(options.inputs, options.folder)
-        _require_writable(options.folder)
+        inputs = parse_inputs(options.inputs)
+        _require_writable(Path.cwd())
         with running_server(signals) as address:
             prediction = predict(address, inputs)
-        paths = list(write_outputs(prediction["output"], options.folder))
+        paths = list(write_outputs(prediction["output"]))
         print(*paths, sep="\n")
     except (RefusedError, AestheticError, OSError) as error:
         print(f"script/predict: {error}", file=sys.stderr)
@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def parse_inputs(pairs: list[str], folder: Path) -> dict[str, Any]:
-    """NAME=VALUE pairs as the JSON that the API takes; files, relative to `folder`, become data URLs.
+def parse_inputs(pairs: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs as the JSON that the API takes; files become data URLs.
 
     Raises RefusedError and RequestError.
     """
@@ -78,7 +78,7 @@ def parse_inputs(pairs: list[str], folder: Path) -> dict[str, Any]:
         if not text and known[name].get("nullable"):
             continue  # blank, as in the form
         kind = components.get(name, known[name])
-        inputs[name] = _value(name, text, kind, folder)
+        inputs[name] = _value(name, text, kind)
         if kind.get("format") == "uri":
             given[name] = Path(text)
         elif inputs[name] not in kind.get("enum", [inputs[name]]):
@@ -134,13 +134,14 @@ def predict(address: str, inputs: dict[str, Any]) -> dict[str, Any]:
     return prediction
 
 
-def write_outputs(urls: list[str], folder: Path) -> Iterator[Path]:
-    """Write the pictures, which come as data URLs, to output.0.png, output.1.png, … in `folder`, by their types."""
+def write_outputs(urls: list[str]) -> Iterator[Path]:
+    """Write the images, which come as data URLs, to output.0.png, output.1.png, …, by their types."""
     for i, url in enumerate(urls):
         kind, _, data = url.partition(",")
         suffix = mimetypes.guess_extension(kind.removeprefix("data:").partition(";")[0], strict=False)
-        path = folder / f"output.{i}{suffix}"
-        path.write_bytes(base64.b64decode(data))
+        path = Path.cwd() / f"output.{i}{suffix}"
+        with whole(path) as unfinished:
+            unfinished.write_bytes(base64.b64decode(data))
         yield path
 
 
@@ -217,13 +218,13 @@ def _fall_silent() -> None:
     sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  Python, too, writes there at its end
 
 
-def _value(name: str, text: str, kind: dict[str, Any], folder: Path) -> Any:
+def _value(name: str, text: str, kind: dict[str, Any]) -> Any:
     if kind.get("format") == "uri":
         if text.startswith(("http://", "https://", "data:")):
             return text
         if not text.startswith("@"):
             raise RefusedError(f"{name} takes a file, as {name}=@{text}, or an http(s) URL")
-        return _data_url(name, folder / text[1:])
+        return _data_url(name, Path(text[1:]))
     if kind["type"] == "string":
         return text
     try:

@@ -12,6 +12,9 @@ from typing import Any
 from cog import _inspector
 from cog._adt import InputField, PredictorInfo, Repetition
 
+from aesthetic.errors import SettingError
+from aesthetic.writing import whole
+
 HERE = Path(__file__).parent
 
 
@@ -26,10 +29,19 @@ def openapi_schema() -> dict[str, Any]:
 
 
 def write() -> None:
-    """Write the document where Cog's server looks for it."""
-    path = HERE.parent / ".cog" / "openapi_schema.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(openapi_schema(), indent=2), encoding="utf-8")
+    """Write the document where Cog's server looks for it, unless it is there. Raises SettingError if that can't be."""
+    path, text = HERE.parent / ".cog" / "openapi_schema.json", json.dumps(openapi_schema(), indent=2)
+    try:
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            return
+        path.parent.mkdir(exist_ok=True)
+        with whole(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingError(
+            f"Cog reads the inputs from {path}, which can't be written ({error.strerror}): "
+            "run script/serve once as a user who may write there, or from a copy of the folder"
+        ) from error
 
 
 def _components(info: PredictorInfo) -> dict[str, Any]:

@@ -31,13 +31,18 @@ PATIENCE = 60  # seconds, for a prediction to be finished in
 def environment(port: int) -> Iterator[dict[str, str]]:
     """The environment to run COMMAND in, from ROOT. Port 0 takes a free one, which the log then names.
 
-    Raises CheckpointError if the model isn't there: the server would say so in the middle of a traceback.
+    Raises CheckpointError or SettingError for what would end the server in the middle of a traceback.
     """
-    checkpoint.locate(os.environ.get("AESTHETIC_MODEL"), checkpoint.home() / "weights")
+    home, model = checkpoint.home().absolute(), os.environ.get("AESTHETIC_MODEL")
+    snapshot = checkpoint.locate(model, home / "weights")
+    if model and snapshot.revision == "local":  # its path is relative to the user's folder, not to ROOT
+        model = str((snapshot.file or snapshot.folder).absolute())
     schema.write()
     with tempfile.TemporaryDirectory(prefix="aesthetic-server-") as folder:
         yield {
             **os.environ,
+            "AESTHETIC_HOME": str(home),
+            "AESTHETIC_MODEL": model or "",
             # Its worker is whatever "python" it finds first.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",

@@ -21,11 +21,11 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"embedding", "pipeline"},
     {"canvas", "climb"},
     {"gradient", "steering", "schedulers", "images", "checkpoint", "results", "lora", "original", "floor"},
-    {"graphs", "compiled", "pickled"},
+    {"graphs", "compiled", "pickled", "device"},
     {"cancellation", "ldm"},
     {"request"},
     {"notation"},
-    {"errors", "settings", "__init__", "commands.__init__"},
+    {"errors", "settings", "writing", "__init__", "commands.__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = {

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 import yaml
 
+import predict
 from aesthetic import request
 from aesthetic.cancellation import Predictions
-from aesthetic.errors import RequestError
+from aesthetic.errors import RequestError, SettingError
 from aesthetic.registry import Registry
 from aesthetic.request import Request
 from aesthetic.service import Service
@@ -174,6 +177,13 @@ def test_cog_yaml_fits_its_schema_and_the_files() -> None:
     jsonschema.validate(config, json.loads(path.read_text()))
 
 
+def test_the_image_has_the_cog_of_the_requirements() -> None:
+    """Cog drops its own lines from the requirements, and takes the latest unless cog.yaml says otherwise."""
+    config = yaml.safe_load((ROOT / "cog.yaml").read_text())
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert {f"{name}=={config['build']['sdk_version']}" for name in ("cog", "coglet")} <= set(lines)
+
+
 def test_every_requirement_is_pinned() -> None:
     for name in ("requirements.txt", "requirements-dev.txt", "requirements-evaluate.txt"):
         for line in (ROOT / name).read_text().splitlines():
@@ -191,9 +201,42 @@ def test_weights_are_not_kept_out_of_the_image() -> None:
 def test_the_setup_gets_ready_for_the_forms_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsed: list[Request] = []
     monkeypatch.setattr(Service, "load", lambda: SimpleNamespace(rehearse=rehearsed.append))
-    monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)  # which it changes
+    monkeypatch.setattr(tempfile, "gettempdir", tempfile.gettempdir)  # setup changes it
     Predictor().setup()
     assert rehearsed == [Request()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("made", ["coglet/predictions", "coglet"])
+def test_a_folder_of_another_user_is_said_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    monkeypatch.setattr(predict, "COGLET", tmp_path / "coglet" / "predictions")
+    monkeypatch.setattr(Service, "load", lambda: 1 / 0)
+    (tmp_path / made).mkdir(parents=True)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(SettingError, match=f"{made} belongs to root: every prediction would fail"):
+            Predictor().setup()
+    finally:
+        os.seteuid(0)
+
+
+def test_a_failing_gpu_is_told_to_who_asks(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = Predictor()
+    predictor.service = service
+    assert predictor.healthcheck()
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "ones", fail)
+    assert not predictor.healthcheck()
+    assert "illegal memory access" in caplog.text
 
 
 def test_tracebacks_are_of_our_faults_only(

@@ -1,9 +1,12 @@
 """What people type."""
 
+import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +15,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from aesthetic.errors import SettingError
 from aesthetic.output import read_recipe
-from script import client
-from tests.snapshot import ROOT
+from script import client, schema
+from tests.snapshot import MODEL, ROOT
 from tests.test_images import encoded
 from tests.test_server import wait_until_idle
 
@@ -197,20 +201,20 @@ def test_serve_can_be_stopped_when_nobody_reads_its_log(home: Path) -> None:
         ("aesthetic_images=http://example.com/a.zip", "http://example.com/a.zip"),
     ],
 )
-def test_values_have_the_type_of_their_input(pair: str, value: Any, tmp_path: Path) -> None:
+def test_values_have_the_type_of_their_input(pair: str, value: Any) -> None:
     name = pair.partition("=")[0]
-    assert client.parse_inputs([pair], tmp_path) == {name: value}
+    assert client.parse_inputs([pair]) == {name: value}
 
 
-def test_blank_inputs_are_left_out_where_the_form_may_leave_them_blank(tmp_path: Path) -> None:
-    assert client.parse_inputs(["seed=", "aesthetic_embedding=", "image=", "prompt="], tmp_path) == {"prompt": ""}
+def test_blank_inputs_are_left_out_where_the_form_may_leave_them_blank() -> None:
+    assert client.parse_inputs(["seed=", "aesthetic_embedding=", "image=", "prompt="]) == {"prompt": ""}
 
 
 def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "huge.png").open("wb") as huge:
         huge.truncate(2**43)
     with pytest.raises(client.RefusedError, match="up to 100 MiB"):
-        client.parse_inputs(["image=@huge.png"], tmp_path)
+        client.parse_inputs([f"image=@{tmp_path}/huge.png"])
 
 
 def test_predict_draws_when_nobody_hears_what_it_says(tmp_path: Path, home: Path) -> None:
@@ -239,14 +243,90 @@ def test_a_picture_that_cannot_be_written_says_so(tmp_path: Path, home: Path) ->
 
 
 def test_predict_says_before_it_draws_that_no_picture_can_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert client.main(["--folder", str(tmp_path / "nowhere")]) == 1
+    monkeypatch.setattr(Path, "cwd", lambda: tmp_path / "nowhere")
+    assert client.main([]) == 1
     assert f"none can be written to {tmp_path}/nowhere" in capsys.readouterr().err
 
 
 def test_predict_says_how_much_a_request_can_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (tmp_path / "large.safetensors").open("wb") as file:
         file.truncate(80 * 2**20)
-    assert client.main(["--folder", str(tmp_path), "-i", "lora=@large.safetensors"]) == 1
+    assert client.main(["-i", f"lora=@{tmp_path}/large.safetensors"]) == 1
     assert "Cog takes requests of up to 100 MiB" in capsys.readouterr().err
+
+
+def test_predict_takes_relative_paths_from_the_users_folder_and_is_found_by_a_link(tmp_path: Path, home: Path) -> None:
+    for name in ("weights", "embeddings"):
+        (tmp_path / "home" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "home" / name).symlink_to(home / name)
+    (tmp_path / "model").symlink_to(home / "weights" / MODEL)
+    (tmp_path / "mine.png").write_bytes(encoded())
+    (tmp_path / "draw").symlink_to(ROOT / "script" / "predict")
+    (tmp_path / "script").mkdir()  # which Python must not take for the checkout's
+    (tmp_path / "script" / "__init__.py").write_text("raise RuntimeError")
+    answer = subprocess.run(
+        ["./draw", "-i", "aesthetic_images=@mine.png", *SMALL],
+        cwd=tmp_path,
+        env={**os.environ, "AESTHETIC_HOME": "home", "AESTHETIC_MODEL": "model"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert f"Model: {MODEL} (revision local)" in answer.stderr
+    assert (tmp_path / "output.0.png").is_file()
+
+
+def test_a_full_disk_leaves_the_image_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output.0.png").write_bytes(b"the last one")
+
+    def full(path: Path, data: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        list(client.write_outputs(["data:image/png;base64,AAAA"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["output.0.png"]
+    assert (tmp_path / "output.0.png").read_bytes() == b"the last one"
+
+
+def test_a_checkout_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "HERE", tmp_path / "script")
+    monkeypatch.setattr(schema, "openapi_schema", dict)
+    (tmp_path / ".cog").write_text("no folder")
+    with pytest.raises(SettingError, match=r"Cog reads the inputs from .*, which can't be written"):
+        schema.write()
+    (tmp_path / ".cog").unlink()
+    schema.write()
+    before = (tmp_path / ".cog").stat().st_mtime_ns
+    schema.write()
+    assert (tmp_path / ".cog").stat().st_mtime_ns == before  # nothing is written that is there
+
+
+FAKE = """#!/bin/sh
+exec {python} -c "import sys; sys.version_info = {version}; $2"
+"""
+
+
+@pytest.mark.parametrize(
+    ("versions", "found"), [(["3.13", "3.12"], "python3.12"), (["3.10", "3.14"], ""), (["3.13"], "python3.13")]
+)
+def test_the_scripts_take_any_python_that_will_do(tmp_path: Path, versions: list[str], found: str) -> None:
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname") or "")
+    for version in versions:
+        python = tmp_path / f"python{version}"
+        python.write_text(FAKE.format(python=sys.executable, version=tuple(map(int, version.split(".")))))
+        python.chmod(0o755)
+    answer = subprocess.run(
+        [shutil.which("bash") or "", "-c", f"source {ROOT}/script/bootstrap; find_python"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.stdout.strip() == found
+    assert found or "uv python install 3.11" in answer.stderr

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import queue
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from PIL import Image
 
 from aesthetic import output
 from aesthetic.pipeline import Model
+from predict import COGLET
 from script import client, server
 from script.signals import Signals
 from tests import lora
@@ -162,6 +164,9 @@ def test_a_synchronous_prediction(address: str) -> None:
     assert metrics["steps"] == 3
     assert metrics["drift"] > 0
     assert metrics["similarity"]["before"] < metrics["similarity"]["after"]
+    for value in (metrics["drift"], *metrics["similarity"].values()):
+        assert value == round(value, 4)
+    assert all(seconds == round(seconds, 3) for seconds in metrics["timing"].values())
     assert set(metrics["timing"]) == {"aesthetic", "personalise", "denoise", "decode", "safety", "encode"}
     for line in ("Seed: 7", "Personalising: 100%", "Denoising: 100%", "Similarity to sac_8plus:"):
         assert line in prediction["logs"]
@@ -331,7 +336,7 @@ def test_the_log_of_a_bad_input_has_no_traceback(address: str) -> None:
     assert "Traceback" not in event["logs"]
 
 
-def test_nothing_is_left_in_the_temporary_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_in_temporary_folders(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AESTHETIC_HOME", str(home))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     upload = data_url(zipped({"a.png": encoded()}))
@@ -340,9 +345,9 @@ def test_nothing_is_left_in_the_temporary_folder(home: Path, tmp_path: Path, mon
         def left() -> list[Path]:
             return [path for path in tmp_path.rglob("*") if path.is_file()]
 
-        call(f"{found}/predictions", {"id": "slow", "input": SLOW}, Prefer="respond-async")
+        call(f"{found}/predictions", {"id": "ours", "input": SLOW}, Prefer="respond-async")
         time.sleep(0.2)
-        call(f"{found}/predictions/slow/cancel", {})
+        call(f"{found}/predictions/ours/cancel", {})
         wait_until_idle(found)
         draw(found, aesthetic_images=upload, num_outputs=3)
         with listening(_HalfAFile) as url:
@@ -351,7 +356,14 @@ def test_nothing_is_left_in_the_temporary_folder(home: Path, tmp_path: Path, mon
         assert left() == []  # a failed one draws nothing, and the next one has cleaned up
         draw(found)
         assert [path.name for path in left()] == ["output.0.png"]
+        for folder in tmp_path.iterdir():  # as a cleaner of /tmp does
+            shutil.rmtree(folder)
+        assert draw(found, aesthetic_images=upload)["status"] == "succeeded"
+        prediction = COGLET / draw(found)["id"]
+        assert prediction.is_dir()
     assert left() == []
+    assert not prediction.exists()
+    assert not (COGLET / "ours").exists()
 
 
 def test_stopped_during_a_prediction_it_finishes_that_and_ends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

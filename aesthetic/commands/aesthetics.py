@@ -26,10 +26,11 @@ def embed(options: argparse.Namespace) -> None:
     """Make an aesthetic from pictures and write it down, with where it came from."""
     require_writable(options.output, ".safetensors")
     from .. import embedding, images, pipeline, service, targets
+    from ..device import default_device
 
     next(images.read_pictures(options.pictures, images.LOCAL))  # refuses what is none before anything is loaded
     snapshot = service.locate(options.ckpt)
-    vision = pipeline.load_vision(snapshot, pipeline.default_device())
+    vision = pipeline.load_vision(snapshot, default_device())
     vector, sha256s = targets.encode_pictures(vision, options.pictures, images.LOCAL)
     notes = {
         "space": vision.space,

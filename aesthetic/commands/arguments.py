@@ -125,8 +125,7 @@ def prompts_in(flag: str, path: Path, comment: str | None = None) -> list[str]:
 
 def require_writable(path: Path, *suffixes: str, flag: str = "-o") -> None:
     """Raise RequestError if `path`, which `flag` gives, is no place for a file of one of these kinds."""
-    place = path if path.exists() else path.parent
-    if path.suffix not in suffixes or path.is_dir() or not os.access(place, os.W_OK):
+    if path.suffix not in suffixes or path.is_dir() or not os.access(path.parent, os.W_OK):
         raise RequestError(
             f"{flag} must name a {' or '.join(suffixes)} file where one can be written, not {str(path)!r}"
         )

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ..errors import DrawingError, RequestError
 from ..request import SCHEDULERS, Request
+from ..writing import whole
 from .arguments import (
     DEFAULTS,
     add_drawing,
@@ -98,5 +99,7 @@ def _draw(service: "Service", requests: list[Request], labels: list[str], path: 
         except DrawingError as error:  # one row that gives nothing need not cost the others
             log.warning("%s", error)
         rows.append([shown.get(steps) for steps in stops])
-    output.contact_sheet(rows, columns=[output.steps_label(steps) for steps in stops], labels=labels).save(path)
+    sheet = output.contact_sheet(rows, columns=[output.steps_label(steps) for steps in stops], labels=labels)
+    with whole(path) as unfinished:
+        sheet.save(unfinished)
     print(path)

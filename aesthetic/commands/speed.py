@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import RequestError
 from ..request import SCHEDULERS, Request
+from ..writing import whole
 from .arguments import DEFAULTS, add_ckpt, given_path, require_writable
 
 if TYPE_CHECKING:
@@ -49,9 +50,10 @@ def bench(options: argparse.Namespace) -> None:
     ]
     if options.json is not None:
         require_writable(options.json, ".json", flag="--json")
-    from .. import bench, fast, pipeline
+    from .. import bench, fast
+    from ..device import default_device
 
-    device = pipeline.default_device()
+    device = default_device()
     speeds = options.speeds or [fast.speed(device)]
     known = fast.SPEEDS if device.type == "cuda" else ("plain",)
     if not set(speeds) <= set(known) or len(set(speeds)) < len(speeds):
@@ -62,7 +64,8 @@ def bench(options: argparse.Namespace) -> None:
         lambda speed: _at_speed(_model(options), speed), speeds, requests, repeats=options.repeats, say=print
     )
     if options.json is not None:
-        options.json.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+        with whole(options.json) as unfinished:
+            unfinished.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
 def add_warm(parser: argparse.ArgumentParser) -> None:
@@ -75,14 +78,15 @@ def add_warm(parser: argparse.ArgumentParser) -> None:
 def warm(options: argparse.Namespace) -> None:
     """Compile what pictures of some sizes are drawn with, for the GPU that is here."""
     _require_one_model(options)
-    from .. import fast, pipeline
+    from .. import fast
+    from ..device import default_device
 
     requests = [
         Request(width=width, height=height, num_outputs=outputs)
         for width, height in options.sizes
         for outputs in options.outputs
     ]
-    if pipeline.default_device().type != "cuda":
+    if default_device().type != "cuda":
         raise RequestError("there is no CUDA GPU here to compile for")
     fast.prepare(_model(options), requests)
     print("AESTHETIC_SPEED=compile draws with it.")
@@ -112,8 +116,9 @@ def _require_one_model(options: argparse.Namespace) -> None:
 def _model(options: argparse.Namespace) -> "Model":
     """That of the options, or one with random weights, of which nothing is on the disk."""
     from .. import pipeline, service, shapes
+    from ..device import default_device
 
-    device = pipeline.default_device()
+    device = default_device()
     if options.random:
         return shapes.build(options.random, device)
     return pipeline.load(service.locate(options.ckpt), device)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import DrawingError, RequestError
 from ..request import FORMATS, SCHEDULERS, Request
+from ..writing import whole
 from .arguments import DEFAULTS, add_drawing, aesthetic_input, check_drawing, drawing_inputs, given_path, prompts_in
 
 __all__ = ["STEERING", "WRITING", "add"]
@@ -99,7 +100,8 @@ def txt2img(options: argparse.Namespace) -> None:
         raise DrawingError("there is no picture to show")
     if not options.skip_grid:
         path = _next(options.outdir, "grid-", 4)
-        output.grid(images, options.n_rows or options.n_samples).save(path)
+        with whole(path) as unfinished:
+            output.grid(images, options.n_rows or options.n_samples).save(unfinished)
         print(path)
 
 
