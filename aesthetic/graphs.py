@@ -45,11 +45,26 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         """On a CUDA GPU."""
         self.device = device
-        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._renew()
+
+    def _renew(self) -> None:
+        self._stream: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._memory = torch.cuda.graph_pool_handle()
 
     def record(self, action: Callable[[], Result]) -> Graph[Result]:
-        """A graph of what `action` does, which is run a few times first."""
+        """A graph of what `action` does, which is run a few times first. A capture that fails leaves nothing behind."""
+        before = torch.cuda.current_stream(self.device)
+        try:
+            return self._capture(action)
+        except BaseException:
+            # A capture that CUDA invalidated, as it may when memory runs out, can't be ended: torch leaves its stream
+            # current and its pool open, and every later capture in that pool fails.
+            if torch.cuda.current_stream(self.device) != before:
+                torch.cuda.set_stream(before)
+                self._renew()
+            raise
+
+    def _capture(self, action: Callable[[], Result]) -> Graph[Result]:
         with torch.cuda.device(self.device):  # the thread's own may be another
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):

@@ -2,11 +2,14 @@
 
 import copy
 import gc
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -18,8 +21,9 @@ from transformers import CLIPModel
 from aesthetic import canvas, checkpoint, embedding, fast, pipeline, prompt, sample
 from aesthetic.climb import GraphPersonaliser
 from aesthetic.compiled import Compiled
+from aesthetic.embeds import prompt_embeds
 from aesthetic.gradient import Personaliser
-from aesthetic.graphs import KEPT, Recorder
+from aesthetic.graphs import KEPT, Graphed, Recorder
 from aesthetic.pipeline import Model
 from aesthetic.registry import Registry
 from aesthetic.request import SCHEDULERS, Request
@@ -27,6 +31,7 @@ from aesthetic.service import Service
 from tests import lora, original, second
 from tests.cancelling import cancel
 from tests.original import difference
+from tests.snapshot import CLIP, MODEL, ROOT
 from tests.test_graft import structure
 from tests.test_service import weights
 
@@ -118,6 +123,76 @@ def test_a_recording_goes_on_when_its_prediction_is_cancelled(home: Path, nhwc: 
     shapes = [replace(quick, width=width, aesthetic_steps=20, aesthetic_lr=0.1) for width in (192, 256, 320, 384)]
     assert any([cancel(service, request) for request in shapes for _ in range(5)])  # noqa: C419  all of them
     assert drawn(service, quick) == expected
+
+
+def test_a_capture_that_fails_is_forgotten() -> None:
+    recorder = Recorder(GPU)
+    calls: list[Callable[[], object]] = [int, int, torch.cuda.synchronize]  # the last is not permitted in a capture
+
+    def failing(tensor: torch.Tensor) -> torch.Tensor:
+        doubled = tensor * 2
+        if calls:
+            calls.pop(0)()
+        return doubled
+
+    twice, ones = Graphed(failing, recorder), torch.ones(3, device=GPU)
+    before = torch.cuda.current_stream()
+    with pytest.raises(RuntimeError, match="capture"):
+        twice(ones)
+    assert torch.cuda.current_stream() == before
+    assert torch.equal(twice(ones), 2 * ones)
+    assert torch.equal(Graphed(torch.square, recorder)(3 * ones), 9 * ones)
+
+
+def test_a_prediction_that_runs_out_of_memory_leaves_the_next_as_it_is(home: Path, nhwc: Model, quick: Request) -> None:
+    service = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph", None))
+    expected = service.draw(quick).pictures[0][0].tobytes()
+    large = replace(quick, width=1024, height=768, num_outputs=8)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(GPU).total_memory
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            service.draw(large)
+        assert service.is_healthy()
+        assert service.draw(quick).pictures[0][0].tobytes() == expected
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert len(service.draw(large).pictures) == 8
+
+
+BROKEN = """
+import torch
+from types import SimpleNamespace
+from aesthetic.service import Service
+
+service = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")))
+assert Service.is_healthy(service)
+try:
+    torch.zeros(2, device="cuda")[torch.tensor([5], device="cuda")].sum().item()
+except RuntimeError:
+    assert not Service.is_healthy(service)
+else:
+    raise AssertionError
+"""
+
+
+def test_a_gpu_that_has_failed_is_not_healthy() -> None:
+    subprocess.run([sys.executable, "-c", BROKEN], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_an_offloaded_pipeline_is_personalized(home: Path, service: Service, offload: str) -> None:
+    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
+    target = service.registry.read("sac_8plus").vector
+    options: dict[str, Any] = {"projection": pipeline.read_projection(home / "weights" / CLIP), "steps": 3, "lr": 0.01}
+    expected = prompt_embeds(pipe, "the cat", target, **options)
+    getattr(pipe, offload)()
+    found = prompt_embeds(pipe, "the cat", target, **options)
+    for name, tensor in found.items():
+        assert tensor.device.type == "cuda"
+        assert difference(tensor.cpu(), expected[name]) < 1e-3
+    pipe(**found, width=128, height=128, num_inference_steps=3)
 
 
 def test_compiled_code_draws_alike_and_is_found_by_another_process(
