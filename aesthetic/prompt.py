@@ -114,7 +114,7 @@ def _join(hidden: Tensor, weights: Tensor, empty: Tensor, length: int) -> Tensor
     """Chunks [n, 77, hidden] weighted, one after the other, and filled up with `empty` [1, 77, hidden] to `length`.
 
     A token of weight w stands at w on the straight line from where no words would have put it (0) to where it is (1, to
-    the last bit), and beyond: guidance for single tokens, and what ComfyUI and compel do.
+    the last bit), and beyond: guidance for single tokens, ComfyUI's formula, and above 1 compel's as well.
     """
     weighted = torch.lerp(empty.float(), hidden.float(), weights.unsqueeze(-1)).to(hidden.dtype)
     missing = length // empty.shape[1] - len(hidden)

@@ -40,6 +40,18 @@ def test_equals_the_original_loop(
     assert difference(last.conditioning, theirs) <= 1e-5
 
 
+def test_rounding_in_fp32_grows_with_the_rate(demo: Service) -> None:
+    tokens, target = prompt.tokenize(demo.model, "a castle").input_ids, demo.registry.read("night").vector
+    exact = Personaliser(copy.deepcopy(demo.model.encoder).double())
+    errors = []
+    for lr in (1e-4, 1e-3):
+        *_, rounded = Personaliser(demo.model.encoder)(tokens, target, steps=20, lr=lr)
+        *_, last = exact(tokens, target.double(), steps=20, lr=lr)
+        errors.append(difference(rounded.conditioning.double(), last.conditioning))
+    assert errors[0] < 3e-6
+    assert 2 * errors[0] < errors[1] < 1e-4
+
+
 def test_the_comparison_can_fail(model: Model, clip: CLIPModel, tokens: Tensor, target: Tensor) -> None:
     *_, last = Personaliser(model.encoder)(tokens, target, steps=5, lr=1e-4)
     theirs = original.conditioning(clip, tokens, target, steps=5, lr=1.01e-4)

@@ -1,5 +1,6 @@
 """Words to tokens to conditioning."""
 
+import compel
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -120,6 +121,13 @@ def test_weights_go_along_the_line_from_no_words(model: Model) -> None:
         line = plain.empty + weight * (plain.positive - plain.empty)
         torch.testing.assert_close(ours[0, changed], line[0, changed])
         assert changed
+
+
+def test_weights_above_1_are_compels(model: Model) -> None:
+    weighing = compel.Compel(model.pipeline.tokenizer, model.pipeline.text_encoder)
+    for weight, is_same in ((1.3, True), (0.5, False)):
+        ours = encode(model, f"the (cat:{weight}) dog").positive
+        assert torch.allclose(ours, weighing(f"the (cat){weight} dog"), atol=1e-5) == is_same
 
 
 def test_without_long_weights_are_text(model: Model) -> None:
