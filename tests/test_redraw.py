@@ -166,12 +166,12 @@ def test_what_cannot_be_redrawn_is_refused(over: Request, quick: Request, mask: 
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     refused: list[tuple[str, dict[str, Any]]] = [
-        ("image: the file is no picture", {"image": tmp_path / "text"}),
-        ("image: the file is no picture", {"image": tmp_path / "empty"}),
-        ("image: the file is no picture", {"image": tmp_path / "zip"}),
+        ("image: the file is not an image", {"image": tmp_path / "text"}),
+        ("image: the file is empty", {"image": tmp_path / "empty"}),
+        ("image: the file is not an image", {"image": tmp_path / "zip"}),
         ("image: there is no file", {"image": tmp_path / "nothing"}),
         ("image: of 2000 × 50 pixels, less than half would be left", {"image": tmp_path / "long"}),
-        ("mask: the file is no picture", {"mask": tmp_path / "text"}),
+        ("mask: the file is not an image", {"mask": tmp_path / "text"}),
         ("mask: it has 50 × 50 pixels and image 300 × 200", {"mask": tmp_path / "square"}),
         ("mask: nothing in it is white", {"mask": tmp_path / "black"}),
     ]

@@ -1,0 +1,63 @@
+"""The image formats that are read: how each is recognized, and opened without decoding its pixels.
+
+The first bytes of a file tell its format, never its name. Each format is opened by its own Pillow class: Image.open
+holds a limit on pixels that is one global variable for all threads, while the callers of this file hold their own.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+__all__ = ["NAMES", "SUFFIXES", "format_of", "is_image", "open_image"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+RARE = r"\.(apng|jpe|jfif|dib)"
+# Of formats that are not read. They count as images, so that none is passed over as other files are.
+UNREAD = (
+    r"\.(3fr|arw|avifs?|cr2|cr3|cur|dcr|dds|dng|emf|eps|erf|exr|fff|hdr|hei[cf]s?|hif|icns|ico|iiq|j2c|j2k|jp2|jpf|jpm|jpx"
+    r"|jxl|jxr|kdc|mef|mos|mrw|nef|nrw|orf|p[abfgnp]m|pcx|pef|psb|psd|qoi|raf|raw|rw2|rwl|sr2|srf|srw|svgz?|tga|wdp|wmf"
+    r"|x3f|xbm|xcf|xpm)"
+)
+
+
+def is_image(name: str) -> bool:
+    """Whether the suffix of `name` is that of an image, of a format that is read or not."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in SUFFIXES or re.fullmatch(f"{RARE}|{UNREAD}", suffix) is not None
+
+
+def format_of(data: bytes) -> str | None:
+    """The name of the format of an encoded image; None if it is not one that is read."""
+    return next((name for name, (start, _) in _FORMATS.items() if re.match(start, data[:64], re.DOTALL)), None)
+
+
+def open_image(name: str, data: bytes) -> ImageFile:
+    """An image of the format `name`, whose size, mode and info are known and whose pixels are not decoded yet.
+
+    Raises whatever Pillow raises for a damaged image or a kind that it doesn't read: any Exception, with a reason.
+    """
+    return _FORMATS[name][1](data)
+
+
+def _by(kind: type[ImageFile]) -> Callable[[bytes], ImageFile]:
+    return lambda data: kind(io.BytesIO(data))
+
+
+_FORMATS: dict[str, tuple[bytes, Callable[[bytes], ImageFile]]] = {
+    "PNG": (rb"\x89PNG\r\n\x1a\n", _by(PngImageFile)),
+    "JPEG": (rb"\xff\xd8\xff", _by(JpegImageFile)),
+    "WEBP": (rb"RIFF.{4}WEBP", _by(WebPImageFile)),
+    "GIF": (rb"GIF8[79]a", _by(GifImageFile)),
+    "BMP": (rb"BM", _by(BmpImageFile)),
+    "TIFF": (rb"(II[*+]\0|MM\0[*+])(?!.{4}CR)", _by(TiffImageFile)),  # CR: a Canon raw file
+}
+NAMES = ", ".join(_FORMATS)
