@@ -1,7 +1,7 @@
 """Images from a user: one image, or all of a folder or an archive, decoded within limits as upright 8-bit images.
 
-Everything that comes in here is hostile until shown otherwise. archives.py reads the files, formats.py opens them.
-Nothing here knows what the images are for.
+Everything that comes in here is hostile until shown otherwise. archives.py reads the files, formats.py opens them,
+color.py converts their colors. Nothing here knows what the images are for.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from . import color
 from .archives import LOCAL, UPLOAD, Caps, members, read_file, shown
 from .errors import PictureError
 from .formats import NAMES, SUFFIXES, format_of, open_image
@@ -52,8 +53,8 @@ def read_pictures(
     skip_unreadable: leave out images that can't be read, with a warning that names them. Otherwise the first of them
     ends the iteration, once the others have been checked, too: the error names them all.
 
-    Images are turned upright by their EXIF orientation, and laid on white where they are
-    transparent. The first frame of an animation counts.
+    Images are turned upright by their EXIF orientation, converted to sRGB by their color profile, and laid on white
+    where they are transparent. The first frame of an animation counts.
 
     Raises PictureError for images that can't be read, for whatever goes beyond `caps`, and if there is no image.
     """
@@ -161,8 +162,4 @@ def _rgb(image: Image.Image) -> Image.Image:
         raise ValueError("32 bits a pixel have no known range")
     if image.mode.startswith("I;16"):  # which convert() would clip instead of scale
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return color.on_white(image)

@@ -22,7 +22,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"canvas", "climb"},
     {"gradient", "steering", "schedulers", "images", "checkpoint", "results", "lora", "original", "floor"},
     {"graphs", "compiled", "commit", "pickled", "archives"},
-    {"formats"},
+    {"formats", "color"},
     {"cancellation", "ldm"},
     {"request"},
     {"notation"},
