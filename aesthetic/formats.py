@@ -17,6 +17,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from . import samples
+
 __all__ = ["NAMES", "SUFFIXES", "format_of", "is_image", "open_image"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -48,16 +50,35 @@ def open_image(name: str, data: bytes) -> ImageFile:
     return _FORMATS[name][1](data)
 
 
+def _open_png(data: bytes) -> ImageFile:
+    image, depth = PngImageFile(io.BytesIO(data)), data[24]
+    transparent = image.info.get("transparency")  # in the file's depth, where Pillow's pixels have 8 bits
+    if image.mode == "RGB" and depth == 16 and transparent is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    elif image.mode == "L" and transparent is not None:
+        image.info["transparency"] = transparent * 255 // (2**depth - 1)
+    return image
+
+
+def _open_tiff(data: bytes) -> ImageFile:
+    try:
+        image = TiffImageFile(io.BytesIO(data))
+    except SyntaxError as error:  # of a damaged header, or of samples that Pillow has no mode for
+        raise ValueError(f"{error}; {samples.REMEDY}") from error
+    samples.require_readable(image.tag_v2)
+    return image
+
+
 def _by(kind: type[ImageFile]) -> Callable[[bytes], ImageFile]:
     return lambda data: kind(io.BytesIO(data))
 
 
 _FORMATS: dict[str, tuple[bytes, Callable[[bytes], ImageFile]]] = {
-    "PNG": (rb"\x89PNG\r\n\x1a\n", _by(PngImageFile)),
+    "PNG": (rb"\x89PNG\r\n\x1a\n", _open_png),
     "JPEG": (rb"\xff\xd8\xff", _by(JpegImageFile)),
     "WEBP": (rb"RIFF.{4}WEBP", _by(WebPImageFile)),
     "GIF": (rb"GIF8[79]a", _by(GifImageFile)),
     "BMP": (rb"BM", _by(BmpImageFile)),
-    "TIFF": (rb"(II[*+]\0|MM\0[*+])(?!.{4}CR)", _by(TiffImageFile)),  # CR: a Canon raw file
+    "TIFF": (rb"(II[*+]\0|MM\0[*+])(?!.{4}CR)", _open_tiff),  # CR: a Canon raw file
 }
 NAMES = ", ".join(_FORMATS)

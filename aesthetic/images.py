@@ -1,26 +1,25 @@
 """Images from a user: one image, or all of a folder or an archive, decoded within limits as upright 8-bit images.
 
 Everything that comes in here is hostile until shown otherwise. archives.py reads the files, formats.py opens them,
-color.py converts their colors. Nothing here knows what the images are for.
+samples.py and color.py interpret their values. Nothing here knows what the images are for.
 """
 
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps
 
-from . import color
+from . import color, samples
 from .archives import LOCAL, UPLOAD, Caps, members, read_file, shown
 from .errors import PictureError
 from .formats import NAMES, SUFFIXES, format_of, open_image
 
-__all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_picture", "read_pictures"]
+__all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_mask", "read_picture", "read_pictures"]
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def read_pictures(
         count += 1
         _check_count(label, count, caps)
         try:
-            picture = _decoded(shown(name), read(), caps)
+            picture = _decoded(shown(name), read(), caps, color.on_white)
         except PictureError as error:
             unreadable.append(str(error))
             continue
@@ -82,17 +81,22 @@ def read_pictures(
 
 def read_picture(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
     """The one image that `path` is, as `read_pictures` prepares it. Raises PictureError."""
-    return _read_one(path, caps, label)
+    return _read_one(path, caps, label, color.on_white)
 
 
-def _read_one(path: Path, caps: Caps, label: str | None) -> Picture:
+def read_mask(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
+    """The one image that `path` is, in RGBA with the values of the file: no color profile. Raises PictureError."""
+    return _read_one(path, caps, label, color.with_alpha)
+
+
+def _read_one(path: Path, caps: Caps, label: str | None, finish: Callable[[Image.Image], Image.Image]) -> Picture:
     if not path.is_file():
         raise PictureError(f"there is no file {path}; an image was expected")
     label = label or path.name
-    return _decoded(label, read_file(path, label, caps.picture_bytes), caps)
+    return _decoded(label, read_file(path, label, caps.picture_bytes), caps, finish)
 
 
-def _decoded(name: str, data: bytes, caps: Caps) -> Picture:
+def _decoded(name: str, data: bytes, caps: Caps, finish: Callable[[Image.Image], Image.Image]) -> Picture:
     kind = format_of(data)
     if kind is None:
         problem = f"is not an image of a format that is read ({NAMES})" if data else "is empty"
@@ -101,7 +105,7 @@ def _decoded(name: str, data: bytes, caps: Caps) -> Picture:
         _check_size(name, image.size, caps)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        pixels = _rgb(image)
+        pixels = finish(samples.in_8_bits(image))
     return Picture(name=name, image=pixels, sha256=hashlib.sha256(data).hexdigest())
 
 
@@ -154,12 +158,3 @@ def _report(label: str, count: int, unreadable: list[str], passed_over: list[str
         log.warning("Left out %d images that can't be read:\n%s", len(unreadable), "\n".join(unreadable))
     if passed_over:
         log.warning("Passed over %d files that are not images, for instance %s", len(passed_over), passed_over[0])
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB, on white where it is transparent."""
-    if image.mode in ("I", "F"):
-        raise ValueError("32 bits a pixel have no known range")
-    if image.mode.startswith("I;16"):  # which convert() would clip instead of scale
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    return color.on_white(image)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from aesthetic.images import UPLOAD, read_picture
+from aesthetic.images import UPLOAD, read_mask, read_picture
 from tests import icc
 from tests.test_images import encoded
 
@@ -52,9 +52,9 @@ def test_transparent_and_palette_images_are_converted_before_they_are_laid_on_wh
     assert tuple(colors(tmp_path / "b", palette, icc_profile=P3)[0, 0]) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA"])
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
 def test_grey_has_its_gamma(tmp_path: Path, mode: str) -> None:
-    grey = Image.new(mode, (8, 8), {"L": 100, "LA": (100, 255)}[mode])  # type: ignore[arg-type]
+    grey = Image.new(mode, (8, 8), {"L": 100, "LA": (100, 255), "I;16": 100 << 8}[mode])  # type: ignore[arg-type]
     linear = (100 / 255) ** 1.0
     expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
     assert abs(colors(tmp_path / "a", grey, icc_profile=icc.grey(1.0)) - expected).max() <= 1
@@ -104,6 +104,11 @@ def test_a_profile_that_asks_for_minutes_and_gigabytes_is_ignored(tmp_path: Path
 def test_damaged_profiles_are_harmless(tmp_path: Path, cut: int) -> None:
     for own in (P3[:cut], P3[:cut] + b"\xff" * 8 + P3[cut + 8 :]):
         colors(tmp_path / "a", Image.new("RGB", (8, 8)), "TIFF", icc_profile=own)
+
+
+def test_a_mask_is_data_and_not_color(tmp_path: Path) -> None:
+    (tmp_path / "mask").write_bytes(encoded(Image.new("RGB", (8, 8), (234, 51, 35)), icc_profile=P3))
+    assert read_mask(tmp_path / "mask", UPLOAD).image.getpixel((0, 0)) == (234, 51, 35, 255)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])

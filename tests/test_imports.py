@@ -23,6 +23,7 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"gradient", "steering", "schedulers", "images", "checkpoint", "results", "lora", "original", "floor"},
     {"graphs", "compiled", "commit", "pickled", "archives"},
     {"formats", "color"},
+    {"samples"},
     {"cancellation", "ldm"},
     {"request"},
     {"notation"},
