@@ -6,14 +6,15 @@ holds a limit on pixels that is one global variable for all threads, while the c
 
 import io
 import re
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
@@ -51,7 +52,7 @@ def open_image(name: str, data: bytes) -> ImageFile:
 
 
 def _open_png(data: bytes) -> ImageFile:
-    image, depth = PngImageFile(io.BytesIO(data)), data[24]
+    image, depth = PngImageFile(io.BytesIO(_without_texts(data))), data[24]
     transparent = image.info.get("transparency")  # in the file's depth, where Pillow's pixels have 8 bits
     if image.mode == "RGB" and depth == 16 and transparent is not None:
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
@@ -82,3 +83,36 @@ _FORMATS: dict[str, tuple[bytes, Callable[[bytes], ImageFile]]] = {
     "TIFF": (rb"(II[*+]\0|MM\0[*+])(?!.{4}CR)", _open_tiff),  # CR: a Canon raw file
 }
 NAMES = ", ".join(_FORMATS)
+
+
+def _without_texts(png: bytes) -> bytes:
+    """The file without the texts and profiles that pixels don't need or that unpack to more than Pillow reads."""
+    return png[:8] + b"".join(chunk for chunk in _chunks(png) if _is_wanted(chunk[4:8], chunk[8:-4]))
+
+
+def _chunks(png: bytes) -> Iterator[bytes]:
+    at = 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        yield png[at:end]
+        at = end
+
+
+def _is_wanted(kind: bytes, content: bytes) -> bool:
+    if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+        return True
+    keyword, _, rest = content.partition(b"\0")
+    if kind != b"iCCP" and keyword not in (b"Raw profile type exif", b"XML:com.adobe.xmp"):  # which tell what is up
+        return False
+    is_packed_text = kind == b"iTXt" and rest[:1] == b"\1"
+    packed = rest[2:].split(b"\0", 2)[-1] if is_packed_text else rest[1:]
+    return kind == b"tEXt" or not _is_bomb(packed)
+
+
+def _is_bomb(packed: bytes) -> bool:
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(packed, MAX_TEXT_CHUNK)
+    except zlib.error:  # a damaged text, which Pillow passes over
+        return False
+    return bool(unpacker.unconsumed_tail)

@@ -6,9 +6,10 @@ samples.py and color.py interpret their values. Nothing here knows what the imag
 
 import hashlib
 import logging
+import struct
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ __all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_mask", "read_picture", "r
 log = logging.getLogger(__name__)
 
 MAX_ASPECT = 50  # CLIP scales the shorter side to 224 pixels: a thin line would become gigabytes
+BAD_EXIF = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ def _decoded(name: str, data: bytes, caps: Caps, finish: Callable[[Image.Image],
     with _explained(name, kind), open_image(kind, data) as image:
         _check_size(name, image.size, caps)
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        with suppress(*BAD_EXIF):  # damaged EXIF data says nothing of the pixels
+            ImageOps.exif_transpose(image, in_place=True)
         pixels = finish(samples.in_8_bits(image))
     return Picture(name=name, image=pixels, sha256=hashlib.sha256(data).hexdigest())
 
