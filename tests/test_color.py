@@ -21,6 +21,7 @@ LOSSLESS: dict[str, dict[str, object]] = {
     "PNG": {},
     "TIFF": {},
     "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
     "JPEG": {"quality": 100, "subsampling": 0},
 }
 

@@ -1,12 +1,17 @@
 """Which formats are read, and what in an intact file is no reason to refuse it."""
 
+import io
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
+import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
 from aesthetic.formats import is_image
+from tests.snapshot import ROOT
 from tests.test_color import P3
 from tests.test_images import chunk, encoded, read, refusal, zipped
 
@@ -15,11 +20,77 @@ SIDEWAYS[0x0112] = 6  # the camera was held on its side
 MEGABYTES = bytes(2 * 10**6)
 
 
+def heic(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, quality=95, chroma=444, **options)
+    return buffer.getvalue()
+
+
+def avif(image: Image.Image, **options: object) -> bytes:
+    return encoded(image, "AVIF", quality=95, subsampling="4:4:4", **options)
+
+
 def signpost() -> Image.Image:
     """64 × 32 pixels, red in Display P3 on the left, white on the right."""
     image = Image.new("RGB", (64, 32), "white")
     image.paste((234, 51, 35), (0, 0, 32, 32))
     return image
+
+
+@pytest.mark.parametrize("write", [heic, avif])
+def test_phones_images_are_turned_and_converted_once(tmp_path: Path, write: object) -> None:
+    assert callable(write)
+    data = write(signpost(), exif=SIDEWAYS.tobytes(), icc_profile=P3)
+    [(_, image)] = read(tmp_path, data)
+    assert image.size == (32, 64)
+    for at, expected in (((16, 10), (255, 0, 0)), ((16, 54), (255, 255, 255))):
+        value = image.getpixel(at)
+        assert isinstance(value, tuple)
+        assert max(abs(own - right) for own, right in zip(value, expected, strict=True)) <= 10
+    [(_, plain)] = read(tmp_path, write(signpost()))
+    assert plain.size == (64, 32)
+
+
+def test_all_images_of_a_phone_s_archive_are_read(tmp_path: Path) -> None:
+    members = {f"IMG_{i}.HEIC": heic(signpost()) for i in range(3)} | {"screenshot.png": encoded()}
+    names = [name for name, _ in read(tmp_path, zipped(members))]
+    assert names == ["IMG_0.HEIC", "IMG_1.HEIC", "IMG_2.HEIC", "screenshot.png"]
+
+
+def test_deep_and_transparent_heic_is_read(tmp_path: Path) -> None:
+    [(_, clear)] = read(tmp_path, heic(Image.new("RGBA", (64, 64), (0, 0, 0, 0))))
+    assert min(clear.getpixel((32, 32))) > 245  # type: ignore[arg-type]
+    deep = pillow_heif.from_bytes("RGB;16", (64, 64), b"\x00\x80" * 3 * 64 * 64)
+    buffer = io.BytesIO()
+    deep.save(buffer, quality=-1)
+    [(_, grey)] = read(tmp_path, buffer.getvalue())
+    assert abs(grey.getpixel((32, 32))[0] - 128) <= 2  # type: ignore[index]
+
+
+def test_a_damaged_heic_is_refused_with_the_reason(tmp_path: Path) -> None:
+    data = heic(signpost())
+    assert "file can't be read as HEIC: Invalid input" in refusal(tmp_path, data[: len(data) - 100])
+    lying = bytearray(heic(Image.effect_noise((512, 512), 50).convert("RGB")))
+    at = lying.index(b"ispe") + 8
+    lying[at : at + 8] = (64).to_bytes(4, "big") * 2
+    assert "file can't be read as HEIC" in refusal(tmp_path, bytes(lying))
+
+
+def test_the_host_s_pillow_stays_as_it_is(tmp_path: Path) -> None:
+    probe = (
+        "from pathlib import Path; from PIL import Image; from aesthetic import images; import sys;"
+        "before = Image.MAX_IMAGE_PIXELS; images.read_picture(Path(sys.argv[1]), images.LOCAL);"
+        "assert 'pillow_heif' in sys.modules and 'HEIF' not in Image.OPEN and Image.MAX_IMAGE_PIXELS == before"
+    )
+    (tmp_path / "a").write_bytes(heic(signpost()))
+    subprocess.run([sys.executable, "-c", probe, tmp_path / "a"], cwd=ROOT, check=True)
+
+
+def test_nothing_of_heic_is_imported_before_it_is_needed() -> None:
+    probe = (
+        "import sys, aesthetic.__main__ as m, aesthetic.images; m._parser(); assert 'pillow_heif' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("suffix", ["cr2", "nef", "arw", "dng", "psd", "svg", "jxl", "jp2", "tga", "ico", "CR3"])
@@ -30,7 +101,7 @@ def test_an_image_of_another_format_is_no_other_file(tmp_path: Path, suffix: str
 
 def test_other_files_are_no_images() -> None:
     assert not any(map(is_image, ("a.txt", "a.mov", "a.zip", "a", "png", "a.xmp", "a.json", "Thumbs.db")))
-    assert all(map(is_image, ("a.png", "A.JPG", "..\\a.Tiff", "C:/a.jfif", "a.pbm", "a.svgz")))
+    assert all(map(is_image, ("a.png", "A.JPG", "b/a.heic", "..\\a.Tiff", "C:/a.jfif", "a.pbm", "a.svgz")))
 
 
 def test_raw_files_are_not_read_as_their_thumbnails(tmp_path: Path) -> None:

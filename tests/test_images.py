@@ -73,7 +73,7 @@ def pixel(image: Image.Image) -> object:
     return image.getpixel((0, 0))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_reads_one_picture_of_every_format(tmp_path: Path, kind: str) -> None:
     [(name, image)] = read(tmp_path, encoded(kind=kind))
     assert (name, image.size, image.mode) == ("file", (8, 6), "RGB")
@@ -154,7 +154,7 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"", "file is empty"),
-        (b"just some text", "file is neither an image (PNG, JPEG, WEBP, GIF, BMP, TIFF) nor a zip or tar"),
+        (b"just some text", "file is neither an image (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, HEIC) nor a zip or tar"),
         (encoded(kind="JPEG")[:-40], "file can't be read as JPEG: Truncated File Read"),
         (encoded()[:-30], "file can't be read as PNG"),
         (zipped({"readme.txt": b"text"}), "file holds no image"),
