@@ -39,7 +39,7 @@ class Caps:
     total_pixels: int | None  # of all images in it
     entries: int = 100_000  # of an archive, images or not
     picture_bytes: int = 100 * MEGABYTE  # of one encoded image
-    picture_pixels: int = 100 * MEGABYTE  # of one decoded image
+    picture_pixels: int = 16384 * 12288  # of one decoded image: 201,326,592, as of the largest phone cameras
 
 
 UPLOAD = Caps(pictures=500, total_bytes=500 * MEGABYTE, total_pixels=2000 * MEGABYTE, entries=5000)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from . import color, samples
 from .archives import LOCAL, UPLOAD, Caps, members, read_file, shown
@@ -25,6 +26,8 @@ __all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_mask", "read_picture", "r
 log = logging.getLogger(__name__)
 
 MAX_ASPECT = 50  # CLIP scales the shorter side to 224 pixels: a thin line would become gigabytes
+LARGE = 100 * 10**6  # pixels of a JPEG above which it is decoded at a fraction of its size
+ENOUGH = 2048  # pixels of each side of that fraction: twice what the model draws, nine times what CLIP looks at
 BAD_EXIF = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 
 
@@ -34,11 +37,13 @@ class Picture:
 
     name:   in the folder or archive, or what messages call the file.
     image:  upright, with 8 bits a channel.
+    size:   width and height in the file, upright; `image` may be smaller.
     sha256: of the encoded bytes.
     """
 
     name: str
     image: Image.Image
+    size: tuple[int, int]
     sha256: str
 
 
@@ -55,7 +60,8 @@ def read_pictures(
     ends the iteration, once the others have been checked, too: the error names them all.
 
     Images are turned upright by their EXIF orientation, converted to sRGB by their color profile, and laid on white
-    where they are transparent. The first frame of an animation counts.
+    where they are transparent. The first frame of an animation counts. A JPEG of more than 100 million pixels is
+    decoded at a half, a quarter or an eighth of its width and height.
 
     Raises PictureError for images that can't be read, for whatever goes beyond `caps`, and if there is no image.
     """
@@ -72,7 +78,7 @@ def read_pictures(
         except PictureError as error:
             unreadable.append(str(error))
             continue
-        pixels += picture.image.width * picture.image.height
+        pixels += picture.size[0] * picture.size[1]
         _check_pixels(label, pixels, caps)
         if skip_unreadable or not unreadable:
             yield picture
@@ -104,12 +110,17 @@ def _decoded(name: str, data: bytes, caps: Caps, finish: Callable[[Image.Image],
         problem = f"is not an image of a format that is read ({NAMES})" if data else "is empty"
         raise PictureError(f"{name} {problem}")
     with _explained(name, kind), open_image(kind, data) as image:
-        _check_size(name, image.size, caps)
+        size = image.size
+        _check_size(name, size, caps)
+        if isinstance(image, JpegImageFile) and size[0] * size[1] > LARGE:
+            image.draft(None, (ENOUGH, ENOUGH))
         image.load()
         with suppress(*BAD_EXIF):  # damaged EXIF data says nothing of the pixels
             ImageOps.exif_transpose(image, in_place=True)
+        if (size[0] - size[1]) * (image.width - image.height) < 0:
+            size = size[::-1]
         pixels = finish(samples.in_8_bits(image))
-    return Picture(name=name, image=pixels, sha256=hashlib.sha256(data).hexdigest())
+    return Picture(name=name, image=pixels, size=size, sha256=hashlib.sha256(data).hexdigest())
 
 
 @contextmanager

@@ -10,7 +10,9 @@ import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
+from aesthetic.errors import PictureError
 from aesthetic.formats import is_image
+from aesthetic.images import UPLOAD, read_picture
 from tests.snapshot import ROOT
 from tests.test_color import P3
 from tests.test_images import chunk, encoded, read, refusal, zipped
@@ -157,3 +159,11 @@ def test_exif_that_can_t_be_written_again_still_says_what_is_up(tmp_path: Path) 
     data = exif.tobytes().replace(b"\x90\x03\0\x02", b"\x90\x03\0\x05")  # text that is said to be a fraction
     [(_, image)] = read(tmp_path, encoded(signpost(), "JPEG", exif=data))
     assert image.size == (32, 64)
+
+
+def test_says_how_many_pixels_are_too_many_for_pillow(tmp_path: Path) -> None:
+    size = (14000, 13000)  # 182 million, which Pillow's own check in its WebP plugin refuses
+    header = b"VP8X\x0a\0\0\0\0\0\0\0" + (size[0] - 1).to_bytes(3, "little") + (size[1] - 1).to_bytes(3, "little")
+    (tmp_path / "a.webp").write_bytes(b"RIFF\x40\0\0\0WEBP" + header + bytes(40))
+    with pytest.raises(PictureError, match=r"a\.webp can't be read as WEBP: Image size \(182000000 pixels\) exceeds"):
+        read_picture(tmp_path / "a.webp", UPLOAD)

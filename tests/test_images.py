@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from aesthetic import images
 from aesthetic.errors import PictureError
 from aesthetic.images import LOCAL, UPLOAD, Caps, read_pictures
 
@@ -185,7 +186,7 @@ def test_limits_of_uploads() -> None:
             total_pixels=2 * 10**9,
             entries=5000,
             picture_bytes=100 * 10**6,
-            picture_pixels=100 * 10**6,
+            picture_pixels=16384 * 12288,
         )
         == UPLOAD
     )
@@ -235,8 +236,41 @@ def headed(width: int, height: int) -> bytes:
 
 def test_refuses_900_million_pixels_without_unpacking_them(tmp_path: Path) -> None:
     message = refusal(tmp_path, headed(30_000, 30_000))
-    assert message == "file has 30000 × 30000 pixels; at most 100,000,000 are read of one image"
-    assert "100,000,000" in refusal(tmp_path, headed(10_001, 10_000))
+    assert message == "file has 30000 × 30000 pixels; at most 201,326,592 are read of one image"
+    assert "201,326,592" in refusal(tmp_path, headed(16384, 12289))
+
+
+def test_200_million_pixels_are_read(tmp_path: Path) -> None:
+    photograph = Image.new("L", (12288, 16384), 90)
+    photograph.paste(200, (0, 0, 6144, 16384))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "a.jpg").write_bytes(encoded(photograph, "JPEG", exif=exif))
+    [picture] = read_pictures(tmp_path / "a.jpg", UPLOAD)
+    assert (picture.size, picture.image.size) == ((16384, 12288), (4096, 3072))
+    assert [picture.image.getpixel((2048, y)) for y in (100, 3000)] == [(200, 200, 200), (90, 90, 90)]
+
+
+def test_the_pixels_of_the_file_count_and_not_those_that_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "LARGE", 100)
+    monkeypatch.setattr(images, "ENOUGH", 8)
+    data = zipped({"a.jpg": encoded(Image.new("L", (64, 64)), "JPEG")})
+    assert read(tmp_path, data)[0][1].size == (8, 8)
+    assert "holds more than 4,095 pixels in all" in refusal(tmp_path, data, replace(UPLOAD, total_pixels=4095))
+
+
+def test_a_fraction_of_a_jpeg_looks_like_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    data = encoded(Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC), "JPEG", quality=95)
+    [(_, whole)] = read(tmp_path, data)
+    monkeypatch.setattr(images, "LARGE", 100)
+    monkeypatch.setattr(images, "ENOUGH", 120)
+    [(_, fraction)] = read(tmp_path, data)
+    assert fraction.size == (160, 120)
+    small = [np.asarray(image.resize((40, 30), Image.Resampling.BICUBIC)).astype(int) for image in (whole, fraction)]
+    assert abs(small[0] - small[1]).mean() < 1
 
 
 def test_names_all_images_that_can_t_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
