@@ -1,10 +1,13 @@
-"""The picture that a request starts from, and its mask, at the size that is drawn. Neither torch nor a model here."""
+"""The image that a request starts from, and its mask, at the size that is drawn. Neither torch nor a model here."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from . import images
@@ -13,7 +16,11 @@ from .request import SIZES, Request
 
 __all__ = ["Canvas", "fitted", "read"]
 
+log = logging.getLogger(__name__)
+
 HALF = 128  # of 256 levels of grey: from here on a mask is white
+PAINT = 250  # of 256 levels: white paint over a white part of the image is paint, and not the image
+SAME = 16  # levels of 255, on average, by which a mask may differ from the image that it was cut out of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +41,15 @@ def read(request: Request) -> Canvas | None:
     """The canvas of a request; None if it has no image. Raises PictureError."""
     if request.image is None:
         return None
-    picture = _read("image", request.image)
-    size = fitted(picture.image.size, (request.width, request.height))
+    picture = _read("image", images.read_picture, request.image)
+    size = fitted(picture.size, (request.width, request.height))
     image, files = ImageOps.fit(picture.image, size), {"image": picture.sha256}
     if request.mask is None:
         return Canvas(image=image, mask=None, files=files)
-    mask = _read("mask", request.mask)
-    _require_one_shape(mask.image.size, picture.image.size)
-    grey = ImageOps.fit(mask.image.convert("L"), size)
-    if grey.getextrema()[1] < HALF:  # type: ignore[operator]
-        raise PictureError("mask: nothing in it is white, and only what is white is redrawn")
+    mask = _read("mask", images.read_mask, request.mask)
+    _require_one_shape(mask.size, picture.size)
+    with blaming("mask"):
+        grey = _grey(mask.image, image)
     return Canvas(image=image, mask=grey, files={**files, "mask": mask.sha256})
 
 
@@ -70,9 +76,52 @@ def fitted(picture: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
     return best
 
 
-def _read(name: str, path: Path) -> images.Picture:
+def _read(name: str, read: Callable[..., images.Picture], path: Path) -> images.Picture:
     with blaming(name):
-        return images.read_picture(path, images.UPLOAD, label="the file")  # uploads have no telling names
+        return read(path, images.UPLOAD, label="the file")  # uploads have no telling names
+
+
+def _grey(mask: Image.Image, image: Image.Image) -> Image.Image:
+    """The mask, RGBA, as grey of the size of `image`, where white is redrawn.
+
+    An opaque mask is its brightness. In one with transparent places, the alpha channel is what was drawn:
+
+    - visible places are all white: they were painted on a transparent layer, and are redrawn;
+    - visible places are all black, or show the image itself: the transparent places were erased, and are redrawn.
+
+    Raises PictureError for other transparent masks, and if nothing is white; warns if nothing is black.
+    """
+    grey = _from_alpha(ImageOps.fit(mask, image.size), image)
+    if grey is None:
+        white = Image.new("L", mask.size, "white")
+        white.paste(mask.convert("L"), mask=mask.getchannel("A"))
+        grey = ImageOps.fit(white, image.size)
+    least, most = (int(level) for level in grey.getextrema())  # type: ignore[arg-type]
+    if most < HALF:
+        raise PictureError("nothing in it is white, and only what is white is redrawn")
+    if least >= HALF:
+        log.warning("mask: nothing in it is black, so all of the image is redrawn")
+    return grey
+
+
+def _from_alpha(mask: Image.Image, image: Image.Image) -> Image.Image | None:
+    """The mask that the alpha channel is; None if it has no transparent or no visible place."""
+    alpha = np.asarray(mask.getchannel("A"))
+    seen = alpha >= HALF
+    if seen.all() or not seen.any():
+        return None
+    visible, shown = np.asarray(mask.convert("RGB"))[seen].astype(int), np.asarray(image)[seen]
+    is_image = visible.min() < PAINT and abs(visible - shown).mean() < SAME
+    if visible.max() < HALF or is_image:
+        log.info("mask: redraws what is transparent in it")
+        return Image.fromarray(255 - alpha)
+    if visible.min() >= HALF:
+        log.info("mask: redraws what is white on its transparent layer")
+        return Image.fromarray(alpha)
+    raise PictureError(
+        "it is transparent in places, and elsewhere neither white, nor black, nor the image: paint what to redraw in "
+        "white, on black or on a transparent layer, or erase it from a copy of the image"
+    )
 
 
 def _require_one_shape(mask: tuple[int, int], image: tuple[int, int]) -> None:

@@ -1,288 +1,174 @@
-"""Pictures from a user: one picture, a zip or tar of them, or a folder, as RGB images.
+"""Images from a user: one image, or all of a folder or an archive, decoded within limits as upright 8-bit images.
 
-Everything that comes in here is hostile until shown otherwise. Archives are read as streams and in memory,
-never unpacked to disk; what they claim about themselves is checked before it is believed, and what they
-hold is counted while it is read. Nothing here knows what the pictures are for.
+Everything that comes in here is hostile until shown otherwise. archives.py reads the files, formats.py opens them,
+samples.py and color.py interpret their values. Nothing here knows what the images are for.
 """
 
-import bz2
-import gzip
 import hashlib
-import io
 import logging
-import tarfile
+import struct
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import BufferedIOBase
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, BinaryIO
+from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
+from . import color, samples
+from .archives import LOCAL, UPLOAD, Caps, members, read_file, shown
 from .errors import PictureError
+from .formats import NAMES, SUFFIXES, format_of, open_image
 
-__all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_picture", "read_pictures"]
+__all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_mask", "read_picture", "read_pictures"]
 
 log = logging.getLogger(__name__)
 
-Member = tuple[str, bytes | None]  # a name, and the encoded bytes if it should be a picture
-
-MEGABYTE = 10**6
-ARCHIVES = "a zip or tar of pictures (plain, gzip or bzip2)"
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MAX_ASPECT = 50  # CLIP scales the shorter side to 224 pixels: a thin line would become gigabytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caps:
-    """How much is read before it is refused. None: no limit."""
-
-    pictures: int | None  # in one folder or archive
-    total_bytes: int | None  # of all that an archive unpacks to
-    total_pixels: int | None  # of all pictures in it, decoded
-    entries: int = 100_000  # of an archive, pictures or not
-    picture_bytes: int = 100 * MEGABYTE  # of one encoded picture
-    picture_pixels: int = 100 * MEGABYTE  # of one decoded picture; the largest phone cameras have 200 million
-
-
-UPLOAD = Caps(pictures=500, total_bytes=500 * MEGABYTE, total_pixels=2000 * MEGABYTE, entries=5000)
-LOCAL = Caps(pictures=None, total_bytes=None, total_pixels=None)
+LARGE = 100 * 10**6  # pixels of a JPEG above which it is decoded at a fraction of its size
+ENOUGH = 2048  # pixels of each side of that fraction: twice what the model draws, nine times what CLIP looks at
+BAD_EXIF = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One picture: its name in the folder or archive, RGB pixels, and the sha256 of its encoded bytes."""
+    """One image from a user.
+
+    name:   in the folder or archive, or what messages call the file.
+    image:  upright, with 8 bits a channel.
+    size:   width and height in the file, upright; `image` may be smaller.
+    sha256: of the encoded bytes.
+    """
 
     name: str
     image: Image.Image
+    size: tuple[int, int]
     sha256: str
 
 
-def read_pictures(path: Path, caps: Caps, *, label: str | None = None) -> Iterator[Picture]:
-    """The pictures at `path`, one at a time, in the order of their names (in a tar: in its own order).
+def read_pictures(
+    path: Path, caps: Caps, *, label: str | None = None, skip_unreadable: bool = False
+) -> Iterator[Picture]:
+    """The images at `path` in RGB, one at a time, in the order of their names (in a tar: in its own order).
 
-    path: a picture, a zip, a tar (plain, gzip or bzip2), or a folder with folders in it. What a file is,
-    its first bytes say, not its name. Inside folders and archives, what has no picture's suffix is passed
-    over with a warning, and what is hidden without one.
+    path: an image, a zip, a tar (plain, gzip or bzip2), or a folder with folders in it. The first bytes of a file tell
+    what it is, not its name. In folders and archives, files without the suffix of an image are passed over with a
+    warning, and hidden ones without a warning.
     label: what messages call it; its own name if None.
+    skip_unreadable: leave out images that can't be read, with a warning that names them. Otherwise the first of them
+    ends the iteration, once the others have been checked, too: the error names them all.
 
-    Pictures are turned upright by their EXIF orientation; transparency is laid on white; of an animation the
-    first frame counts; CMYK, palette, grey and 16-bit pictures become 8-bit RGB.
+    Images are turned upright by their EXIF orientation, converted to sRGB by their color profile, and laid on white
+    where they are transparent. The first frame of an animation counts. A JPEG of more than 100 million pixels is
+    decoded at a half, a quarter or an eighth of its width and height.
 
-    Raises PictureError for whatever cannot be read in full or goes beyond `caps`, and if there is no picture.
+    Raises PictureError for images that can't be read, for whatever goes beyond `caps`, and if there is no image.
     """
     label = label or path.name
-    count = pixels = 0
-    passed_over = []
-    for member, data in _members(path, caps, label):
-        name = _shown(member)
-        if data is None:
-            passed_over.append(name)
+    pixels, unreadable, passed_over, count = 0, list[str](), list[str](), 0
+    for name, read in members(path, caps, label):
+        if read is None:
+            passed_over.append(shown(name))
             continue
         count += 1
-        if caps.pictures is not None and count > caps.pictures:
-            raise PictureError(
-                f"{label} holds more than {caps.pictures} pictures; make an aesthetic from so many with "
-                "'python -m aesthetic embed' and send the file"
-            )
-        image = _decode(name, data, caps)
-        pixels += image.width * image.height
-        if caps.total_pixels is not None and pixels > caps.total_pixels:
-            raise PictureError(f"{label} holds more than {caps.total_pixels:,} pixels in all")
-        yield Picture(name=name, image=image, sha256=hashlib.sha256(data).hexdigest())
-    if count == 0:
-        raise PictureError(f"{label} holds no picture ({', '.join(sorted(SUFFIXES))})")
-    if passed_over:
-        log.warning("Passed over %d files that are no pictures, for instance %s", len(passed_over), passed_over[0])
+        _check_count(label, count, caps)
+        try:
+            picture = _decoded(shown(name), read(), caps, color.on_white)
+        except PictureError as error:
+            unreadable.append(str(error))
+            continue
+        pixels += picture.size[0] * picture.size[1]
+        _check_pixels(label, pixels, caps)
+        if skip_unreadable or not unreadable:
+            yield picture
+    if unreadable and not skip_unreadable:
+        raise PictureError("\n".join(unreadable))
+    _report(label, count, unreadable, passed_over)
 
 
 def read_picture(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
-    """The one picture that `path` is, prepared as `read_pictures` does. Raises PictureError."""
+    """The one image that `path` is, as `read_pictures` prepares it. Raises PictureError."""
+    return _read_one(path, caps, label, color.on_white)
+
+
+def read_mask(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
+    """The one image that `path` is, in RGBA with the values of the file: no color profile. Raises PictureError."""
+    return _read_one(path, caps, label, color.with_alpha)
+
+
+def _read_one(path: Path, caps: Caps, label: str | None, finish: Callable[[Image.Image], Image.Image]) -> Picture:
+    if not path.is_file():
+        raise PictureError(f"there is no file {path}; an image was expected")
     label = label or path.name
-    if not path.is_file():
-        raise PictureError(f"there is no file {path}; a picture was expected")
-    with path.open("rb") as file:
-        data = _read(label, file, caps.picture_bytes)
-    image = _decode(label, data, caps, blame=f"no picture ({', '.join(FORMATS)})")
-    return Picture(name=label, image=image, sha256=hashlib.sha256(data).hexdigest())
+    return _decoded(label, read_file(path, label, caps.picture_bytes), caps, finish)
 
 
-def _members(path: Path, caps: Caps, label: str) -> Iterator[Member]:
-    """Everything at `path` that is not hidden."""
-    if path.is_dir():
-        yield from _folder(path, caps)
-        return
-    if not path.is_file():
-        raise PictureError(f"there is no file {path}; a picture, a zip, a tar or a folder was expected")
-    with path.open("rb") as file:
-        start = file.read(512)
-        file.seek(0)
-        if not start:
-            raise PictureError(f"{label} is empty; a picture, a zip or a tar was expected")
-        if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-            yield from _zip(label, file, caps)
-        elif start.startswith(b"\x1f\x8b"):
-            yield from _tar(label, gzip.GzipFile(fileobj=file), caps)
-        elif start.startswith(b"BZh"):
-            yield from _tar(label, bz2.BZ2File(file), caps)
-        elif start[257:262] == b"ustar":
-            yield from _tar(label, file, caps)
-        else:
-            yield label, _read(label, file, caps.picture_bytes)
+def _decoded(name: str, data: bytes, caps: Caps, finish: Callable[[Image.Image], Image.Image]) -> Picture:
+    kind = format_of(data)
+    if kind is None:
+        problem = f"is not an image of a format that is read ({NAMES})" if data else "is empty"
+        raise PictureError(f"{name} {problem}")
+    with _explained(name, kind), open_image(kind, data) as image:
+        size = image.size
+        _check_size(name, size, caps)
+        if isinstance(image, JpegImageFile) and size[0] * size[1] > LARGE:
+            image.draft(None, (ENOUGH, ENOUGH))
+        image.load()
+        with suppress(*BAD_EXIF):  # damaged EXIF data says nothing of the pixels
+            ImageOps.exif_transpose(image, in_place=True)
+        if (size[0] - size[1]) * (image.width - image.height) < 0:
+            size = size[::-1]
+        pixels = finish(samples.in_8_bits(image))
+    return Picture(name=name, image=pixels, size=size, sha256=hashlib.sha256(data).hexdigest())
 
 
-def _folder(folder: Path, caps: Caps) -> Iterator[Member]:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or _is_hidden(name):
-            continue
-        if not _is_picture(name):
-            yield name, None
-            continue
-        with path.open("rb") as file:
-            yield name, _read(name, file, caps.picture_bytes)
-
-
-def _zip(archive: str, file: IO[bytes], caps: Caps) -> Iterator[Member]:
-    try:
-        with zipfile.ZipFile(file) as members:
-            infos = sorted(members.infolist(), key=lambda info: info.filename)
-            _check_entries(archive, len(infos), caps)
-            for info in infos:
-                _check_name(archive, info.filename)
-            infos = [info for info in infos if not info.is_dir() and not _is_hidden(info.filename)]
-            _check_total(archive, sum(info.file_size for info in infos if _is_picture(info.filename)), caps)
-            for info in infos:
-                if not _is_picture(info.filename):
-                    yield info.filename, None
-                    continue
-                # zipfile also knows LZMA, whose headers may ask for gigabytes of memory.
-                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise PictureError(f"{_shown(info.filename)} in {archive} is not stored or deflated")
-                if info.flag_bits & 0x1:
-                    raise PictureError(f"{_shown(info.filename)} in {archive} is encrypted")
-                with members.open(info) as member:
-                    yield info.filename, _read(info.filename, member, caps.picture_bytes)
-    except PictureError:
-        raise
-    except Exception as error:  # whatever damage makes of zipfile and zlib
-        raise PictureError(f"{archive} is a damaged zip: {error}") from error
-
-
-def _tar(archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> Iterator[Member]:
-    counted = io.BufferedReader(_Counted(archive, file, caps))
-    try:
-        with tarfile.open(fileobj=counted, mode="r|") as members:
-            for number, info in enumerate(members, start=1):
-                _check_entries(archive, number, caps)
-                _check_name(archive, info.name)
-                if info.issparse():  # its holes are not in the archive, and would not be counted
-                    raise PictureError(f"{archive} holds {_shown(info.name)}, which is a sparse file")
-                if info.isdir() or _is_hidden(info.name):
-                    continue
-                if not info.isfile() or not _is_picture(info.name):
-                    yield info.name, None
-                    continue
-                member = members.extractfile(info)
-                assert member is not None  # it is a file
-                yield info.name, _read(info.name, member, caps.picture_bytes)
-    except PictureError:
-        raise
-    except Exception as error:  # whatever damage makes of tarfile, zlib and bz2
-        raise PictureError(f"{archive} is a damaged tar: {error}") from error
-
-
-class _Counted(io.RawIOBase):
-    """Unpacked bytes, counted before they are read: a tar's headers, too, can ask for gigabytes."""
-
-    def __init__(self, archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> None:
-        self._archive, self._file, self._caps = archive, file, caps
-        self._total = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._file.read(len(buffer))
-        self._total += len(data)
-        _check_total(self._archive, self._total, self._caps)
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _is_picture(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-
-
-def _shown(name: str) -> str:
-    """A name from an archive as it may be shown: it may be long, and may hold what acts on terminals."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name[:200])
-
-
-def _check_name(archive: str, name: str) -> None:
-    path = PureWindowsPath(name)  # splits at both kinds of slash
-    if path.root or ".." in path.parts:
-        raise PictureError(f"{archive} holds {_shown(name)}, which points outside of the archive")
-
-
-def _check_entries(archive: str, count: int, caps: Caps) -> None:
-    if count > caps.entries:
-        raise PictureError(f"{archive} holds more than {caps.entries} files")
-
-
-def _check_total(archive: str, total: int, caps: Caps) -> None:
-    if caps.total_bytes is not None and total > caps.total_bytes:
-        raise PictureError(f"{archive} unpacks to more than {caps.total_bytes // MEGABYTE} MB")
-
-
-def _read(name: str, file: IO[bytes], limit: int) -> bytes:
-    data = file.read(limit + 1)
-    if len(data) > limit:
-        raise PictureError(f"{_shown(name)} is larger than {limit // MEGABYTE} MB")
-    return data
-
-
-def _decode(
-    name: str, data: bytes, caps: Caps, *, blame: str = f"neither a picture ({', '.join(FORMATS)}) nor {ARCHIVES}"
-) -> Image.Image:
+@contextmanager
+def _explained(name: str, kind: str) -> Iterator[None]:
+    """Raise whatever Pillow raises as PictureError, with Pillow's own reason: only some of them are damage."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of sizes below its own limit and of odd metadata
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > caps.picture_pixels:
-                    raise Image.DecompressionBombError
-                if max(image.size) > MAX_ASPECT * min(image.size):
-                    raise PictureError(
-                        f"{name} has {image.width} × {image.height} pixels; "
-                        f"one side may be at most {MAX_ASPECT} times the other"
-                    )
-                return _rgb(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"{name} has more than {caps.picture_pixels // 10**6} million pixels") from error
+            warnings.simplefilter("ignore")  # of odd metadata, and of sizes below Pillow's limit
+            yield
     except PictureError:
         raise
-    except UnidentifiedImageError as error:
-        raise PictureError(f"{name} is {blame}") from error
-    except Exception as error:  # whatever a damaged file makes of Pillow's many decoders
-        raise PictureError(f"{name} is a damaged picture: {error}") from error
+    except MemoryError as error:
+        raise PictureError(f"{name} needs more memory than is left") from error
+    except Exception as error:
+        raise PictureError(f"{name} can't be read as {kind}: {str(error) or type(error).__name__}") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """The picture in 8-bit RGB, on white where it is transparent."""
-    if image.mode in ("I", "F"):
-        raise ValueError("32 bits a pixel have no known range")
-    if image.mode.startswith("I;16"):  # which convert() would clip instead of scale
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+def _check_size(name: str, size: tuple[int, int], caps: Caps) -> None:
+    if size[0] * size[1] > caps.picture_pixels:
+        raise PictureError(
+            f"{name} has {size[0]} × {size[1]} pixels; at most {caps.picture_pixels:,} are read of one image"
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise PictureError(
+            f"{name} has {size[0]} × {size[1]} pixels; one side may be at most {MAX_ASPECT} times the other"
+        )
+
+
+def _check_count(label: str, count: int, caps: Caps) -> None:
+    if caps.pictures is not None and count > caps.pictures:
+        raise PictureError(
+            f"{label} holds more than {caps.pictures} images; make an aesthetic from so many with "
+            "'python -m aesthetic embed' and send the file"
+        )
+
+
+def _check_pixels(label: str, pixels: int, caps: Caps) -> None:
+    if caps.total_pixels is not None and pixels > caps.total_pixels:
+        raise PictureError(f"{label} holds more than {caps.total_pixels:,} pixels in all")
+
+
+def _report(label: str, count: int, unreadable: list[str], passed_over: list[str]) -> None:
+    """Log what was left out. Raises PictureError if nothing is left."""
+    if count == 0:
+        raise PictureError(f"{label} holds no image ({', '.join(SUFFIXES)})")
+    if count == len(unreadable):
+        raise PictureError(f"{label} holds no image that can be read:\n" + "\n".join(unreadable))
+    if unreadable:
+        log.warning("Left out %d images that can't be read:\n%s", len(unreadable), "\n".join(unreadable))
+    if passed_over:
+        log.warning("Passed over %d files that are not images, for instance %s", len(passed_over), passed_over[0])

@@ -53,19 +53,18 @@ def direction(request: Request, model: Model, aesthetic: Aesthetic) -> Tensor:
 
 
 def encode_pictures(
-    vision: Vision, path: Path, caps: images.Caps, *, label: str | None = None
+    vision: Vision, path: Path, caps: images.Caps, *, label: str | None = None, skip_unreadable: bool = False
 ) -> tuple[Tensor, list[str]]:
-    """The mean raw CLIP features [1, D] of the pictures at `path`, and the sha256 of each.
+    """The mean raw CLIP features [1, D] of the images at `path`, and the sha256 of each.
 
-    Where `caps` limit their number, all are read before the first is looked at, so that a bad one is refused
-    at once; else they stream through, any number of them. Raises PictureError.
+    If `caps` limit their number, all are read before the first is encoded, so that a bad one is refused before model
+    work; otherwise they are streamed. `skip_unreadable` and errors are those of images.read_pictures.
     """
     sha256s: list[str] = []
 
     def prepared() -> Iterator[Tensor]:
-        for picture in tqdm(
-            images.read_pictures(path, caps, label=label), desc="Looking at pictures", unit=" pictures"
-        ):
+        pictures = images.read_pictures(path, caps, label=label, skip_unreadable=skip_unreadable)
+        for picture in tqdm(pictures, desc="Looking at pictures", unit=" pictures"):
             check()
             sha256s.append(picture.sha256)
             yield vision.prepare(picture.image)

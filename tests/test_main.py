@@ -218,6 +218,21 @@ def test_the_recipe_of_a_file_says_which(tmp_path: Path, capsys: pytest.CaptureF
     assert f"FILE is the aesthetic with the sha256 {snapshot.sha256(file)}." in shown
 
 
+def test_embed_names_all_images_that_it_can_t_read_and_can_leave_them_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name, data in {"a.png": b"text", "b.png": encoded(), "c.nef": b"raw", "d.txt": b"text"}.items():
+        (tmp_path / "pictures" / name).write_bytes(data)
+    message = complaint(capsys, "embed", "pictures", "-o", "mine.safetensors")
+    assert "a.png is not an image of a format that is read" in message
+    assert "c.nef is not an image of a format that is read" in message
+    assert not (tmp_path / "mine.safetensors").exists()
+    assert main(["embed", "pictures", "-o", "mine.safetensors", "--skip_unreadable"]) == 0
+    assert "the mean of 1 pictures" in capsys.readouterr().out
+    assert "Left out 2 images that can't be read:\na.png is not" in caplog.text
+
+
 def test_embed_makes_an_aesthetic_from_a_folder(
     tmp_path: Path, service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from aesthetic import canvas, output, redraw, schedulers
+from aesthetic import canvas, images, output, redraw, schedulers
 from aesthetic.errors import AestheticError, PictureError, RequestError
 from aesthetic.request import SCHEDULERS, SIZES, Request
 from aesthetic.service import Service
@@ -190,18 +190,110 @@ def test_what_cannot_be_redrawn_is_refused(over: Request, quick: Request, mask: 
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     refused: list[tuple[str, dict[str, Any]]] = [
-        ("image: the file is no picture", {"image": tmp_path / "text"}),
-        ("image: the file is no picture", {"image": tmp_path / "empty"}),
-        ("image: the file is no picture", {"image": tmp_path / "zip"}),
+        ("image: the file is not an image", {"image": tmp_path / "text"}),
+        ("image: the file is empty", {"image": tmp_path / "empty"}),
+        ("image: the file is not an image", {"image": tmp_path / "zip"}),
         ("image: there is no file", {"image": tmp_path / "nothing"}),
         ("image: of 2000 × 50 pixels, less than half would be left", {"image": tmp_path / "long"}),
-        ("mask: the file is no picture", {"mask": tmp_path / "text"}),
+        ("mask: the file is not an image", {"mask": tmp_path / "text"}),
         ("mask: it has 50 × 50 pixels and image 300 × 200", {"mask": tmp_path / "square"}),
         ("mask: nothing in it is white", {"mask": tmp_path / "black"}),
     ]
     for name, changes in refused:
         with pytest.raises(PictureError, match=name):
             canvas.read(replace(over, **changes))
+
+
+def masked(over: Request, mask: Image.Image) -> Any:
+    """The mask of a request, as numbers, when this one is given."""
+    assert over.image is not None
+    path = over.image.with_name("given.png")
+    path.write_bytes(encoded(mask))
+    found = canvas.read(replace(over, mask=path))
+    assert found is not None
+    return np.asarray(found.mask)
+
+
+def clear(color: tuple[int, int, int]) -> Image.Image:
+    return Image.new("RGBA", (300, 200), (*color, 0))
+
+
+HOLE = (90, 40, 170, 120)
+
+
+def test_white_on_a_transparent_layer_is_what_is_redrawn(over: Request) -> None:
+    grey = Image.new("L", (300, 200))
+    grey.paste(255, HOLE)
+    for background in ((0, 0, 0), (255, 255, 255), (10, 200, 10)):
+        layer = clear(background)
+        layer.paste((255, 255, 255, 255), HOLE)
+        assert abs(masked(over, layer).astype(int) - masked(over, grey)).max() <= 1
+    soft = clear((255, 255, 255))
+    soft.putalpha(Image.linear_gradient("L").resize((300, 200)))
+    assert abs(masked(over, soft).astype(int) - masked(over, soft.getchannel("A"))).max() <= 1
+
+
+def test_what_is_erased_from_the_image_or_from_black_is_redrawn(over: Request, picture: Path) -> None:
+    grey = Image.new("L", (300, 200))
+    grey.paste(255, HOLE)
+    with Image.open(picture) as image:
+        photograph = image.convert("RGBA")
+    for whole in (photograph, Image.new("RGBA", (300, 200), "black")):
+        for hidden in ((0, 0, 0, 0), (255, 255, 255, 0)):
+            erased = whole.copy()
+            erased.paste(hidden, HOLE)
+            assert abs(masked(over, erased).astype(int) - masked(over, grey)).max() <= 1
+
+
+def test_white_paint_and_a_bright_image_are_told_apart(over: Request, picture: Path) -> None:
+    grey = Image.new("L", (300, 200))
+    grey.paste(255, HOLE)
+    with Image.open(picture) as image:
+        bright = image.point(lambda level: 200 + level // 5)
+    bright.save(picture)
+    erased = bright.convert("RGBA")
+    erased.paste((0, 0, 0, 0), HOLE)
+    assert abs(masked(over, erased).astype(int) - masked(over, grey)).max() <= 1
+    Image.new("RGB", (300, 200), "white").save(picture)
+    layer = clear((0, 0, 0))
+    layer.paste((255, 255, 255, 255), HOLE)
+    assert abs(masked(over, layer).astype(int) - masked(over, grey)).max() <= 1
+
+
+def test_what_a_transparent_mask_means_is_clear_or_asked_for(over: Request) -> None:
+    red, stripes = clear((0, 0, 0)), clear((0, 0, 0))
+    red.paste((255, 0, 0, 255), HOLE)
+    stripes.paste((255, 255, 255, 255), HOLE)
+    stripes.paste((0, 0, 0, 255), (0, 0, 50, 200))
+    other = Image.effect_noise((300, 200), 80).convert("RGBA")
+    other.paste((0, 0, 0, 0), HOLE)
+    for mask in (red, stripes, other):
+        with pytest.raises(PictureError, match="mask: it is transparent in places, and elsewhere neither white, nor"):
+            masked(over, mask)
+
+
+@pytest.mark.parametrize("color", ["white", (0, 0, 0, 0), (255, 255, 255, 0), (200, 200, 200, 255)])
+def test_a_mask_that_keeps_nothing_says_so(over: Request, color: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert masked(over, Image.new("RGBA", (300, 200), color)).min() >= 128
+    assert "mask: nothing in it is black, so all of the image is redrawn" in caplog.text
+
+
+def test_a_mask_that_keeps_something_says_nothing(over: Request, mask: Path, caplog: pytest.LogCaptureFixture) -> None:
+    canvas.read(replace(over, mask=mask))
+    assert caplog.text == ""
+
+
+def test_the_shape_of_the_file_counts_for_a_photograph_that_is_decoded_smaller(
+    over: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "LARGE", 1000)
+    monkeypatch.setattr(images, "ENOUGH", 50)
+    (tmp_path / "large.jpg").write_bytes(encoded(Image.new("RGB", (301, 201)), "JPEG"))
+    white = Image.new("L", (301, 201), "white")
+    white.paste(0, (0, 0, 100, 100))
+    assert masked(replace(over, image=tmp_path / "large.jpg"), white).shape == (128, 192)
+    with pytest.raises(PictureError, match="mask: it has 50 × 50 pixels and image 301 × 201"):
+        masked(replace(over, image=tmp_path / "large.jpg"), Image.new("L", (50, 50), "white"))
 
 
 def test_sizes() -> None:

@@ -312,7 +312,7 @@ def test_from_a_picture_with_a_mask(address: str) -> None:
         assert found.getpixel((120, 64)) == (200, 30, 30)
         assert found.getpixel((8, 64)) != (200, 30, 30)
     prediction = draw(address, image=data_url(b"text"))
-    assert "PictureError: image: the file is no picture" in prediction["error"]
+    assert "PictureError: image: the file is not an image" in prediction["error"]
 
 
 def test_with_a_lora(address: str, model: Model, tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_bad_aesthetics_are_refused_before_any_model_work(
         (EmbeddingError, "aesthetic_embedding_file: there is no file", {"aesthetic_embedding_file": tmp_path / "x"}),
         (EmbeddingError, "has 768 dimensions", {"aesthetic_embedding_file": tmp_path / "wide.pt"}),
         (EmbeddingError, "was made in the CLIP space 'elsewhere'", {"aesthetic_embedding_file": tmp_path / "other"}),
-        (PictureError, "aesthetic_images: b.png is neither", {"aesthetic_images": tmp_path / "bad.zip"}),
+        (PictureError, "aesthetic_images: b.png is not an image", {"aesthetic_images": tmp_path / "bad.zip"}),
     ):
         with pytest.raises(error, match=message):
             service.draw(replace(quick, **source))

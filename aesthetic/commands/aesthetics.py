@@ -17,8 +17,13 @@ __all__ = ["add_convert", "add_embed", "add_embeddings"]
 def add_embed(parser: argparse.ArgumentParser) -> None:
     """Add the flags of embed, and what they run."""
     parser.set_defaults(run=embed)
-    parser.add_argument("pictures", type=given_path, help="a folder, a zip, a tar or one picture")
+    parser.add_argument("pictures", type=given_path, help="a folder, a zip, a tar or one image")
     parser.add_argument("-o", "--output", type=given_path, required=True, metavar="NAME.safetensors")
+    parser.add_argument(
+        "--skip_unreadable",
+        action="store_true",
+        help="leave out images that can't be read, and name them; without it they are an error, which names them all",
+    )
     add_ckpt(parser)
 
 
@@ -28,10 +33,16 @@ def embed(options: argparse.Namespace) -> None:
     from .. import embedding, images, pipeline, service, targets
     from ..device import default_device
 
-    next(images.read_pictures(options.pictures, images.LOCAL))  # refuses what is none before anything is loaded
+    skip = options.skip_unreadable
+    next(images.read_pictures(options.pictures, images.LOCAL, skip_unreadable=skip))  # an error before the model loads
     snapshot = service.locate(options.ckpt)
+<<<<<<< HEAD
     vision = pipeline.load_vision(snapshot, default_device())
     vector, sha256s = targets.encode_pictures(vision, options.pictures, images.LOCAL)
+=======
+    vision = pipeline.load_vision(snapshot, pipeline.default_device())
+    vector, sha256s = targets.encode_pictures(vision, options.pictures, images.LOCAL, skip_unreadable=skip)
+>>>>>>> images
     notes = {
         "space": vision.space,
         "model": snapshot.name,

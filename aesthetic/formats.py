@@ -1,0 +1,127 @@
+"""The image formats that are read: how each is recognized, and opened without decoding its pixels.
+
+The first bytes of a file tell its format, never its name. Each format is opened by its own Pillow class: Image.open
+holds a limit on pixels that is one global variable for all threads, while the callers of this file hold their own.
+"""
+
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from . import samples
+
+__all__ = ["NAMES", "SUFFIXES", "format_of", "is_image", "open_image"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+RARE = r"\.(apng|jpe|jfif|dib|heif|hif)"
+# Of formats that are not read. They count as images, so that none is passed over as other files are.
+UNREAD = (
+    r"\.(3fr|arw|avifs|cr2|cr3|cur|dcr|dds|dng|emf|eps|erf|exr|fff|hdr|heics|heifs|icns|ico|iiq|j2c|j2k|jp2|jpf|jpm|jpx"
+    r"|jxl|jxr|kdc|mef|mos|mrw|nef|nrw|orf|p[abfgnp]m|pcx|pef|psb|psd|qoi|raf|raw|rw2|rwl|sr2|srf|srw|svgz?|tga|wdp|wmf"
+    r"|x3f|xbm|xcf|xpm)"
+)
+
+
+def is_image(name: str) -> bool:
+    """Whether the suffix of `name` is that of an image, of a format that is read or not."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in SUFFIXES or re.fullmatch(f"{RARE}|{UNREAD}", suffix) is not None
+
+
+def format_of(data: bytes) -> str | None:
+    """The name of the format of an encoded image; None if it is not one that is read."""
+    return next((name for name, (start, _) in _FORMATS.items() if re.match(start, data[:64], re.DOTALL)), None)
+
+
+def open_image(name: str, data: bytes) -> ImageFile:
+    """An image of the format `name`, whose size, mode and info are known and whose pixels are not decoded yet.
+
+    Raises whatever Pillow raises for a damaged image or a kind that it doesn't read: any Exception, with a reason.
+    """
+    return _FORMATS[name][1](data)
+
+
+def _open_png(data: bytes) -> ImageFile:
+    image, depth = PngImageFile(io.BytesIO(_without_texts(data))), data[24]
+    transparent = image.info.get("transparency")  # in the file's depth, where Pillow's pixels have 8 bits
+    if image.mode == "RGB" and depth == 16 and transparent is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    elif image.mode == "L" and transparent is not None:
+        image.info["transparency"] = transparent * 255 // (2**depth - 1)
+    return image
+
+
+def _open_tiff(data: bytes) -> ImageFile:
+    try:
+        image = TiffImageFile(io.BytesIO(data))
+    except SyntaxError as error:  # of a damaged header, or of samples that Pillow has no mode for
+        raise ValueError(f"{error}; {samples.REMEDY}") from error
+    samples.require_readable(image.tag_v2)
+    return image
+
+
+def _open_heic(data: bytes) -> ImageFile:
+    from pillow_heif import HeifImageFile  # 40 ms; nothing is registered with Pillow
+
+    return _by(HeifImageFile)(data)
+
+
+def _by(kind: type[ImageFile]) -> Callable[[bytes], ImageFile]:
+    return lambda data: kind(io.BytesIO(data))
+
+
+_FORMATS: dict[str, tuple[bytes, Callable[[bytes], ImageFile]]] = {
+    "PNG": (rb"\x89PNG\r\n\x1a\n", _open_png),
+    "JPEG": (rb"\xff\xd8\xff", _by(JpegImageFile)),
+    "WEBP": (rb"RIFF.{4}WEBP", _by(WebPImageFile)),
+    "GIF": (rb"GIF8[79]a", _by(GifImageFile)),
+    "BMP": (rb"BM", _by(BmpImageFile)),
+    "TIFF": (rb"(II[*+]\0|MM\0[*+])(?!.{4}CR)", _open_tiff),  # CR: a Canon raw file
+    "AVIF": (rb".{4}ftyp(.{4})*?avi[fs]", _by(AvifImageFile)),
+    "HEIC": (rb".{4}ftyp(.{4})*?(hei[cxms]|hev[cxms]|mif1|msf1)", _open_heic),
+}
+NAMES = ", ".join(_FORMATS)
+
+
+def _without_texts(png: bytes) -> bytes:
+    """The file without the texts and profiles that pixels don't need or that unpack to more than Pillow reads."""
+    return png[:8] + b"".join(chunk for chunk in _chunks(png) if _is_wanted(chunk[4:8], chunk[8:-4]))
+
+
+def _chunks(png: bytes) -> Iterator[bytes]:
+    at = 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        yield png[at:end]
+        at = end
+
+
+def _is_wanted(kind: bytes, content: bytes) -> bool:
+    if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+        return True
+    keyword, _, rest = content.partition(b"\0")
+    if kind != b"iCCP" and keyword not in (b"Raw profile type exif", b"XML:com.adobe.xmp"):  # which tell what is up
+        return False
+    is_packed_text = kind == b"iTXt" and rest[:1] == b"\1"
+    packed = rest[2:].split(b"\0", 2)[-1] if is_packed_text else rest[1:]
+    return kind == b"tEXt" or not _is_bomb(packed)
+
+
+def _is_bomb(packed: bytes) -> bool:
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(packed, MAX_TEXT_CHUNK)
+    except zlib.error:  # a damaged text, which Pillow passes over
+        return False
+    return bool(unpacker.unconsumed_tail)
