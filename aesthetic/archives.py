@@ -117,7 +117,7 @@ def _zip(archive: str, file: "_Bounded", caps: Caps) -> Iterator[Member]:
     with _readable(f"{archive} is a zip that can't be read"), zipfile.ZipFile(file) as content:
         _check_entries(archive, len(content.infolist()), caps)
         infos = [info for info in content.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
-        _check_total(archive, sum(info.file_size for info in infos), caps)
+        _check_total(archive, sum(info.file_size for info in infos if is_image(info.filename)), caps)
         for info in sorted(infos, key=lambda info: info.filename):
             check()
             reader = partial(_read_zipped, archive, content, info, caps.picture_bytes)

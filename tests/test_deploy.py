@@ -62,7 +62,7 @@ def test_a_separate_layer_of_weights_can_be_built_of_the_checkout() -> None:
         "weights/training/work/unet",
         "outputs",
         "outputs/evaluation",
-        ".venv/lib/python3.11/site-packages/nvidia/cublas/lib",
+        "venv/lib/python3.11/site-packages/nvidia/cublas/lib",
         ".mypy_cache/3.11",
     ],
 )

@@ -21,13 +21,9 @@ LAYERS = [  # from the top; whoever stands in a line may import from the lines b
     {"embedding", "pipeline"},
     {"canvas", "climb"},
     {"gradient", "steering", "schedulers", "images", "checkpoint", "results", "lora", "original", "floor"},
-<<<<<<< HEAD
-    {"graphs", "compiled", "pickled", "device"},
-=======
-    {"graphs", "compiled", "commit", "pickled", "archives"},
+    {"graphs", "compiled", "pickled", "device", "archives"},
     {"formats", "color"},
     {"samples"},
->>>>>>> images
     {"cancellation", "ldm"},
     {"request"},
     {"notation"},

@@ -36,13 +36,8 @@ def embed(options: argparse.Namespace) -> None:
     skip = options.skip_unreadable
     next(images.read_pictures(options.pictures, images.LOCAL, skip_unreadable=skip))  # an error before the model loads
     snapshot = service.locate(options.ckpt)
-<<<<<<< HEAD
     vision = pipeline.load_vision(snapshot, default_device())
-    vector, sha256s = targets.encode_pictures(vision, options.pictures, images.LOCAL)
-=======
-    vision = pipeline.load_vision(snapshot, pipeline.default_device())
     vector, sha256s = targets.encode_pictures(vision, options.pictures, images.LOCAL, skip_unreadable=skip)
->>>>>>> images
     notes = {
         "space": vision.space,
         "model": snapshot.name,
