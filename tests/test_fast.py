@@ -52,11 +52,8 @@ def fast_service(nhwc: Model, service: Service, launched: list[str]) -> Service:
 def test_it_draws_what_the_parts_draw(
     fast_service: Service, nhwc: Model, service: Service, quick: Request, scheduler: str
 ) -> None:
-    plain = Service(nhwc, service.registry)
-    for request in (
-        replace(quick, aesthetic_steps=0),
-        replace(quick, aesthetic_steps=0, guidance_scale=1, num_outputs=2),
-    ):
+    plain, five = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0, num_inference_steps=5)
+    for request in (five, replace(five, guidance_scale=1, num_outputs=2)):
         ours, theirs = (one.draw(replace(request, scheduler=scheduler)).pictures for one in (fast_service, plain))
         assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
 

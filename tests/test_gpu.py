@@ -109,7 +109,7 @@ def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Reque
     request = replace(quick, aesthetic_steps=0)  # Adam as one kernel rounds otherwise
     for scheduler in SCHEDULERS:
         for wanted in (request, replace(request, num_outputs=3), replace(request, guidance_scale=1)):
-            wanted = replace(wanted, scheduler=scheduler)  # noqa: PLW2901
+            wanted = replace(wanted, scheduler=scheduler, num_inference_steps=5)  # noqa: PLW2901
             assert drawn(graph, wanted) == drawn(plain, wanted)
     for width in range(128, 128 + 64 * (KEPT + 2), 64):  # more shapes than are kept
         wanted = replace(request, width=width)
@@ -258,7 +258,7 @@ def require_alike(ours: list[Image.Image], theirs: list[Image.Image]) -> None:
 def test_draws_what_the_cpu_draws_but_for_rounding(
     gpu_service: Service, service: Service, quick: Request, scheduler: str
 ) -> None:
-    request = replace(quick, scheduler=scheduler, num_outputs=2)
+    request = replace(quick, scheduler=scheduler, num_inference_steps=5, num_outputs=2)
     require_alike(drawn(gpu_service, request), drawn(service, request))
 
 

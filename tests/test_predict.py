@@ -209,19 +209,19 @@ def test_the_setup_gets_ready_for_the_forms_defaults(monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("made", ["coglet/predictions", "coglet"])
 def test_a_folder_of_another_user_is_said_before_the_model_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+    monkeypatch: pytest.MonkeyPatch, made: str
 ) -> None:
-    monkeypatch.setattr(predict, "COGLET", tmp_path / "coglet" / "predictions")
     monkeypatch.setattr(Service, "load", lambda: 1 / 0)
-    (tmp_path / made).mkdir(parents=True)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    os.seteuid(65534)
-    try:
-        with pytest.raises(SettingError, match=f"{made} belongs to root: every prediction would fail"):
-            Predictor().setup()
-    finally:
-        os.seteuid(0)
+    with tempfile.TemporaryDirectory() as folder:  # which others may look into, unlike pytest's
+        Path(folder).chmod(0o755)
+        (Path(folder) / made).mkdir(parents=True)
+        monkeypatch.setattr(predict, "COGLET", Path(folder) / "coglet" / "predictions")
+        os.seteuid(65534)
+        try:
+            with pytest.raises(SettingError, match=f"{made} belongs to root: every prediction would fail"):
+                Predictor().setup()
+        finally:
+            os.seteuid(0)
 
 
 def test_a_failing_gpu_is_told_to_who_asks(
