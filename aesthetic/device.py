@@ -21,8 +21,9 @@ def default_device() -> torch.device:
     """The first CUDA GPU, or else the CPU. Raises SettingError for an NVIDIA GPU that torch can't use."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and (gpu := _gpu()):
-        raise _unusable(gpu)
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen not in ("", "-1") and (gpu := _gpu()):
+        raise _unusable(gpu, f"CUDA_VISIBLE_DEVICES is {chosen!r}; " if chosen else "")
     return torch.device("cpu")
 
 

@@ -49,6 +49,13 @@ def test_a_driver_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     assert "set CUDA_VISIBLE_DEVICES to an empty string" in str(error.value)
 
 
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    smi(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(SettingError, match="CUDA_VISIBLE_DEVICES is '7'"):
+        device.default_device()
+
+
 @pytest.mark.parametrize("chosen", ["", "-1"])
 def test_the_cpu_can_be_chosen_on_purpose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str) -> None:
     smi(tmp_path)
