@@ -5,19 +5,19 @@ import logging
 import sys
 from collections.abc import Callable
 
-from .commands import aesthetics, evaluate, recipe, sheets, speed, txt2img
+from .cli import benchmark, embeddings, evaluate, recipe, sweep, txt2img
 from .errors import AestheticError
 from .settings import silence_libraries
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "txt2img": (txt2img.add, "draw pictures, with the flags of the original script"),
-    "sweep": (sheets.add, "draw a sheet of aesthetics × steps"),
+    "sweep": (sweep.add, "draw a sheet of aesthetics × steps"),
     "evaluate": (evaluate.add, "measure what the steps do, with plots and intervals"),
-    "bench": (speed.add_bench, "measure how fast it is, beside plain diffusers"),
-    "warm": (speed.add_warm, "compile for the GPU that is here: for AESTHETIC_SPEED=compile"),
-    "embed": (aesthetics.add_embed, "make an aesthetic from pictures"),
-    "embeddings": (aesthetics.add_embeddings, "list the named aesthetics"),
-    "convert": (aesthetics.add_convert, "write an aesthetic as .pt or .safetensors, and show its notes"),
+    "bench": (benchmark.add_bench, "measure how fast it is, beside plain diffusers"),
+    "warm": (benchmark.add_warm, "compile for the GPU that is here: for AESTHETIC_SPEED=compile"),
+    "embed": (embeddings.add_embed, "make an aesthetic from pictures"),
+    "embeddings": (embeddings.add_embeddings, "list the named aesthetics"),
+    "convert": (embeddings.add_convert, "write an aesthetic as .pt or .safetensors, and show its notes"),
     "recipe": (recipe.add, "tell what made a picture, and how to make it again"),
 }
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = [
+    "INCOMPLETE",
     "AestheticError",
     "CheckpointError",
     "DownloadError",
@@ -27,6 +28,8 @@ __all__ = [
     "SettingError",
     "blaming",
 ]
+
+INCOMPLETE = "the checkout is incomplete, and git checkout -- {} mends it"
 
 
 class AestheticError(Exception):

@@ -16,7 +16,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, Self
 
-from . import notation
+from . import parsing
 from .errors import RequestError
 
 __all__ = ["FORMATS", "MAX_AREA", "MAX_SEED", "SCHEDULERS", "SIZES", "Request"]
@@ -51,7 +51,7 @@ class Request:
     negative_prompt: str = _limited("", max_length=2000)  # characters, like the prompt's
     long_prompt: bool = False  # whether all of both is read, and weights in them: see notation.parse_weights
     aesthetic_embedding: str | None = None  # a name in embeddings/index.json; None: see Registry.default
-    aesthetic_steps: int = _limited(10, ge=0, le=notation.MAX_STEPS)  # updates of the text encoder; 0: the plain model
+    aesthetic_steps: int = _limited(10, ge=0, le=parsing.MAX_STEPS)  # updates of the text encoder; 0: the plain model
     aesthetic_lr: float = _limited(1e-4, ge=0.0, le=0.1)  # Adam's learning rate
     aesthetic_embedding_file: Path | None = None  # .pt or .safetensors
     aesthetic_images: Path | None = None  # a picture, or a zip or tar of pictures
@@ -115,12 +115,12 @@ class Request:
     @property
     def mix(self) -> Mapping[str, float]:
         """The weights of aesthetic_mix by name; empty if there is none."""
-        return notation.parse_mix(self.aesthetic_mix) if self.aesthetic_mix is not None else {}
+        return parsing.parse_mix(self.aesthetic_mix) if self.aesthetic_mix is not None else {}
 
     @property
     def sweep(self) -> tuple[int, ...]:
         """The numbers of steps of aesthetic_sweep; empty if there is none."""
-        return notation.parse_stops(self.aesthetic_sweep) if self.aesthetic_sweep is not None else ()
+        return parsing.parse_stops(self.aesthetic_sweep) if self.aesthetic_sweep is not None else ()
 
     @property
     def is_plain(self) -> bool:
@@ -160,7 +160,7 @@ class Request:
         _ = self.mix  # which raises if it can't be read
         if self.long_prompt:
             for text in (self.prompt, self.negative_prompt):
-                notation.parse_weights(text)  # likewise
+                parsing.parse_weights(text)  # likewise
         if self.sweep and self.num_outputs > 1:
             raise RequestError(f"a sweep draws one picture at each stop: num_outputs must be 1, not {self.num_outputs}")
         if self.sweep and self.aesthetic_until is not None:

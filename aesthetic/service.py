@@ -21,37 +21,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import (
-    __version__,
-    canvas,
-    checkpoint,
-    embedding,
-    fast,
-    output,
-    pipeline,
-    redraw,
-    sample,
-    targets,
-)
+from . import __version__
+from .acceleration import modules
 from .cancellation import check
-from .device import default_device
-from .embedding import Aesthetic
+from .embeddings import embedding
+from .embeddings.embedding import Aesthetic
+from .embeddings.registry import Registry
 from .errors import DrawingError
 from .gradient import Personaliser
-from .graft import graft
-from .registry import Registry
+from .images import init_image, metadata
+from .models import checkpoint, loading
+from .models.device import default_device
+from .models.lora import graft
+from .pipeline import img2img, sampling, target
+from .pipeline.conditioning import Stop, condition
 from .request import Request
-from .stops import Stop, condition
 
 __all__ = ["WORKERS", "Drawing", "Service", "locate"]
 
 log = logging.getLogger(__name__)
 # For what the model need not wait for: the files of eight pictures, and what the safety checker looks at.
 WORKERS = ThreadPoolExecutor(16)
-Picture = tuple[Image.Image, output.Recipe]
+Picture = tuple[Image.Image, metadata.Recipe]
 
 
-def _ignore(image: Image.Image, recipe: output.Recipe) -> None:
+def _ignore(image: Image.Image, recipe: metadata.Recipe) -> None:
     """What becomes of a picture that nobody waits for."""
 
 
@@ -81,7 +75,7 @@ class Drawing:
 class Service:
     """A loaded model and the named aesthetics, ready to draw one request at a time."""
 
-    def __init__(self, model: pipeline.Model, registry: Registry, faster: fast.Fast | None = None) -> None:
+    def __init__(self, model: loading.Model, registry: Registry, faster: modules.Fast | None = None) -> None:
         """faster: how to draw with `model` other than as it is."""
         self.model = model
         self.registry = registry
@@ -94,14 +88,14 @@ class Service:
     def load(cls, model: str | None = None) -> Self:
         """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError and SettingError."""
         device = default_device()
-        speed, snapshot = fast.speed(device), locate(model)
-        code = WORKERS.submit(fast.code, speed)
-        loaded = pipeline.load(snapshot, device)
+        speed, snapshot = modules.speed(device), locate(model)
+        code = WORKERS.submit(modules.code, speed)
+        loaded = loading.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
             *(snapshot.name, snapshot.revision, device, loaded.space, speed),
         )
-        return cls(loaded, Registry(checkpoint.home() / "embeddings"), fast.choose(loaded, speed, code.result()))
+        return cls(loaded, Registry(checkpoint.home() / "embeddings"), modules.choose(loaded, speed, code.result()))
 
     def is_healthy(self) -> bool:
         """Whether the device still computes. After some CUDA errors nothing works any more in this process."""
@@ -131,12 +125,12 @@ class Service:
         """
         return self._draw(request)
 
-    def _draw(self, request: Request, ready: Callable[[Image.Image, output.Recipe], object] = _ignore) -> Drawing:
+    def _draw(self, request: Request, ready: Callable[[Image.Image, metadata.Recipe], object] = _ignore) -> Drawing:
         """`ready` is called with each picture as soon as it is there, before the safety checker has seen it."""
         request = request.seeded()
         log.info("Seed: %s", request.seed)
         seconds: dict[str, float] = {}
-        drawn_over = canvas.read(request)
+        drawn_over = init_image.read(request)
         if drawn_over is not None:
             width, height = drawn_over.image.size
             request = replace(request, width=width, height=height)
@@ -157,7 +151,7 @@ class Service:
         pictures, blocked, start = [], 0, None
         if drawn_over is not None:
             with self._timed(seconds, "image"):
-                start = redraw.encode(self.model, drawn_over)
+                start = img2img.encode(self.model, drawn_over)
         for stop in stops:
             for picture, unsafe in drawer._draw_stop(request, aesthetic, stop, seconds, start, ready):
                 blocked += unsafe
@@ -181,8 +175,8 @@ class Service:
         """
         encoded: dict[int, Future[bytes]] = {}
 
-        def encode(image: Image.Image, recipe: output.Recipe) -> None:
-            encoded[id(image)] = WORKERS.submit(output.encode, image, recipe)
+        def encode(image: Image.Image, recipe: metadata.Recipe) -> None:
+            encoded[id(image)] = WORKERS.submit(metadata.encode, image, recipe)
 
         drawing = self._draw(request, encode)
         files = [encoded[id(image)] for image, _ in drawing.pictures]
@@ -220,8 +214,8 @@ class Service:
 
     def _aim(self, request: Request) -> tuple[Aesthetic | None, Tensor | None]:
         """The aesthetic to follow, and the direction [1, D] that it gives; None if the plain model is to draw."""
-        aesthetic = targets.find(request, self.model, self.registry)
-        return aesthetic, None if aesthetic is None else targets.direction(request, self.model, aesthetic)
+        aesthetic = target.find(request, self.model, self.registry)
+        return aesthetic, None if aesthetic is None else target.direction(request, self.model, aesthetic)
 
     def _draw_stop(
         self,
@@ -229,42 +223,42 @@ class Service:
         aesthetic: Aesthetic | None,
         stop: Stop,
         seconds: dict[str, float],
-        start: redraw.Start | None = None,
-        ready: Callable[[Image.Image, output.Recipe], object] = _ignore,
+        start: img2img.Start | None = None,
+        ready: Callable[[Image.Image, metadata.Recipe], object] = _ignore,
     ) -> Iterator[tuple[Picture, bool]]:
         """The pictures of a request at one stop, and whether each may not be shown.
 
         What the safety checker is to look at is prepared while the next picture is being decoded.
         """
         with self._timed(seconds, "denoise"):
-            latents = sample.denoise(self.drawn, stop.conditioning, request, start)
+            latents = sampling.denoise(self.drawn, stop.conditioning, request, start)
         drawn_over = start.canvas if start is not None else None
         is_checked = not request.disable_safety_checker and self.model.pipeline.safety_checker is not None
         drawn: list[tuple[int, Picture, Future[Tensor] | None]] = []
         for i, image in self._decoded(request, latents, drawn_over, seconds):
             recipe = self._recipe(request, aesthetic, drawn_over, stop, i)
             ready(image, recipe)
-            pixels = WORKERS.submit(sample.checker_pixels, self.model, image) if is_checked else None
+            pixels = WORKERS.submit(sampling.checker_pixels, self.model, image) if is_checked else None
             drawn.append((i, (image, recipe), pixels))
         for i, picture, pixels in drawn:
             with self._timed(seconds, "safety"):
-                unsafe = pixels is not None and sample.is_unsafe(self.drawn, pixels.result())
+                unsafe = pixels is not None and sampling.is_unsafe(self.drawn, pixels.result())
             if unsafe:
                 log.warning("The safety checker kept picture %d back", i)
             yield picture, unsafe
 
     def _decoded(
-        self, request: Request, latents: Tensor, drawn_over: canvas.Canvas | None, seconds: dict[str, float]
+        self, request: Request, latents: Tensor, drawn_over: init_image.Canvas | None, seconds: dict[str, float]
     ) -> Iterator[tuple[int, Image.Image]]:
         """The places in the batch and their pictures; no place that overflowed."""
-        decoded = sample.decode(self.drawn, latents)
+        decoded = sampling.decode(self.drawn, latents)
         for i in range(request.num_outputs):
             check()
             with self._timed(seconds, "decode"):
                 image = next(decoded)
                 if image is not None and drawn_over is not None:
-                    image = redraw.put_back(image, drawn_over)
-                picture = None if image is None else sample.to_pil(self.model, image)
+                    image = img2img.put_back(image, drawn_over)
+                picture = None if image is None else sampling.to_pil(self.model, image)
             if picture is None:
                 log.warning("Picture %d overflowed and is left out", i)
             else:
@@ -274,10 +268,10 @@ class Service:
         self,
         request: Request,
         aesthetic: Aesthetic | None,
-        drawn_over: canvas.Canvas | None,
+        drawn_over: init_image.Canvas | None,
         stop: Stop,
         i: int,
-    ) -> output.Recipe:
+    ) -> metadata.Recipe:
         """How to draw picture i of the request at a stop, alone."""
         assert request.seed is not None
         alone = replace(
@@ -296,7 +290,7 @@ class Service:
         files = {} if drawn_over is None else drawn_over.files
         if self.model.lora is not None:
             files = {**files, "lora": self.model.lora}
-        return output.Recipe.of(
+        return metadata.Recipe.of(
             alone,
             model={
                 "name": self.model.snapshot.name,
@@ -333,9 +327,9 @@ def locate(model: str | None = None) -> checkpoint.Snapshot:
 
 def _sheet(drawing: Drawing) -> bytes:
     """A sheet of the pictures of a sweep, as a file."""
-    labels = [output.steps_label(recipe.request["aesthetic_steps"]) for _, recipe in drawing.pictures]
-    sheet = output.contact_sheet([[image for image, _ in drawing.pictures]], columns=labels)
-    return output.encode_sheet(sheet, drawing.request)
+    labels = [metadata.steps_label(recipe.request["aesthetic_steps"]) for _, recipe in drawing.pictures]
+    sheet = metadata.contact_sheet([[image for image, _ in drawing.pictures]], columns=labels)
+    return metadata.encode_sheet(sheet, drawing.request)
 
 
 def _require_some(request: Request, pictures: Sequence[object], blocked: int) -> None:

@@ -19,9 +19,8 @@ from typing import Any
 from aesthetic.errors import AestheticError
 from aesthetic.request import Request
 from aesthetic.writing import whole
-
-from . import schema, server
-from .signals import ENDING, Signals
+from script import schema, server
+from script.signals import ENDING, Signals
 
 PATIENCE = 3  # seconds for a server to end in: nothing that it still draws is waited for
 MOST = 100 * 2**20 - 1000  # bytes of what Cog reads of a request, less what stands around the inputs

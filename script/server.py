@@ -16,11 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from aesthetic import checkpoint
 from aesthetic.errors import AestheticError
-
-from . import schema
-from .signals import ENDING, Signals
+from aesthetic.models import checkpoint
+from script import schema
+from script.signals import ENDING, Signals
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]

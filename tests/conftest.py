@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from aesthetic import checkpoint, pipeline
-from aesthetic.registry import Registry
+from aesthetic.embeddings.registry import Registry
+from aesthetic.models import checkpoint, loading
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import original, snapshot
@@ -31,13 +31,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(home: Path) -> pipeline.Model:
+def model(home: Path) -> loading.Model:
     """The model of `home`, on the CPU."""
-    return pipeline.load(checkpoint.locate(None, home / "weights"), torch.device("cpu"))
+    return loading.load(checkpoint.locate(None, home / "weights"), torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
-def service(home: Path, model: pipeline.Model) -> Service:
+def service(home: Path, model: loading.Model) -> Service:
     """A service on `model`: shared, since nothing that it is asked may change what it draws next."""
     return Service(model, Registry(home / "embeddings"))
 
@@ -45,7 +45,7 @@ def service(home: Path, model: pipeline.Model) -> Service:
 @pytest.fixture(scope="session")
 def demo() -> Service:
     """A service on the model that comes with the checkout, on the CPU."""
-    demo = pipeline.load(checkpoint.locate("demo", ROOT / "weights"), torch.device("cpu"))
+    demo = loading.load(checkpoint.locate("demo", ROOT / "weights"), torch.device("cpu"))
     return Service(demo, Registry(ROOT / "embeddings"))
 
 

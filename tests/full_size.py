@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops
 
-from aesthetic import prompt
+from aesthetic.pipeline import prompt
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import original, snapshot

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aesthetic.pipeline import Model
+from aesthetic.models.loading import Model
 
 ALPHAS = (1.0, 4.0, 3.0)  # in turn, as are the ranks
 RANKS = (2, 4, 3)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPModel, CLIPTextModel
 
-from aesthetic.original import conditioning, difference
+from aesthetic.benchmark.baseline import conditioning, difference
 from tests import snapshot
 
 __all__ = ["conditioning", "difference", "load_clip"]

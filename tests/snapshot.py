@@ -22,8 +22,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aesthetic import shapes
-from aesthetic.shapes import SD15
+from aesthetic.benchmark import random_model
+from aesthetic.benchmark.random_model import SD15
 
 ROOT = Path(__file__).parent.parent
 MODEL = "stable-diffusion-v1-5"
@@ -85,7 +85,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **dict(list(_PREPROCESSOR.items())[2:]),
     },
 }
-TINY = {f"{part}/config.json": changes for part, changes in shapes.TINY.items()} | {
+TINY = {f"{part}/config.json": changes for part, changes in random_model.TINY.items()} | {
     "feature_extractor/preprocessor_config.json": {"crop_size": 32, "size": 32}
 }
 SIZES: dict[str, dict[str, dict[str, Any]]] = {"tiny": TINY, "full": {}}
@@ -142,7 +142,7 @@ def write_clip(folder: Path, configs: dict[str, dict[str, Any]], vision: dict[st
 
 def write_vocabulary(folder: Path) -> None:
     """The two files of CLIP's byte-pair encoding, with little in them: see shapes.py."""
-    vocabulary, merges = shapes.vocabulary()
+    vocabulary, merges = random_model.vocabulary()
     write_json(folder / "vocab.json", vocabulary)
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
 

@@ -10,8 +10,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageChops, ImageStat
 
-from aesthetic import checkpoint, sample
-from aesthetic.registry import Registry
+from aesthetic.embeddings.registry import Registry
+from aesthetic.models import checkpoint
+from aesthetic.pipeline import sampling
 from aesthetic.request import MAX_AREA, SIZES
 from aesthetic.service import Service
 from tests.demo import FOLDER, STEPS, asked, draw, nearness
@@ -83,7 +84,7 @@ def test_without_steps_it_is_plain_diffusers(demo: Service) -> None:
     plain = StableDiffusionPipeline.from_pretrained(FOLDER)
     plain.set_progress_bar_config(disable=True)
     request = replace(asked("a red heart"), scheduler="PNDM", num_inference_steps=5)
-    latents = sample.starting_noise(demo.model, request, sample.generators(request)).to(plain.unet.dtype)
+    latents = sampling.starting_noise(demo.model, request, sampling.generators(request)).to(plain.unet.dtype)
     theirs = plain("a red heart", latents=latents, num_inference_steps=5).images[0]
     assert max(ImageChops.difference(draw(demo, request), theirs).tobytes()) <= 1  # of 255
 

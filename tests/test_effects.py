@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from aesthetic import prompt, steering
+from aesthetic.embeddings import interpolation
+from aesthetic.pipeline import prompt
 from aesthetic.service import Service
 from tests import lora
 from tests.demo import STEPS, asked, draw, nearness, saved
@@ -55,7 +56,7 @@ def test_half_the_weight_is_part_of_the_way(
 @pytest.mark.parametrize("mix", [{"gold": 1.0, "chalk": 1.0}, {"gold": 1.0, "chalk": -0.7}])
 def test_a_mix_leads_where_its_parts_do(demo: Service, plain: Image.Image, mix: dict[str, float]) -> None:
     text = " ".join(f"{name}:{weight}" for name, weight in mix.items())
-    target = steering.mix([vector(demo, name) for name in mix], list(mix.values()))
+    target = interpolation.mix([vector(demo, name) for name in mix], list(mix.values()))
     drawn = draw(demo, replace(GOLD, aesthetic_embedding=None, aesthetic_mix=text))
     assert nearness(demo, drawn, target) > nearness(demo, plain, target) + VISIBLE
 

@@ -18,21 +18,26 @@ from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch._inductor.utils import fresh_cache
 from transformers import CLIPModel
 
-from aesthetic import canvas, checkpoint, embedding, fast, pipeline, prompt, sample
-from aesthetic.climb import GraphPersonaliser
-from aesthetic.compiled import Compiled
-from aesthetic.embeds import prompt_embeds
+from aesthetic.acceleration import modules
+from aesthetic.acceleration.compiled import Compiled
+from aesthetic.acceleration.cuda_graphs import KEPT, Graphed, Recorder
+from aesthetic.acceleration.graphed_personalizer import GraphPersonaliser
+from aesthetic.embeddings import embedding
+from aesthetic.embeddings.registry import Registry
 from aesthetic.gradient import Personaliser
-from aesthetic.graphs import KEPT, Graphed, Recorder
-from aesthetic.pipeline import Model
-from aesthetic.registry import Registry
+from aesthetic.images import init_image
+from aesthetic.models import checkpoint, loading
+from aesthetic.models.loading import Model
+from aesthetic.pipeline import prompt, sampling
+from aesthetic.pipeline.prompt_embeds import prompt_embeds
 from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
-from tests import lora, original, second
+from tests import lora, original
 from tests.cancelling import cancel
+from tests.models import sd2
+from tests.models.test_lora import structure
 from tests.original import difference
 from tests.snapshot import CLIP, MODEL, ROOT
-from tests.test_graft import structure
 from tests.test_service import weights
 
 pytestmark = [
@@ -46,7 +51,7 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def gpu(home: Path) -> Model:
-    return pipeline.load(checkpoint.locate(None, home / "weights"), GPU)
+    return loading.load(checkpoint.locate(None, home / "weights"), GPU)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def nhwc(gpu: Model) -> Model:
 def gpu_service(home: Path, gpu: Model, nhwc: Model, request: pytest.FixtureRequest) -> Iterator[Service]:
     model = gpu if request.param == "plain" else nhwc
     before = {name: weight.clone() for name, weight in weights(model).items()}
-    yield Service(model, Registry(home / "embeddings"), fast.choose(model, request.param, None))
+    yield Service(model, Registry(home / "embeddings"), modules.choose(model, request.param, None))
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
@@ -104,7 +109,7 @@ def test_replayed_runs_are_alike_whatever_was_between(gpu: Model, home: Path, re
 
 
 def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Request) -> None:
-    graph = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph", None))
+    graph = Service(nhwc, Registry(home / "embeddings"), modules.choose(nhwc, "graph", None))
     plain = Service(nhwc, graph.registry)
     request = replace(quick, aesthetic_steps=0)  # Adam as one kernel rounds otherwise
     for scheduler in SCHEDULERS:
@@ -118,8 +123,8 @@ def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Reque
 
 
 def test_a_recording_goes_on_when_its_prediction_is_cancelled(home: Path, nhwc: Model, quick: Request) -> None:
-    expected = drawn(Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph", None)), quick)
-    service = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph", None))
+    expected = drawn(Service(nhwc, Registry(home / "embeddings"), modules.choose(nhwc, "graph", None)), quick)
+    service = Service(nhwc, Registry(home / "embeddings"), modules.choose(nhwc, "graph", None))
     shapes = [replace(quick, width=width, aesthetic_steps=20, aesthetic_lr=0.1) for width in (192, 256, 320, 384)]
     assert any([cancel(service, request) for request in shapes for _ in range(5)])  # noqa: C419  all of them
     assert drawn(service, quick) == expected
@@ -145,7 +150,7 @@ def test_a_capture_that_fails_is_forgotten() -> None:
 
 
 def test_a_prediction_that_runs_out_of_memory_leaves_the_next_as_it_is(home: Path, nhwc: Model, quick: Request) -> None:
-    service = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph", None))
+    service = Service(nhwc, Registry(home / "embeddings"), modules.choose(nhwc, "graph", None))
     expected = service.draw(quick).pictures[0][0].tobytes()
     large = replace(quick, width=1024, height=768, num_outputs=8)
     torch.cuda.empty_cache()
@@ -185,7 +190,7 @@ def test_a_gpu_that_has_failed_is_not_healthy() -> None:
 def test_an_offloaded_pipeline_is_personalized(home: Path, service: Service, offload: str) -> None:
     pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
     target = service.registry.read("sac_8plus").vector
-    options: dict[str, Any] = {"projection": pipeline.read_projection(home / "weights" / CLIP), "steps": 3, "lr": 0.01}
+    options: dict[str, Any] = {"projection": loading.read_projection(home / "weights" / CLIP), "steps": 3, "lr": 0.01}
     expected = prompt_embeds(pipe, "the cat", target, **options)
     getattr(pipe, offload)()
     found = prompt_embeds(pipe, "the cat", target, **options)
@@ -198,22 +203,22 @@ def test_an_offloaded_pipeline_is_personalized(home: Path, service: Service, off
 def test_compiled_code_draws_alike_and_is_found_by_another_process(
     home: Path, nhwc: Model, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fast, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(modules, "_folder", lambda: tmp_path)
     monkeypatch.setattr(CachingAutotuner, "autotune_to_one_config", lambda *_: pytest.fail("tuned at run time"))
     registry, request = Registry(home / "embeddings"), replace(quick, aesthetic_steps=0)
     with fresh_cache():  # where what was tuned before would be found
-        fast.prepare(nhwc, [request])
-    assert len(list(tmp_path.glob("*/*"))) == len(fast.COMPILED)
+        modules.prepare(nhwc, [request])
+    assert len(list(tmp_path.glob("*/*"))) == len(modules.COMPILED)
     again = Compiled(tmp_path)  # from the files, as another process would
-    for name, part, inputs in fast._examples(nhwc, [request]):
+    for name, part, inputs in modules._examples(nhwc, [request]):
         code = again.find(name, part, inputs)
         assert code is not None
         with torch.no_grad():
-            ours, theirs = code(part, *inputs), fast.FUNCTIONS[name](part, *inputs)
+            ours, theirs = code(part, *inputs), modules.FUNCTIONS[name](part, *inputs)
         if name == "encoder":  # similarity and conditioning
             ours, theirs = ours[1].detach(), theirs[1]
         assert difference(ours.float(), theirs.float()) < 1e-2
-    compiled = Service(nhwc, registry, fast.choose(nhwc, "compile", fast.code("compile")))
+    compiled = Service(nhwc, registry, modules.choose(nhwc, "compile", modules.code("compile")))
     plain = Service(nhwc, registry)
     require_alike(drawn(compiled, request), drawn(plain, request))
     wanted = replace(request, num_outputs=2)  # for which nothing was compiled
@@ -223,11 +228,11 @@ def test_compiled_code_draws_alike_and_is_found_by_another_process(
 def test_the_compiled_personalisation_repeats_itself(
     home: Path, nhwc: Model, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fast, "_folder", lambda: tmp_path)
-    fast.prepare(nhwc, [])
+    monkeypatch.setattr(modules, "_folder", lambda: tmp_path)
+    modules.prepare(nhwc, [])
     ids = prompt.tokenize(nhwc, "the cat and the dog and the cat and the dog").input_ids
     target = Registry(home / "embeddings").read("sac_8plus").vector.cuda()
-    personalise = GraphPersonaliser(nhwc.encoder, recorder, fast._best("encoder", Compiled(tmp_path)))
+    personalise = GraphPersonaliser(nhwc.encoder, recorder, modules._best("encoder", Compiled(tmp_path)))
     ours = [list(personalise(ids, target, steps=5, lr=1e-4))[-1].conditioning for _ in range(50)]
     *_, theirs = Personaliser(nhwc.encoder)(ids, target, steps=5, lr=1e-4)
     assert all(torch.equal(one, ours[0]) for one in ours)
@@ -235,7 +240,7 @@ def test_the_compiled_personalisation_repeats_itself(
 
 
 def test_the_noise_is_the_cpus(gpu: Model, model: Model, quick: Request) -> None:
-    for_gpu, for_cpu = (sample.starting_noise(one, quick, sample.generators(quick)) for one in (gpu, model))
+    for_gpu, for_cpu = (sampling.starting_noise(one, quick, sampling.generators(quick)) for one in (gpu, model))
     assert torch.equal(for_gpu.cpu(), for_cpu.half())
 
 
@@ -308,7 +313,7 @@ def test_a_lora_leaves_nothing_behind(gpu_service: Service, gpu: Model, quick: R
 
 def test_memory_does_not_grow(home: Path, nhwc: Model, quick: Request, files: dict[str, Path]) -> None:
     """Of what is recorded anew, for a LoRA or for another size, none is kept for good."""
-    service = Service(nhwc, Registry(home / "embeddings"), fast.choose(nhwc, "graph", None))
+    service = Service(nhwc, Registry(home / "embeddings"), modules.choose(nhwc, "graph", None))
     changing = [replace(quick, width=width) for width in range(128, 128 + 64 * (KEPT + 2), 64)]
     taken = []
     for _ in range(4):
@@ -321,7 +326,7 @@ def test_memory_does_not_grow(home: Path, nhwc: Model, quick: Request, files: di
 
 def test_outside_of_the_mask_no_pixel_changes(gpu_service: Service, quick: Request, files: dict[str, Path]) -> None:
     request = asked(quick, files, "with a mask")
-    found, [picture] = canvas.read(request), drawn(gpu_service, request)
+    found, [picture] = init_image.read(request), drawn(gpu_service, request)
     assert found is not None
     kept = np.asarray(found.mask) == 0
     same = (np.asarray(picture) == np.asarray(found.image)).all(axis=-1)
@@ -338,14 +343,14 @@ def test_a_sweep_is_its_stops_alone(gpu_service: Service, quick: Request, files:
     assert apart(alone[0], alone[-1]) > 2 * ROUNDING
 
 
-@pytest.mark.parametrize("prediction", second.SCHEDULERS)
+@pytest.mark.parametrize("prediction", sd2.SCHEDULERS)
 def test_stable_diffusion_2_draws_what_the_cpu_draws(
     home: Path, quick: Request, tmp_path: Path, prediction: str
 ) -> None:
-    snapshot = checkpoint.locate(str(second.write(home, tmp_path / "second", prediction=prediction)), home / "weights")
-    ours, theirs = (Service(pipeline.load(snapshot, device), Registry(home / "embeddings")) for device in (GPU, CPU))
+    snapshot = checkpoint.locate(str(sd2.write(home, tmp_path / "second", prediction=prediction)), home / "weights")
+    ours, theirs = (Service(loading.load(snapshot, device), Registry(home / "embeddings")) for device in (GPU, CPU))
     path = tmp_path / "mine.safetensors"
-    embedding.save(path, torch.randn(1, second.DIM, generator=torch.Generator().manual_seed(5)), {})
+    embedding.save(path, torch.randn(1, sd2.DIM, generator=torch.Generator().manual_seed(5)), {})
     for scheduler in ("DDIM", "PNDM", "K_EULER_ANCESTRAL"):
         request = replace(quick, aesthetic_embedding_file=path, num_inference_steps=5, scheduler=scheduler)
         require_alike(drawn(ours, request), drawn(theirs, request))
@@ -362,7 +367,7 @@ def test_a_decoder_that_overflows_in_fp16_is_run_in_fp32(gpu: Model) -> None:
     bias = vae.decoder.conv_in.bias.data.clone()
     vae.decoder.conv_in.bias.data.fill_(60000)  # finite in fp16, and its square is not
     try:
-        [image] = sample.decode(gpu, latents)
+        [image] = sampling.decode(gpu, latents)
         assert image is not None
     finally:
         vae.decoder.conv_in.bias.data.copy_(bias)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
-from aesthetic import prompt
 from aesthetic.gradient import Personaliser, ascend, similarity
-from aesthetic.pipeline import Model
+from aesthetic.models.loading import Model
+from aesthetic.pipeline import prompt
 from aesthetic.service import Service
 from tests import original
 from tests.original import difference

@@ -18,8 +18,8 @@ import yaml
 import predict
 from aesthetic import request
 from aesthetic.cancellation import Predictions
+from aesthetic.embeddings.registry import Registry
 from aesthetic.errors import RequestError, SettingError
-from aesthetic.registry import Registry
 from aesthetic.request import Request
 from aesthetic.service import Service
 from predict import Predictor

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aesthetic import schedulers
 from aesthetic.errors import RequestError
+from aesthetic.pipeline import schedulers
 from aesthetic.request import MAX_AREA, MAX_SEED, SCHEDULERS, SIZES, Request
 
 

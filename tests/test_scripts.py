@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from aesthetic.errors import SettingError
-from aesthetic.output import read_recipe
+from aesthetic.images.metadata import read_recipe
 from script import client, schema
+from tests.images.test_user_images import encoded
 from tests.snapshot import MODEL, ROOT
-from tests.test_images import encoded
 from tests.test_server import wait_until_idle
 
 SMALL = ["-i", "width=128", "-i", "height=128", "-i", "num_inference_steps=3"]

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from aesthetic import output
-from aesthetic.pipeline import Model
+from aesthetic.images import metadata
+from aesthetic.models.loading import Model
 from predict import COGLET
 from script import client, server
 from script.signals import Signals
 from tests import lora
+from tests.images.test_user_images import encoded, zipped
 from tests.snapshot import ROOT
-from tests.test_images import encoded, zipped
 
 QUICK = {"prompt": "the cat", "width": 128, "height": 128, "num_inference_steps": 3, "aesthetic_steps": 3, "seed": 7}
 SLOW = {**QUICK, "aesthetic_steps": 100, "num_inference_steps": 500}
@@ -201,7 +201,7 @@ def test_the_originals_inputs(address: str) -> None:
     inputs = {name: value for name, value in QUICK.items() if name != "num_inference_steps"} | old
     _, prediction = call(f"{address}/predictions", {"input": inputs})
     first, _ = files(prediction)
-    recipe = output.read_recipe(io.BytesIO(first))  # type: ignore[arg-type]
+    recipe = metadata.read_recipe(io.BytesIO(first))  # type: ignore[arg-type]
     assert recipe.request["scheduler"] == "DDIM"
     assert recipe.request["guidance_scale"] == 5
     assert recipe.request["num_inference_steps"] == 2

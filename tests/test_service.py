@@ -19,19 +19,21 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
-from aesthetic import embedding, output, prompt, sample, targets
 from aesthetic.cancellation import Cancelled
+from aesthetic.embeddings import embedding
 from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, PictureError, RequestError
-from aesthetic.output import read_recipe
-from aesthetic.pipeline import Model, Vision
+from aesthetic.images import metadata
+from aesthetic.images.metadata import read_recipe
+from aesthetic.models.loading import Model, Vision
+from aesthetic.pipeline import prompt, sampling, target
+from aesthetic.pipeline.conditioning import condition
 from aesthetic.request import Request
 from aesthetic.service import Service
-from aesthetic.stops import condition
 from tests import original, snapshot
 from tests.cancelling import cancel
+from tests.images.test_user_images import encoded, zipped
 from tests.original import difference
 from tests.snapshot import MODEL
-from tests.test_images import encoded, zipped
 
 
 def weights(model: Model) -> dict[str, Tensor]:
@@ -72,7 +74,7 @@ def plain(home: Path) -> StableDiffusionPipeline:
 
 def test_without_steps_it_is_plain_diffusers(service: Service, plain: StableDiffusionPipeline, quick: Request) -> None:
     request = replace(quick, aesthetic_steps=0, scheduler="PNDM", negative_prompt="the dog", num_outputs=2)
-    latents = sample.starting_noise(service.model, request, sample.generators(request))
+    latents = sampling.starting_noise(service.model, request, sampling.generators(request))
     for i, (ours, _) in enumerate(service.draw(request).pictures):
         theirs = plain(
             "the cat",
@@ -152,7 +154,7 @@ def test_after_anything_the_next_picture_is_that_of_a_fresh_process(
 ) -> None:
     first = png(service, quick, tmp_path / "first")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "is_unsafe", lambda *_: True)
+        patch.setattr(sampling, "is_unsafe", lambda *_: True)
         with pytest.raises(DrawingError):
             service.draw(replace(quick, aesthetic_lr=0.1))
     cancelled = sum(cancel(service, replace(quick, aesthetic_steps=50, aesthetic_lr=0.1)) for _ in range(20))
@@ -171,8 +173,8 @@ def test_blocked_pictures_are_left_out(
 ) -> None:
     request = replace(quick, num_outputs=2)
     whole = service.draw(request)
-    first = sample.checker_pixels(service.model, whole.pictures[0][0])
-    monkeypatch.setattr(sample, "is_unsafe", lambda _, pixels: torch.equal(pixels, first))
+    first = sampling.checker_pixels(service.model, whole.pictures[0][0])
+    monkeypatch.setattr(sampling, "is_unsafe", lambda _, pixels: torch.equal(pixels, first))
     drawing = service.draw(request)
     assert drawing.blocked == 1
     assert "kept picture 0 back" in caplog.text
@@ -185,7 +187,7 @@ def test_a_blocked_picture_is_not_written(
     service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     flags = iter([True, False])
-    monkeypatch.setattr(sample, "is_unsafe", lambda *_: next(flags))
+    monkeypatch.setattr(sampling, "is_unsafe", lambda *_: next(flags))
     paths, _ = service.predict(replace(quick, num_outputs=2), tmp_path)
     assert paths == list(tmp_path.iterdir())
     assert [read_recipe(path).request["seed"] for path in paths] == [8]
@@ -205,7 +207,7 @@ def test_the_safety_checker_is_asked_and_can_be_switched_off(service: Service, q
 
 def test_a_picture_that_overflows_is_decoded_again_in_fp32(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     latents = torch.randn(2, 4, 16, 16)
-    expected = list(sample.decode(model, latents))
+    expected = list(sampling.decode(model, latents))
     vae, calls = model.pipeline.vae, []
     whole = type(vae).decode
 
@@ -215,7 +217,7 @@ def test_a_picture_that_overflows_is_decoded_again_in_fp32(model: Model, monkeyp
         return (image[0] * float("inf"),) if self is vae and len(calls) == 1 else image
 
     monkeypatch.setattr(type(vae), "decode", overflowing)
-    pictures = list(sample.decode(model, latents))
+    pictures = list(sampling.decode(model, latents))
     assert [one is vae for one in calls] == [True, False, True]
     for ours, theirs in zip(pictures, expected, strict=True):
         assert ours is not None
@@ -229,7 +231,7 @@ def test_pictures_that_overflow_are_left_out(
     request = replace(quick, num_outputs=3)
     latents = torch.randn(3, 4, 16, 16)
     latents[1] = float("nan")
-    monkeypatch.setattr(sample, "denoise", lambda *_: latents)
+    monkeypatch.setattr(sampling, "denoise", lambda *_: latents)
     drawing = service.draw(request)
     assert [recipe.request["seed"] for _, recipe in drawing.pictures] == [7, 9]
     assert drawing.blocked == 0
@@ -295,7 +297,7 @@ def test_an_aesthetic_from_pictures(service: Service, quick: Request, tmp_path: 
     noise = [Image.effect_noise((50, 40), 60 + i).convert("RGB") for i in range(3)]
     (tmp_path / "upload").write_bytes(zipped({f"{i}.png": encoded(image) for i, image in enumerate(noise)}))
     request = replace(quick, aesthetic_images=tmp_path / "upload")
-    aesthetic = targets.find(request, service.model, service.registry)
+    aesthetic = target.find(request, service.model, service.registry)
     assert aesthetic is not None
     vision = service.model.vision
     assert vision is not None
@@ -349,7 +351,7 @@ def test_a_recipe_draws_the_same_picture(service: Service, quick: Request, tmp_p
     assert drawing.request.seed is not None
     (tmp_path / "again").mkdir()
     for path in paths:
-        request = output.read_recipe(path).rebuild()
+        request = metadata.read_recipe(path).rebuild()
         assert png(service, request, tmp_path / "again") == path.read_bytes()
 
 
@@ -362,13 +364,13 @@ def test_every_stage_is_timed(service: Service, quick: Request, tmp_path: Path) 
 def test_files_are_those_of_the_pictures_whatever_finishes_first(
     service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = output.encode
+    encode = metadata.encode
 
-    def unhurried(image: Image.Image, recipe: output.Recipe) -> bytes:
+    def unhurried(image: Image.Image, recipe: metadata.Recipe) -> bytes:
         time.sleep(0.1 if recipe.request["seed"] == 7 else 0)  # the first one is the last to be ready
         return encode(image, recipe)
 
-    monkeypatch.setattr(output, "encode", unhurried)
+    monkeypatch.setattr(metadata, "encode", unhurried)
     for request in (replace(quick, num_outputs=3), replace(quick, aesthetic_sweep="0,2", output_format="webp")):
         paths, drawing = service.predict(request, tmp_path)
         names = [f"output.{i}.{request.output_format}" for i in range(3)]
@@ -380,9 +382,9 @@ def test_files_are_those_of_the_pictures_whatever_finishes_first(
 def test_a_picture_is_encoded_while_the_next_is_drawn(
     service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, encoded_one, decode = output.encode, threading.Event(), sample.decode
+    encode, encoded_one, decode = metadata.encode, threading.Event(), sampling.decode
 
-    def telling(image: Image.Image, recipe: output.Recipe) -> bytes:
+    def telling(image: Image.Image, recipe: metadata.Recipe) -> bytes:
         encoded_one.set()
         return encode(image, recipe)
 
@@ -392,8 +394,8 @@ def test_a_picture_is_encoded_while_the_next_is_drawn(
         assert encoded_one.wait(60)
         yield second
 
-    monkeypatch.setattr(output, "encode", telling)
-    monkeypatch.setattr(sample, "decode", waiting)
+    monkeypatch.setattr(metadata, "encode", telling)
+    monkeypatch.setattr(sampling, "decode", waiting)
     service.predict(replace(quick, num_outputs=2), tmp_path)
 
 
@@ -403,7 +405,7 @@ def test_what_goes_wrong_in_encoding_is_said(
     def failing(*_: object) -> bytes:
         raise OSError("encoder error")
 
-    monkeypatch.setattr(output, "encode", failing)
+    monkeypatch.setattr(metadata, "encode", failing)
     with pytest.raises(OSError, match="encoder error"):
         service.predict(quick, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -416,8 +418,8 @@ def test_nothing_of_a_cancelled_prediction_goes_on(
         yield next(sample_decode(model, latents))
         raise Cancelled
 
-    sample_decode, before = sample.decode, threading.active_count()
-    monkeypatch.setattr(sample, "decode", cancelled)
+    sample_decode, before = sampling.decode, threading.active_count()
+    monkeypatch.setattr(sampling, "decode", cancelled)
     with pytest.raises(Cancelled):
         service.predict(replace(quick, num_outputs=2), tmp_path)
     assert threading.active_count() == before

@@ -1,0 +1,263 @@
+"""The parts of a model that a GPU works on, each with a stand-in that does the same faster, behind the same call.
+
+    plain    as diffusers and transformers have it: the only way on a CPU
+    graph    every part replayed as a CUDA graph (graphs.py), and the personalisation too (climb.py)
+    compile  that, of code which torch.compile has made, where there is any for the shapes at hand (compiled.py),
+             and with the queries, keys and values of an attention in one product
+
+What a part computes stays the same, but for rounding.
+"""
+
+import copy
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import SettingError
+from ..gradient import Personaliser
+from ..models.checkpoint import home
+from ..models.loading import Model
+from ..request import Request
+from .compiled import Compiled
+from .cuda_graphs import Graphed, Recorder
+from .graphed_personalizer import GraphPersonaliser, forward_pass, products_in_tf32
+
+__all__ = ["SPEEDS", "Fast", "choose", "code", "prepare", "speed"]
+
+log = logging.getLogger(__name__)
+
+SPEEDS = ("plain", "graph", "compile")
+COMPILED = ("unet", "vae", "encoder")  # the parts with most of the work; the last is the personalisation's
+AHEAD = 2  # calls of the UNet that Python may be ahead of the GPU
+
+
+def speed(device: torch.device) -> str:
+    """One of SPEEDS: what AESTHETIC_SPEED says, or else the one that needs no preparation. Raises SettingError."""
+    wanted = os.environ.get("AESTHETIC_SPEED") or ("graph" if device.type == "cuda" else "plain")
+    if wanted not in SPEEDS:
+        raise SettingError(f"AESTHETIC_SPEED must be one of {', '.join(SPEEDS)}, not {wanted!r}")
+    if wanted != "plain" and device.type != "cuda":
+        raise SettingError(f"AESTHETIC_SPEED={wanted} needs a CUDA GPU, and there is none: unset it")
+    return wanted
+
+
+def code(way: str) -> Compiled | None:
+    """What has been compiled for the GPU that is here, if `way` is to draw with it; None if there isn't any.
+
+    Takes seconds, and may be done in a thread while a model is being loaded.
+    """
+    if way != "compile":
+        return None
+    torch.cuda.synchronize()  # the code goes to the GPU, which a thread begins without
+    compiled = Compiled(_folder())
+    if not compiled:
+        log.warning("No code has been compiled for this GPU and these versions (script/warm does it): speed graph")
+        return None
+    return compiled
+
+
+def choose(model: Model, way: str, compiled: Compiled | None) -> "Fast | None":
+    """How to draw with `model` at one of SPEEDS; None is the plain way. Lays out its weights for it.
+
+    compiled: what `code` has for that way.
+    """
+    if way == "plain":
+        return None
+    _arrange(model)
+    return Fast(model, Recorder(model.device), compiled)
+
+
+def prepare(model: Model, requests: Sequence[Request]) -> None:
+    """Compile what requests like these are drawn with, as far as that has not been done on this machine."""
+    compiled = Compiled(_folder())
+    _arrange(model)
+    for name, part, inputs in tqdm(_examples(model, requests), desc="Compiling", unit=" parts"):
+        if compiled.find(name, part, inputs) is None:
+            with products_in_tf32():  # as it will run, which the compiler would advise otherwise
+                log.info("%s", compiled.make(name, FUNCTIONS[name], part, inputs))
+
+
+class Fast:
+    """How to draw fast with a model, and with those that differ from it in a part or two."""
+
+    def __init__(self, model: Model, recorder: Recorder, compiled: Compiled | None = None) -> None:
+        """compiled: code to use where it fits."""
+        self.speed = "graph" if compiled is None else "compile"
+        self._model, self._recorder = model, recorder
+        parts = dict(model.pipeline.components)
+        if compiled is not None:
+            parts["unet"] = _fused(parts["unet"])
+        self._stands = {name: self._stand(name, parts[name], compiled) for name in ("unet", "vae", "text_encoder")}
+        if parts["safety_checker"] is not None:
+            # It decides on the CPU; the tower that looks at the pictures is what a GPU can replay.
+            tower = parts["safety_checker"].vision_model
+            stand = self._stand("vision_model", tower)
+            self._stands["safety_checker"] = copy.deepcopy(parts["safety_checker"], {id(tower): stand})
+        self._personalise = GraphPersonaliser(model.encoder, recorder, _best("encoder", compiled))
+
+    def take(self, model: Model) -> tuple[Model, Personaliser]:
+        """`model` to draw with, and its personaliser.
+
+        Of what is not the first model's, as with a LoRA, only the UNet is called often enough for recording to pay.
+        """
+        own, parts = self._model.pipeline.components, dict(model.pipeline.components)
+        for name, stand in self._stands.items():
+            if parts[name] is own[name]:
+                parts[name] = stand
+            elif name == "unet":
+                parts[name] = self._stand(name, parts[name])
+        fast = replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
+        return fast, self._personalise if model.encoder is self._model.encoder else Personaliser(model.encoder)
+
+    def _stand(self, name: str, part: Any, compiled: Compiled | None = None) -> Any:
+        return STANDS[name](part, Graphed(partial(_best(name, compiled), part), self._recorder))
+
+
+def _best(name: str, compiled: Compiled | None) -> Callable[..., Any]:
+    """What computes the part called `name`, given that and its inputs: compiled code where there is any that fits."""
+    function, missed = FUNCTIONS[name], set[torch.Size]()
+    if compiled is None or name not in COMPILED:
+        return function
+
+    def best(part: Any, *inputs: Tensor) -> Any:
+        known = compiled.find(name, part, inputs)
+        if known is None and inputs[0].shape not in missed:
+            missed.add(inputs[0].shape)
+            log.warning("No code has been compiled for the %s at %s: speed graph", name, list(inputs[0].shape))
+        return (known or function)(part, *inputs)
+
+    return best
+
+
+class _Stand(nn.Module):
+    """Stands for a part: whatever is asked of it is the part's own, but for what a subclass does."""
+
+    def __init__(self, part: nn.Module, function: Graphed) -> None:
+        super().__init__()
+        self.part, self.function = part, function
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.part, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the part, which may go anywhere, and change."""
+        return copy.deepcopy(self.part, memo)
+
+
+class _Unet(_Stand):
+    """Python stays only a little ahead of the GPU.
+
+    It launches a step in no time, and would be through with all of them long before the pictures are: the bar would say
+    nothing, and after a cancelled prediction the next one would have to wait for all that was launched.
+    """
+
+    def __init__(self, part: nn.Module, function: Graphed) -> None:
+        super().__init__(part, function)
+        self._launched: deque[torch.Event] = deque()
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
+        unknown = {name: value for name, value in others.items() if value is not None and name != "return_dict"}
+        assert not unknown, f"not recorded: {unknown}"
+        noise = self.function(sample, timestep.float(), encoder_hidden_states)  # some samplers' are integers
+        self._launched.append(torch.cuda.current_stream().record_event())
+        while len(self._launched) > AHEAD:
+            self._launched.popleft().synchronize()
+        return (noise,)
+
+
+class _Vae(_Stand):
+    def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        assert not return_dict
+        return (self.function(latents),)
+
+
+class _TextEncoder(_Stand):
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=self.function(input_ids))
+
+
+class _VisionModel(_Stand):
+    def forward(self, pixels: Tensor) -> tuple[None, Tensor]:
+        return None, self.function(pixels)
+
+
+def _noise(unet: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    noise: Tensor = unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
+    return noise
+
+
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    image: Tensor = vae.decode(latents, return_dict=False)[0]
+    return image
+
+
+def _hidden(text_encoder: Any, input_ids: Tensor) -> Tensor:
+    hidden: Tensor = text_encoder(input_ids).last_hidden_state
+    return hidden
+
+
+def _pooled(vision_model: Any, pixels: Tensor) -> Tensor:
+    pooled: Tensor = vision_model(pixels)[1]
+    return pooled
+
+
+STANDS = {"unet": _Unet, "vae": _Vae, "text_encoder": _TextEncoder, "vision_model": _VisionModel}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "encoder": forward_pass,
+    "unet": _noise,
+    "vae": _decoded,
+    "text_encoder": _hidden,
+    "vision_model": _pooled,
+}
+
+
+def _arrange(model: Model) -> None:
+    """Put the weights of convolutions in the order in which a GPU multiplies them: else each call has to."""
+    model.pipeline.unet.to(memory_format=torch.channels_last)
+
+
+def _fused(unet: Any) -> Any:
+    """A UNet of the same weights whose attentions have queries, keys and values in one product: fewer, larger ones."""
+    fused = copy.deepcopy(unet, {id(weight): weight for weight in unet.parameters()})
+    fused.fuse_qkv_projections()
+    return fused.requires_grad_(False)
+
+
+def _folder() -> Path:
+    return home() / "weights" / "compiled"
+
+
+def _examples(model: Model, requests: Sequence[Request]) -> list[tuple[str, Any, tuple[Tensor, ...]]]:
+    """The parts worth compiling, by name, and examples of what requests call them with."""
+    tokens = torch.zeros(1, model.pipeline.tokenizer.model_max_length, dtype=torch.int64, device=model.device)
+    target = torch.randn(1, model.dim, device=model.device)
+    encoder = Personaliser(model.encoder).start(tokens)
+    parts = {"unet": _fused(model.pipeline.unet), "vae": model.pipeline.vae}
+    drawing = [(name, parts[name], inputs) for one in requests for name, inputs in _inputs(model, one).items()]
+    return [("encoder", encoder, (tokens, target)), *drawing]
+
+
+def _inputs(model: Model, request: Request) -> dict[str, tuple[Tensor, ...]]:
+    unet, factor = model.pipeline.unet, model.pipeline.vae_scale_factor
+    like: dict[str, Any] = {"device": model.device, "dtype": unet.dtype}
+    latent = (unet.config.in_channels, request.height // factor, request.width // factor)
+    count = request.num_outputs * (2 if request.guidance_scale > 1 else 1)
+    words = torch.randn(count, model.pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim, **like)
+    timestep = torch.tensor(1.0, device=model.device)
+    return {
+        "unet": (torch.randn(count, *latent, **like), timestep, words),
+        "vae": (torch.randn(1, *latent, **like),),
+    }

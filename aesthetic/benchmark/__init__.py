@@ -1,0 +1,1 @@
+"""How fast: stages beside plain diffusers, the original loop and the least time that the hardware allows."""

@@ -1,0 +1,209 @@
+"""How fast it is: each stage and the whole of a prediction, beside plain diffusers with the original's loop.
+
+All ways are measured in the same process on the same inputs, in turn, so that whatever else the machine is doing
+concerns them alike. Beside what is measured stands the least that the stage can take: see floor.py.
+"""
+
+import contextlib
+import gc
+import io
+import logging
+import platform
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from ..models.loading import Model
+from ..request import Request
+from ..service import Service
+from . import roofline
+from .roofline import Rates
+from .stages import PLAIN, Stage, Stages, followed
+
+__all__ = ["Case", "compare", "run", "table"]
+
+LIBRARIES = ("torch", "diffusers", "transformers", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What was measured of one request.
+
+    seconds:    of every repeat, by stage and by way.
+    floor:      the least seconds that a stage can take on this device, where there is such a number.
+    peak:       bytes of the GPU's memory that torch held at most during the whole, by way of ours.
+    difference: relative, of the conditioning and of the latents from those of plain diffusers, by way of ours.
+    repeatable: whether all repeats of a way gave the same files, by way.
+    """
+
+    width: int
+    height: int
+    outputs: int
+    steps: int
+    aesthetic_steps: int
+    scheduler: str
+    seconds: dict[str, dict[str, list[float]]]
+    floor: dict[str, float]
+    peak: dict[str, int]
+    difference: dict[str, dict[str, float]]
+    repeatable: dict[str, bool]
+
+
+def run(
+    set_up: Callable[[str], Service],
+    speeds: Sequence[str],
+    requests: Sequence[Request],
+    *,
+    repeats: int,
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """Measure requests, each `repeats` times: what was measured, for machines; `say` gets it for people.
+
+    set_up: gives a service with one of fast.SPEEDS, of which those in `speeds` are measured, always on the same model.
+    """
+    peaks = [_peaks(set_up, speed, requests) for speed in speeds]
+    services = {speed: set_up(speed) for speed in speeds}
+    model = (services.get("plain") or set_up("plain")).model
+    rates = roofline.measure(model.device, {model.pipeline.dtype, model.encoder.dtype})
+    facts = _facts(model)
+    facts |= {f"{_name(dtype)} TFLOP/s": f"{rate / 1e12:.4g}" for dtype, rate in rates.flops.items()}
+    facts |= {"copy GB/s": f"{rates.bytes / 1e9:.4g}"}
+    say("\n".join(f"{name:<18}{fact}" for name, fact in facts.items()))
+    cases = []
+    for request, *peak in zip(requests, *peaks, strict=True):
+        case = compare(model, services, request, rates, repeats=repeats)
+        cases.append(replace(case, peak=dict(zip(speeds, peak, strict=True))))
+        say("\n" + table(cases[-1]))
+    return {"facts": facts, "cases": [asdict(case) for case in cases]}
+
+
+def _peaks(set_up: Callable[[str], Service], speed: str, requests: Sequence[Request]) -> list[int]:
+    """How much memory each request takes while there is no other service; 0 on a CPU, where nobody counts it."""
+    if not torch.cuda.is_available():
+        return [0] * len(requests)
+    service = set_up(speed)
+    peaks = [_peak(service, request) for request in requests]
+    del service
+    gc.collect()
+    return peaks
+
+
+def _peak(service: Service, request: Request) -> int:
+    """Bytes that torch takes of the GPU's memory."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with TemporaryDirectory() as folder, _quiet():
+        service.predict(followed(request, service.model, Path(folder)), Path(folder))
+    return torch.cuda.max_memory_reserved()
+
+
+def _facts(model: Model) -> dict[str, str]:
+    """What was measured on: the device, and the versions of what drew."""
+    on_gpu = model.device.type == "cuda"
+    return {
+        "model": model.snapshot.name,
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        "cuda": str(torch.version.cuda) if on_gpu else "none",
+        "precision": _name(model.pipeline.dtype),
+        "python": platform.python_version(),
+        **{library: version(library) for library in LIBRARIES},
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def compare(model: Model, services: Mapping[str, Service], request: Request, rates: Rates, *, repeats: int) -> Case:
+    """Measure one request, which has a seed, `repeats` times: a model as it is, and services by what to call them."""
+    with TemporaryDirectory() as folder, _quiet():
+        stages = Stages(model, services, request, Path(folder))
+        for stage in stages.by_name.values():  # what the first time takes longer for is not what is asked
+            for action in stage.ways.values():
+                action()
+        seconds: dict[str, dict[str, list[float]]] = {
+            name: {way: [] for way in stage.ways} for name, stage in stages.by_name.items()
+        }
+        files: dict[str, set[object]] = {way: set() for way in stages.by_name["whole"].ways}
+        for repeat in range(repeats):
+            for name, stage in stages.by_name.items():
+                for way in list(stage.ways)[:: 1 if repeat % 2 else -1]:
+                    took, result = roofline.seconds(model.device, stage.ways[way])
+                    seconds[name][way].append(took)
+                    if name == "whole":
+                        files[way].add(result)
+        return Case(
+            width=request.width,
+            height=request.height,
+            outputs=request.num_outputs,
+            steps=request.num_inference_steps,
+            aesthetic_steps=request.aesthetic_steps,
+            scheduler=request.scheduler,
+            seconds=seconds,
+            floor=_floors(stages.by_name, rates),
+            peak={},
+            difference={way: stages.differences(service) for way, service in services.items()},
+            repeatable={way: len(different) == 1 for way, different in files.items()},
+        )
+
+
+def table(case: Case) -> str:
+    """What was measured, for people: medians, with the least and the most of all repeats."""
+    guided = f"{case.outputs} × {case.width} × {case.height}, {case.steps} steps of {case.scheduler}"
+    ours = list(case.difference)
+    heads = ["stage", "floor", PLAIN, *(head for way in ours for head in (way, "faster", "of the floor"))]
+    lines = [
+        f"{guided}, {case.aesthetic_steps} aesthetic steps; milliseconds, median (least to most)",
+        "",
+        _row(heads),
+        _row(["---"] * len(heads)),
+    ]
+    for name, ways in case.seconds.items():
+        least, plain = case.floor.get(name), statistics.median(ways[PLAIN])
+        cells = [name, "" if least is None else f"{1000 * least:.3g}", _spread(ways[PLAIN])]
+        for way in ours:
+            median = statistics.median(ways[way])
+            share = "" if least is None else f"{median / least:.1f} ×"
+            cells += [_spread(ways[way]), f"{plain / median:.2f} ×", share]
+        lines.append(_row(cells))
+    lines.append("")
+    for way in ours:
+        facts = [f"{apart:.1e} from {PLAIN} in its {what}" for what, apart in case.difference[way].items()]
+        if case.peak.get(way):
+            facts.append(f"{case.peak[way] / 2**30:.1f} GiB of memory at most")
+        lines.append(f"{way}: {', '.join(facts)}")
+    same = (f"{way} {'yes' if repeats else 'NO'}" for way, repeats in case.repeatable.items())
+    return "\n".join([*lines, f"the same files in every repeat: {', '.join(same)}"])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _floors(stages: Mapping[str, Stage], rates: Rates) -> dict[str, float]:
+    """By stage, where there is one; that of the whole is the sum of its parts."""
+    floors = {name: stage.work.floor(rates) for name, stage in stages.items() if stage.work is not None}
+    return {**floors, "whole": sum(least for name, least in floors.items() if name != "UNet step")}
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    middle, *ends = (1000 * value for value in (statistics.median(seconds), min(seconds), max(seconds)))
+    return f"{middle:.4g} ({ends[0]:.4g} to {ends[1]:.4g})"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars and the log of each prediction, of which there are many."""
+    level = logging.getLogger("aesthetic").level
+    logging.getLogger("aesthetic").setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.getLogger("aesthetic").setLevel(level)

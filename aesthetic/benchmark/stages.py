@@ -1,0 +1,228 @@
+"""The stages of a prediction: as plain diffusers with the original's loop does them, and as a service does.
+
+Each has its inputs ready, so that every way gets the same, and says what it asks of a device at least.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..embeddings import embedding
+from ..gradient import Personaliser
+from ..images import metadata
+from ..models.loading import Model
+from ..pipeline import conditioning, prompt, sampling, schedulers
+from ..request import Request
+from ..service import WORKERS, Service
+from . import roofline
+from .baseline import Original, difference
+from .roofline import Work
+
+__all__ = ["PLAIN", "Stage", "Stages", "followed"]
+
+PLAIN = "plain diffusers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a prediction: how to do it, by whose way, and what it asks for at least; None if that says nothing."""
+
+    ways: Mapping[str, Callable[[], object]]
+    work: Work | None
+
+
+class Stages:
+    """Those of one request, by name."""
+
+    def __init__(self, model: Model, services: Mapping[str, Service], request: Request, folder: Path) -> None:
+        self.model, self.services, self.folder = model, services, folder
+        self.request = followed(request, self.model, folder)
+        assert self.request.aesthetic_embedding_file is not None
+        self.target = embedding.read(self.request.aesthetic_embedding_file).vector.to(self.model.device)
+        self.tokens = prompt.tokenize(self.model, request.prompt)
+        scheduler = schedulers.build(request.scheduler, self.model.scheduler)
+        self.original = Original(self.model.pipeline, self.model.encoder, scheduler)
+        self._draw()
+        self.by_name = self._stages()
+
+    def _draw(self) -> None:
+        """Once from end to end, for what each stage starts from."""
+        _, [stop] = conditioning.condition(self.model, Personaliser(self.model.encoder), self.request, self.target)
+        self.conditioning = stop.conditioning
+        self.noise = sampling.starting_noise(self.model, self.request, sampling.generators(self.request))
+        self.latents = sampling.denoise(self.model, self.conditioning, self.request)
+        self.images = [image for image in sampling.decode(self.model, self.latents) if image is not None]
+        self.drawing = next(iter(self.services.values())).draw(self.request)
+
+    def _stages(self) -> dict[str, Stage]:
+        work, step = self._work(), self._step(self.request.num_outputs)
+        plain: dict[str, Callable[[], object]] = {
+            "personalisation": self._plain_personalisation,
+            "UNet step": lambda: self._unet(self.model, step),
+            "denoising": self._plain_denoising,
+            "decoding": lambda: self.original.decode(self.latents),
+            "safety check": lambda: self.original.check(torch.cat(self.images)),
+            "PNG": lambda: self.original.save([image for image, _ in self.drawing.pictures], self.folder),
+            "whole": self._plain_whole,
+        }
+        ours = {way: self._ours(service) for way, service in self.services.items()}
+        return {
+            name: Stage(
+                ways={PLAIN: action, **{way: actions[name] for way, actions in ours.items()}}, work=work.get(name)
+            )
+            for name, action in plain.items()
+        }
+
+    def _ours(self, service: Service) -> dict[str, Callable[[], object]]:
+        """Each stage as a service does it."""
+        step = self._step(self.request.num_outputs)
+        return {
+            "personalisation": lambda: self._personalisation(service.personalise),
+            "UNet step": lambda: self._unet(service.drawn, step),
+            "denoising": lambda: sampling.denoise(service.drawn, self.conditioning, self.request),
+            "decoding": lambda: self._decoding(service.drawn),
+            "safety check": lambda: self._check(service.drawn),
+            "PNG": self._png,
+            "whole": lambda: self._whole(service),
+        }
+
+    def _plain_personalisation(self) -> Tensor:
+        request = self.request
+        return self.original.personalise(
+            self.tokens.input_ids, self.target, steps=request.aesthetic_steps, lr=request.aesthetic_lr
+        )
+
+    def _personalisation(self, personalise: Personaliser, steps: int | None = None) -> Tensor:
+        request = self.request
+        run = personalise(
+            self.tokens.input_ids,
+            self.target,
+            steps=request.aesthetic_steps if steps is None else steps,
+            lr=request.aesthetic_lr,
+        )
+        [last] = deque(run, maxlen=1)
+        return last.conditioning
+
+    def _step(self, count: int) -> dict[str, Tensor]:
+        """What the UNet is called with in a step of the denoising: with guidance, for twice as many pictures."""
+        latents, both = self.noise[:count], self.conditioning
+        embeds = [both.positive] if self.request.guidance_scale <= 1 else [both.negative, both.positive]
+        return {
+            "sample": latents.repeat(len(embeds), 1, 1, 1),
+            "timestep": torch.tensor(500, device=latents.device),
+            "encoder_hidden_states": torch.cat([one.expand(count, -1, -1) for one in embeds]),
+        }
+
+    @torch.no_grad()
+    def _unet(self, model: Model, step: Mapping[str, Tensor]) -> Tensor:
+        noise: Tensor = model.pipeline.unet(**step, return_dict=False)[0]
+        return noise
+
+    def _plain_denoising(self, embeds: Tensor | None = None, **options: Any) -> Any:
+        request = self.request
+        # Whatever else they give, as to ancestral samplers, comes after the noise.
+        sources = sampling.generators(request)
+        return self.original.denoise(
+            self.conditioning.positive if embeds is None else embeds,
+            sampling.starting_noise(self.model, request, sources),
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            width=request.width,
+            height=request.height,
+            generator=sources,
+            **{"output_type": "latent", **options},
+        )
+
+    def _decoding(self, model: Model) -> list[object]:
+        images = sampling.decode(model, self.latents)
+        return [sampling.to_pil(model, image) for image in images if image is not None]
+
+    def _check(self, model: Model) -> list[bool]:
+        if model.pipeline.safety_checker is None:
+            return []
+        return [sampling.is_unsafe(model, sampling.checker_pixels(model, image)) for image, _ in self.drawing.pictures]
+
+    def _png(self) -> list[bytes]:
+        files = [WORKERS.submit(metadata.encode, *picture) for picture in self.drawing.pictures]
+        return [file.result() for file in files]
+
+    def _plain_whole(self) -> tuple[bytes, ...]:
+        pictures = self._plain_denoising(self._plain_personalisation(), output_type="pil")
+        self.original.save(pictures, self.folder)
+        return tuple((self.folder / f"plain.{i}.png").read_bytes() for i in range(len(pictures)))
+
+    def _whole(self, service: Service) -> tuple[bytes, ...]:
+        paths, _ = service.predict(self.request, self.folder)
+        return tuple(path.read_bytes() for path in paths)
+
+    def differences(self, service: Service) -> dict[str, float]:
+        """How far what a service draws is from what plain diffusers draws."""
+        latents = sampling.denoise(service.drawn, self.conditioning, self.request)
+        return {
+            "conditioning": difference(self._personalisation(service.personalise), self._plain_personalisation()),
+            "latents": difference(latents.float(), self._plain_denoising().float()),
+        }
+
+    def _work(self) -> dict[str, Work]:
+        """What each stage asks for: operations counted for one picture, and weights read once for each use."""
+        parts, count = self.model.pipeline, self.request.num_outputs
+        picture = self.images[0]
+        unet = Work(
+            flops=count * roofline.operations(lambda: self._unet(self.model, self._step(1))),
+            bytes=roofline.bytes_of(parts.unet),
+            dtype=parts.dtype,
+        )
+        work = {
+            "personalisation": self._personalising_work(),
+            "UNet step": unet,
+            "denoising": unet.times(self._calls()),
+            "decoding": Work(
+                flops=count * roofline.operations(lambda: self.original.decode(self.latents[:1])),
+                bytes=roofline.bytes_of(parts.vae.decoder),
+                dtype=parts.dtype,
+            ),
+        }
+        if parts.safety_checker is not None:
+            work["safety check"] = Work(
+                flops=count * roofline.operations(lambda: self.original.check(picture)),
+                bytes=roofline.bytes_of(parts.safety_checker),
+                dtype=parts.dtype,
+            )
+        return work
+
+    def _personalising_work(self) -> Work:
+        """A step moves the weights ten times: forward, backward, as gradients, and Adam reads four and writes three."""
+        steps, tower = self.request.aesthetic_steps, self.model.encoder.text_model
+        personalise = Personaliser(self.model.encoder)
+        forward, step = (
+            roofline.operations(lambda steps=steps: self._personalisation(personalise, steps))  # type: ignore[misc]
+            for steps in (0, 1)
+        )
+        weights = roofline.bytes_of(tower) - roofline.bytes_of(tower.get_input_embeddings())
+        return Work(
+            flops=forward + steps * (step - forward),
+            bytes=weights * (2 + 10 * steps + 1),  # the copy at the beginning, the forward pass at the end
+            dtype=self.model.encoder.dtype,
+        )
+
+    def _calls(self) -> int:
+        """How often plain diffusers calls the UNet."""
+        calls: list[object] = []
+        hook = self.model.pipeline.unet.register_forward_pre_hook(lambda *_: calls.append(None))
+        try:
+            self._plain_denoising()
+        finally:
+            hook.remove()
+        return len(calls)
+
+
+def followed(request: Request, model: Model, folder: Path) -> Request:
+    """`request` with an aesthetic of whatever kind, which is written to `folder`."""
+    path, dice = folder / "aesthetic.safetensors", torch.Generator().manual_seed(0)
+    embedding.save(path, torch.nn.functional.normalize(torch.randn(1, model.dim, generator=dice)), {})
+    return replace(request, aesthetic_embedding_file=path)

@@ -1,0 +1,112 @@
+"""embed, convert and embeddings: aesthetics made from pictures, rewritten and listed."""
+
+import argparse
+import datetime as dt
+from typing import TYPE_CHECKING
+
+from .arguments import add_ckpt, given_path, require_writable
+from .recipe import escaped
+from .sweep import preview
+
+if TYPE_CHECKING:
+    from ..embeddings.registry import Registry
+
+__all__ = ["add_convert", "add_embed", "add_embeddings"]
+
+
+def add_embed(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of embed, and what they run."""
+    parser.set_defaults(run=embed)
+    parser.add_argument("pictures", type=given_path, help="a folder, a zip, a tar or one image")
+    parser.add_argument("-o", "--output", type=given_path, required=True, metavar="NAME.safetensors")
+    parser.add_argument(
+        "--skip_unreadable",
+        action="store_true",
+        help="leave out images that can't be read, and name them; without it they are an error, which names them all",
+    )
+    add_ckpt(parser)
+
+
+def embed(options: argparse.Namespace) -> None:
+    """Make an aesthetic from pictures and write it down, with where it came from."""
+    require_writable(options.output, ".safetensors")
+    from .. import service
+    from ..embeddings import embedding
+    from ..images import user_images
+    from ..models import loading
+    from ..models.device import default_device
+    from ..pipeline import target
+
+    skip = options.skip_unreadable
+    next(
+        user_images.read_pictures(options.pictures, user_images.LOCAL, skip_unreadable=skip)
+    )  # an error before the model loads
+    snapshot = service.locate(options.ckpt)
+    vision = loading.load_vision(snapshot, default_device())
+    vector, sha256s = target.encode_pictures(vision, options.pictures, user_images.LOCAL, skip_unreadable=skip)
+    notes = {
+        "space": vision.space,
+        "model": snapshot.name,
+        "pictures": str(len(sha256s)),
+        "pictures_sha256": embedding.digest_of(sha256s),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+    }
+    embedding.save(options.output, vector, notes)
+    print(f"{options.output}: the mean of {len(sha256s)} pictures in the CLIP space {vision.space}")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of convert, and what they run."""
+    parser.set_defaults(run=convert)
+    parser.add_argument("aesthetic", type=given_path, metavar="FILE", help=".pt or .safetensors")
+    parser.add_argument("-o", "--output", type=given_path, required=True, metavar="NAME", help=".pt or .safetensors")
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write an aesthetic in the other kind of file: as its direction, of length 1, with whatever notes it has."""
+    require_writable(options.output, ".pt", ".safetensors")
+    from ..embeddings import embedding
+
+    aesthetic = embedding.read(options.aesthetic)
+    embedding.save(options.output, aesthetic.vector, aesthetic.notes or {"converted_from_sha256": aesthetic.sha256})
+    print(f"{options.output}: {aesthetic.dim} dimensions, from sha256 {aesthetic.sha256}")
+    for name, note in aesthetic.notes.items():
+        print(f"{escaped(name):<24}{escaped(note)}")
+    if aesthetic.notes and options.output.suffix == ".pt":
+        print("A .pt file can't hold these notes: they stay behind.")
+
+
+def add_embeddings(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of embeddings, and what they run."""
+    parser.set_defaults(run=embeddings)
+    parser.add_argument("--preview", type=given_path, metavar="NAME.png", help="draw a sheet of what each of them does")
+    parser.add_argument("--num_inference_steps", type=int, default=20, metavar="STEPS", help="of the sheet (20)")
+    add_ckpt(parser)
+
+
+def embeddings(options: argparse.Namespace) -> None:
+    """The named aesthetics and the models that they fit, or a sheet of what those that are here do to one picture."""
+    from ..embeddings.registry import Registry
+    from ..models import checkpoint
+
+    if options.preview is not None:
+        preview(options)
+        return
+    registry = Registry(checkpoint.home() / "embeddings")
+    manifest = checkpoint.read_manifest(checkpoint.home() / "weights")
+    for space in dict.fromkeys(entry.space for entry in registry.entries.values()):
+        models = [name for name, source in manifest.items() if source.space == space]
+        print(f"For {' and '.join([*models, 'any other model'])} of the CLIP space {space}:\n")
+        for name in registry.names(space):
+            entry = registry.entries[name]
+            label = name + (" (default)" if entry.default else "")
+            print(f"  {label:<24}{_state(registry, name):<16}{entry.made_of}")
+        print()
+    if any(_state(registry, name) == "not downloaded" for name in registry.names()):
+        print("script/download-weights fetches what is not downloaded.")
+
+
+def _state(registry: "Registry", name: str) -> str:
+    if registry.path(name).is_file():
+        return "here"
+    return "missing" if registry.entries[name].url is None else "not downloaded"

@@ -1,0 +1,85 @@
+"""evaluate: what the steps do, measured over many pictures."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from ..errors import RequestError
+from ..request import SCHEDULERS
+from .arguments import DEFAULTS, add_ckpt, aesthetic_input, given_path, prompts_in
+
+__all__ = ["PROMPTS", "add"]
+
+DRAWING = (
+    "negative_prompt",
+    "aesthetic_lr",
+    "width",
+    "height",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "seed",
+    "disable_safety_checker",
+)
+PROMPTS = Path(__file__).parent.parent / "evaluation" / "prompts.txt"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of evaluate, and what they run."""
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.set_defaults(run=evaluate)
+    flag = parser.add_argument
+    flag(
+        "--prompts",
+        type=given_path,
+        default=PROMPTS,
+        metavar="FILE",
+        help="one a line; those that begin with # are passed over",
+    )
+    flag("--aesthetics", nargs="+", metavar="PATH_OR_NAME", help="blank: all named ones that fit and are here")
+    flag("--steps", nargs="+", type=int, default=[0, 1, 2, 3, 5, 10, 20], help="towards the aesthetic; 0 and others")
+    flag("--seeds", type=int, default=4, help="pictures of each, 1 to 8")
+    flag("--seed", type=int, default=42, help="of the first picture; each takes the one after it")
+    flag(
+        "--outdir", type=given_path, default=Path("outputs/evaluation"), help="where to write, and to go on if stopped"
+    )
+    flag("--width", type=int, default=DEFAULTS["width"], help="pixels")
+    flag("--height", type=int, default=DEFAULTS["height"], help="pixels")
+    flag("--num_inference_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
+    flag("--guidance_scale", type=float, default=DEFAULTS["guidance_scale"], help="how closely to follow the prompt")
+    flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
+    flag("--aesthetic_lr", type=float, default=DEFAULTS["aesthetic_lr"], help="length of a step")
+    flag("--negative_prompt", default="", help="what to keep out")
+    flag("--disable_safety_checker", action="store_true", help="measure pictures that it would keep back")
+    add_ckpt(parser)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Draw prompts × aesthetics × steps × seeds, let CLIP look at each picture, and report what the steps do."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RequestError("the plots need matplotlib: python -m pip install -r requirements-evaluate.txt")
+    prompts = prompts_in("--prompts", options.prompts, comment="#")
+    aesthetics = None
+    if options.aesthetics is not None:
+        aesthetics = {Path(name).stem: aesthetic_input(name) for name in options.aesthetics}
+        if len(aesthetics) < len(options.aesthetics):
+            raise RequestError("--aesthetics names two of the same name: the report could not tell them apart")
+    from ..evaluation import evaluate
+
+    drawing = {name: getattr(options, name) for name in DRAWING}
+    plan = evaluate.prepare(
+        model=options.ckpt,
+        prompts=prompts,
+        aesthetics=aesthetics,
+        steps=options.steps,
+        seeds=options.seeds,
+        drawing=drawing,
+    )
+    try:
+        written = evaluate.run(plan, options.outdir)
+    except KeyboardInterrupt:
+        print(f"Stopped: the same command goes on from what is in {options.outdir}", file=sys.stderr)
+        raise
+    if written is not None:
+        print(written)

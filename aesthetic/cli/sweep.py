@@ -1,0 +1,105 @@
+"""sweep, and the sheet of embeddings --preview: aesthetics × steps, side by side."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from ..errors import DrawingError, RequestError
+from ..request import SCHEDULERS, Request
+from ..writing import whole
+from .arguments import (
+    DEFAULTS,
+    add_drawing,
+    aesthetic_input,
+    check_drawing,
+    drawing_inputs,
+    given_path,
+    require_writable,
+)
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+__all__ = ["add", "preview"]
+
+log = logging.getLogger(__name__)
+
+PREVIEW = "0,2,5,10"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of sweep, and what they run."""
+    add_drawing(parser)
+    parser.set_defaults(run=sweep)
+    flag = parser.add_argument
+    flag("--aesthetics", nargs="+", required=True, metavar="PATH_OR_NAME", help="a row each")
+    flag("--steps", nargs="+", type=int, default=[0, 2, 5, 10, 20], help="towards the aesthetic, a column each")
+    flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
+    flag("-o", "--output", type=given_path, default=Path("sweep.png"), metavar="NAME.png", help="where to write")
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """One sheet of aesthetics × steps: a row for each aesthetic, a column for each number of steps, one noise."""
+    stops = ",".join(map(str, options.steps))
+    requests = [
+        Request(
+            prompt=options.prompt,
+            **aesthetic_input(name),
+            aesthetic_sweep=stops,
+            scheduler=options.scheduler,
+            seed=options.seed,
+            **drawing_inputs(options),
+        )
+        for name in options.aesthetics
+    ]
+    require_writable(options.output, ".png")
+    for request in requests:
+        check_drawing(request, options.ckpt)
+    from ..service import Service
+
+    _draw(Service.load(options.ckpt), requests, [Path(name).stem for name in options.aesthetics], options.output)
+
+
+def preview(options: argparse.Namespace) -> None:
+    """A sheet of what each named aesthetic that is here does to one picture."""
+    require_writable(options.preview, ".png", flag="--preview")
+    from ..service import Service
+
+    service = Service.load(options.ckpt)
+    registry, space = service.registry, service.model.space
+    names = [name for name, entry in registry.entries.items() if entry.space == space and registry.path(name).is_file()]
+    if not names:
+        raise RequestError(f"no named aesthetic of the model's CLIP space {space} is here")
+    requests = [
+        Request(
+            prompt="a castle",
+            aesthetic_embedding=name,
+            aesthetic_sweep=PREVIEW,
+            num_inference_steps=options.num_inference_steps,
+            scheduler="DPMSolverMultistep",
+            seed=1,
+        )
+        for name in names
+    ]
+    _draw(service, requests, names, options.preview)
+
+
+def _draw(service: "Service", requests: list[Request], labels: list[str], path: Path) -> None:
+    """Draw sweeps, which have the same stops, and write them as the rows of one sheet."""
+    from ..images import metadata
+
+    stops, rows = requests[0].sweep, []
+    for request in tqdm(requests, desc="Aesthetics"):
+        shown = {}
+        try:
+            shown = {recipe.request["aesthetic_steps"]: image for image, recipe in service.draw(request).pictures}
+        except DrawingError as error:  # one row that gives nothing need not cost the others
+            log.warning("%s", error)
+        rows.append([shown.get(steps) for steps in stops])
+    sheet = metadata.contact_sheet(rows, columns=[metadata.steps_label(steps) for steps in stops], labels=labels)
+    with whole(path) as unfinished:
+        sheet.save(unfinished)
+    print(path)

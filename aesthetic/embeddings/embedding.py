@@ -1,0 +1,169 @@
+"""An aesthetic: one vector in a CLIP space, read from a file, made from features, checked, and saved.
+
+Two kinds of file: .pt as the original research code saved them (a bare tensor [D] or [1, D] of any float
+type, from any device), and .safetensors with one tensor named "aesthetic" and notes on where it came from.
+Both are read as if an enemy had written them. Which CLIP made an aesthetic matters: only a model that shares
+its space can follow it. This file knows no model: features come in as tensors.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from reprlib import repr as brief
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import EmbeddingError
+from ..writing import whole
+from . import torch_pickle
+
+__all__ = ["Aesthetic", "digest_of", "mean", "read", "require_fit", "save", "unit"]
+
+MAX_DIM = 8192
+KEY = "aesthetic"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FILE = "a .pt or .safetensors file of a few kB was expected"
+EXPECTED = "one tensor [D] or [1, D] of finite floats that are not all zero was expected"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Aesthetic:
+    """A direction in a CLIP space.
+
+    vector: [1, D], fp32, unit norm, on the CPU.
+    name:   what people call it; for a file or pictures, the start of its sha256.
+    sha256: of the file that it was read from, of the pictures it was made from, or of the files and weights of a mix
+            (see `digest_of`).
+    source: where it came from: a name, a mix of names, a file, or pictures.
+    space:  the CLIP space it lives in; None where the file does not say.
+    notes:  what else the file says of itself.
+    """
+
+    vector: Tensor
+    name: str
+    sha256: str
+    source: str = "file"
+    space: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        """D, the number of dimensions."""
+        return self.vector.shape[-1]
+
+
+def read(path: Path, name: str | None = None, *, label: str | None = None) -> Aesthetic:
+    """The aesthetic in a .pt or .safetensors file; its first bytes say which of the two it is.
+
+    name:  what to call the aesthetic; the start of its sha256 if None.
+    label: what messages call the file; its own name if None.
+
+    Raises EmbeddingError, saying what was found and what was expected, for anything but one vector of
+    finite floats that are not all zero.
+    """
+    label = label or path.name
+    data = torch_pickle.contents(path, label, expected=FILE, error=EmbeddingError)
+    is_pt = data.startswith((torch_pickle.ZIP_MAGIC, torch_pickle.LEGACY))
+    vector, notes = (_read_pt(label, data), {}) if is_pt else _read_safetensors(label, path)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Aesthetic(
+        vector=unit(_checked(label, vector)),
+        name=name or sha256[:12],
+        sha256=sha256,
+        space=notes.get("space"),
+        notes=notes,
+    )
+
+
+def save(path: Path, vector: Tensor, notes: Mapping[str, str]) -> None:
+    """Write `vector` [1, D], in fp32.
+
+    As .safetensors with `notes`, which under "space" name its CLIP space; as .pt, as the original code saved them,
+    without.
+    """
+    with whole(path) as unfinished:
+        if path.suffix == ".pt":
+            torch.save(vector.float().clone(), unfinished)
+        else:
+            unfinished.write_bytes(safetensors.torch.save({KEY: vector.float().contiguous()}, metadata=dict(notes)))
+
+
+def mean(features: Iterable[Tensor]) -> Tensor:
+    """The mean [1, D], fp32, of batches [n, D] of raw CLIP image features, as the original script took it.
+
+    The features are not normalised first. Summed in fp64, so that the batches make no difference.
+    """
+    total, count = torch.zeros(()), 0
+    for batch in features:
+        total = total + batch.double().cpu().sum(dim=0, keepdim=True)
+        count += len(batch)
+    return (total / count).float()
+
+
+def unit(vector: Tensor) -> Tensor:
+    """`vector` [1, D], finite and not zero, in fp32 with norm 1. Its squares may be beyond any float's range."""
+    exact = vector.double()
+    exact = exact / exact.abs().max()
+    direction: Tensor = exact / exact.norm(dim=-1, keepdim=True)
+    return direction.float()
+
+
+def digest_of(sha256s: Iterable[str]) -> str:
+    """One sha256 for many things, whatever their order: of their own hexadecimal ones, a line each, sorted."""
+    return hashlib.sha256("".join(f"{one}\n" for one in sorted(sha256s)).encode()).hexdigest()
+
+
+def require_fit(aesthetic: Aesthetic, *, space: str, dim: int) -> None:
+    """Raise EmbeddingError unless a model of CLIP space `space`, of `dim` dimensions, can follow `aesthetic`."""
+    if aesthetic.dim != dim:
+        raise EmbeddingError(
+            f"the aesthetic {aesthetic.name} has {aesthetic.dim} dimensions "
+            f"(CLIP space {brief(aesthetic.space or 'not named')}), the model's CLIP space {space} has {dim}"
+        )
+    if aesthetic.space is not None and aesthetic.space != space:
+        raise EmbeddingError(
+            f"the aesthetic {aesthetic.name} was made in the CLIP space {brief(aesthetic.space)}, "
+            f"and the model works in {space}: their directions have nothing to do with one another"
+        )
+
+
+def _read_pt(label: str, data: bytes) -> object:
+    return torch_pickle.read(label, data, expected=EXPECTED, error=EmbeddingError)
+
+
+def _read_safetensors(label: str, path: Path) -> tuple[object, dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = {key: file.get_tensor(key) for key in file.keys()}
+            notes = file.metadata() or {}
+    except Exception as error:
+        raise EmbeddingError(
+            f"{label} is neither a .safetensors file nor a .pt file of torch 1.6 or later: {brief(str(error))}"
+        ) from error
+    if set(found) != {KEY}:
+        shown = ", ".join(f"{brief(key)} {list(tensor.shape)}" for key, tensor in list(found.items())[:3])
+        raise EmbeddingError(
+            f"{label} holds {len(found)} tensors ({shown or 'none'}), and one named {KEY!r} was expected; "
+            "textual inversions are no aesthetics"
+        )
+    return found[KEY], notes
+
+
+def _checked(label: str, found: object) -> Tensor:
+    """What a file held, as [1, D] in its own float type."""
+    if not isinstance(found, Tensor):
+        raise EmbeddingError(f"{label} holds a {type(found).__name__}; {EXPECTED}")
+    if found.dtype not in DTYPES:
+        raise EmbeddingError(f"{label} holds a tensor of {found.dtype}; {EXPECTED}")
+    if found.ndim not in (1, 2) or found.shape[:-1].numel() != 1 or not 1 <= found.shape[-1] <= MAX_DIM:
+        raise EmbeddingError(f"{label} holds a tensor {list(found.shape)}; {EXPECTED}")
+    vector = found.detach().reshape(1, -1)
+    if not vector.isfinite().all():
+        raise EmbeddingError(f"{label} holds {int((~vector.isfinite()).sum())} values that are not finite; {EXPECTED}")
+    if not vector.any():
+        raise EmbeddingError(f"{label} holds nothing but zeros; {EXPECTED}")
+    return vector

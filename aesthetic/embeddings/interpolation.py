@@ -1,0 +1,85 @@
+"""Directions and conditionings, combined: aesthetics mixed, a target turned towards a phrase, an effect weakened.
+
+A direction is a vector of unit norm in a CLIP space; between two of them the way leads along the great circle:
+Shoemake, "Animating Rotation with Quaternion Curves", SIGGRAPH 1985. This file knows no model.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import RequestError
+
+__all__ = ["blend", "mix", "slerp", "turn"]
+
+TINY = 1e-7  # distance of unit vectors below which they are the same
+NEAR = 1e-3  # length of a sum of unit vectors below which it has no direction to speak of
+
+
+def mix(directions: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted sum of unit vectors [1, D], made unit again, in fp32. A negative weight steers away.
+
+    Raises RequestError if the sum has no direction.
+    """
+    largest = max(map(abs, weights), default=0.0)
+    total = torch.zeros((), dtype=torch.float64)
+    for direction, weight in zip(directions, weights, strict=True):
+        total = total + (weight / largest if largest else 0.0) * direction.double()
+    norm = total.norm(dim=-1, keepdim=True)
+    if not (norm >= NEAR).all():
+        raise RequestError("the aesthetics of the mix cancel one another out: change a weight")
+    unit: Tensor = total / norm
+    return unit.float()
+
+
+def turn(target: Tensor, phrase: Tensor, angle: float, *, away: bool = False) -> Tensor:
+    """`target` [1, D], turned towards `phrase` [1, D] or away from it, both of unit norm; fp32, unit norm.
+
+    angle: share of the way along the great circle, in 0..1: 0 leaves the target, 1 is the phrase, or, with
+           `away`, its opposite.
+
+    Raises RequestError if the two ends are opposite, where no way is shorter than the others.
+    """
+    if angle == 0:
+        return target
+    end = -phrase if away else phrase
+    turned = slerp(target, end, angle)
+    if turned.isfinite().all():
+        return turned.float()
+    if (target * end).sum() > 0:  # the same direction
+        return target
+    raise RequestError(
+        "aesthetic_text leads to the exact opposite of the aesthetic, and no way there is the shortest: "
+        f"choose another phrase, or set aesthetic_text_negative to {str(not away).lower()}"
+    )
+
+
+def blend(plain: Tensor, personalised: Tensor, weight: float, *, spherical: bool = False) -> Tensor:
+    """Between two conditionings [batch, tokens, hidden]: 0 is the plain one, 1 the personalised, to the last bit.
+
+    spherical: turn each token's direction along the great circle, and let its length grow in proportion, rather
+               than going straight, which passes through shorter vectors.
+    """
+    if weight in (0, 1):
+        return personalised if weight else plain
+    straight = torch.lerp(plain, personalised, weight)
+    if not spherical:
+        return straight
+    low, high = plain.norm(dim=-1, keepdim=True), personalised.norm(dim=-1, keepdim=True)
+    around = (slerp(plain, personalised, weight) * torch.lerp(low, high, weight)).to(plain.dtype)
+    has_way = around.isfinite().all(-1, keepdim=True)  # not where a token is the same in both, opposite, or zero
+    return torch.where(has_way, around, straight)
+
+
+def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """The unit vectors [..., D], fp64, at `share` (0..1) of the great circle from `start` to `end`, of any length.
+
+    nan where the two have the same or the opposite direction, or where one of them has none.
+    """
+    start, end = (one.double() / one.double().norm(dim=-1, keepdim=True) for one in (start, end))
+    apart, along = (start - end).norm(dim=-1, keepdim=True), (start + end).norm(dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(apart, along)
+    between = (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()
+    unit: Tensor = between / between.norm(dim=-1, keepdim=True)
+    return torch.where((apart < TINY) | (along < NEAR), torch.nan, unit)

@@ -1,0 +1,84 @@
+"""LAION's aesthetic predictor: what score people would give a picture, by its CLIP features.
+
+A linear layer on the unit features of OpenAI's CLIP ViT-L/14, fitted to scores from 1 to 10 that people gave:
+https://github.com/LAION-AI/aesthetic-predictor, of which script/download-weights fetches the layer.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as brief
+
+import torch
+from torch import Tensor
+
+from ..embeddings import torch_pickle
+from ..embeddings.embedding import unit
+from ..errors import CheckpointError
+from ..models import checkpoint
+
+__all__ = ["NAME", "Predictor", "locate", "read"]
+
+NAME = "laion-aesthetic-predictor"  # in the manifest
+EXPECTED = (
+    "a weight [1, {dim}] and a bias [1] of finite floats were expected: "
+    f"run script/download-weights {NAME}, or remove the file and do without scores"
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictor:
+    """The layer, on the CPU.
+
+    weight: [1, D], fp32.
+    bias:   [1], fp32.
+    sha256: of its file.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    sha256: str
+
+    def score(self, features: Tensor) -> float:
+        """Of raw CLIP image features [1, D], on the CPU. Nothing keeps it within 1..10."""
+        return torch.nn.functional.linear(unit(features), self.weight, self.bias).item()
+
+
+def locate(weights: Path) -> Path | None:
+    """The file of the layer in `weights`, where the manifest is; None where it has not been downloaded."""
+    source = checkpoint.read_manifest(weights).get(NAME)
+    if source is None or checkpoint.missing(weights / NAME, source):
+        return None
+    [name] = source.files
+    return weights / NAME / name
+
+
+def read(path: Path, dim: int) -> Predictor:
+    """The layer in a file, for a CLIP of `dim` dimensions: what torch.save makes of a torch.nn.Linear's state.
+
+    Raises CheckpointError for anything else.
+    """
+    expected = EXPECTED.format(dim=dim)
+    data = torch_pickle.contents(path, str(path), expected=expected, error=CheckpointError)
+    found = torch_pickle.read(str(path), data, expected=expected, error=CheckpointError, by_name=True)
+    shapes = {"weight": (1, dim), "bias": (1,)}
+    if not isinstance(found, dict) or set(found) != set(shapes):
+        raise CheckpointError(f"{path} holds {_shown(found)}; {expected}")
+    for name, shape in shapes.items():
+        if not _is_sound(found[name], shape):
+            raise CheckpointError(f"{path} holds another {name}; {expected}")
+    weight, bias = (found[name].detach().float() for name in shapes)
+    return Predictor(weight=weight, bias=bias, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _shown(found: object) -> str:
+    if isinstance(found, dict):
+        return brief([name for name in found if isinstance(name, str)])  # another key may take long to be shown
+    return f"a {type(found).__name__}"
+
+
+def _is_sound(found: object, shape: tuple[int, ...]) -> bool:
+    """Whether it is a tensor of finite floats in that shape."""
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        return False
+    return found.shape == shape and bool(found.isfinite().all())

@@ -1,0 +1,253 @@
+"""Files in a folder, a zip or a tar, read within limits.
+
+Archives are read as streams and in memory, never unpacked to disk. Their headers are hostile: sizes are limited before
+memory is allocated for them, and data is counted while it is read. What the files contain is not decoded here.
+"""
+
+import bz2
+import gzip
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedIOBase
+from pathlib import Path, PureWindowsPath
+from typing import IO, BinaryIO
+
+from ..cancellation import check
+from ..errors import PictureError
+from .formats import NAMES, format_of, is_image
+
+__all__ = ["LOCAL", "UPLOAD", "Caps", "Member", "members", "read_file", "shown"]
+
+Member = tuple[str, Callable[[], bytes] | None]  # a name, and for an image the call that reads it
+
+MEGABYTE = 10**6
+PIECE = 2**16  # bytes to read between two looks at cancellation
+LISTING = 512  # bytes of a zip's central directory for one file: 46, a long path and time stamps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caps:
+    """How much is read before it is refused. None: no limit."""
+
+    pictures: int | None  # in one folder or archive
+    total_bytes: int | None  # of an archive, packed and unpacked
+    total_pixels: int | None  # of all images in it
+    entries: int = 100_000  # of an archive, images or not
+    picture_bytes: int = 100 * MEGABYTE  # of one encoded image
+    picture_pixels: int = 16384 * 12288  # of one decoded image: 201,326,592, as of the largest phone cameras
+
+
+UPLOAD = Caps(pictures=500, total_bytes=500 * MEGABYTE, total_pixels=2000 * MEGABYTE, entries=5000)
+LOCAL = Caps(pictures=None, total_bytes=None, total_pixels=None)
+
+
+def members(path: Path, caps: Caps, label: str) -> Iterator[Member]:
+    """Every file at `path` that is not hidden, in the order of names (in a tar: in its own order).
+
+    path: a folder, a zip, a tar (plain, gzip or bzip2), or any other file, which is then the only member. The first
+    bytes tell which, not the name.
+    label: the name of the archive in messages.
+
+    A member of an archive or a folder is an image if its name says so; its reader must be called before the next
+    member is asked for. Names may be anything: nothing is written under them.
+
+    Raises PictureError if the archive goes beyond `caps` or is damaged; readers raise it for one file alone.
+    """
+    if path.is_dir():
+        yield from _folder(path, caps)
+        return
+    if not path.is_file():
+        raise PictureError(f"there is no file {path}; an image, a zip, a tar or a folder was expected")
+    with path.open("rb", buffering=0) as raw, _Bounded(raw, label, caps) as file:
+        start = file.read(512)
+        file.seek(0)
+        if not start:
+            raise PictureError(f"{label} is empty; an image, a zip or a tar was expected")
+        archive = _kind(start)
+        if archive is not None:
+            _check_size(label, path.stat().st_size, caps)
+            yield from archive(label, file, caps)
+        elif format_of(start) is None:
+            raise PictureError(
+                f"{label} is neither an image ({NAMES}) nor a zip or tar of images (plain, gzip or bzip2)"
+            )
+        else:
+            yield label, partial(_read, label, file, caps.picture_bytes)
+
+
+def read_file(path: Path, name: str, limit: int) -> bytes:
+    """The content of a file. Raises PictureError, which calls it `name`, if it has more than `limit` bytes."""
+    try:
+        with path.open("rb") as file:
+            return _read(name, file, limit)
+    except OSError as error:
+        raise PictureError(f"{shown(name)} can't be read: {error.strerror}") from error
+
+
+def shown(name: str) -> str:
+    """A name from an archive, safe to print: shortened, without control characters."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name[:200])
+
+
+def _kind(start: bytes) -> Callable[[str, "_Bounded", Caps], Iterator[Member]] | None:
+    """The reader of an archive that starts with these bytes; None for another file."""
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _zip
+    if start.startswith(b"\x1f\x8b"):
+        return lambda archive, file, caps: _tar(archive, gzip.GzipFile(fileobj=file), caps)
+    if start.startswith(b"BZh"):
+        return lambda archive, file, caps: _tar(archive, bz2.BZ2File(file), caps)
+    return _tar if start[257:262] == b"ustar" else None
+
+
+def _folder(folder: Path, caps: Caps) -> Iterator[Member]:
+    for path in sorted(folder.rglob("*")):
+        check()
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not _is_hidden(name):
+            yield name, partial(read_file, path, name, caps.picture_bytes) if is_image(name) else None
+
+
+def _zip(archive: str, file: "_Bounded", caps: Caps) -> Iterator[Member]:
+    with _readable(f"{archive} is a zip that can't be read"), zipfile.ZipFile(file) as content:
+        _check_entries(archive, len(content.infolist()), caps)
+        infos = [info for info in content.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
+        _check_total(archive, sum(info.file_size for info in infos if is_image(info.filename)), caps)
+        for info in sorted(infos, key=lambda info: info.filename):
+            check()
+            reader = partial(_read_zipped, archive, content, info, caps.picture_bytes)
+            yield info.filename, reader if is_image(info.filename) else None
+
+
+def _read_zipped(archive: str, content: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
+    name = f"{shown(info.filename)} in {archive}"
+    # zipfile also knows LZMA, whose headers may ask for gigabytes of memory.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise PictureError(f"{name} is not stored or deflated")
+    if info.flag_bits & 0x1:
+        raise PictureError(f"{name} is encrypted")
+    with _readable(f"{name} can't be read"), content.open(info) as member:
+        return _read(info.filename, member, limit)
+
+
+def _tar(archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> Iterator[Member]:
+    counted = io.BufferedReader(_Counted(archive, file, caps))
+    with _readable(f"{archive} is a tar that can't be read"), tarfile.open(fileobj=counted, mode="r|") as content:
+        for number, info in enumerate(content, start=1):
+            _check_entries(archive, number, caps)
+            if info.issparse():  # its holes are not in the archive, and would not be counted
+                raise PictureError(f"{archive} holds {shown(info.name)}, which is a sparse file")
+            if info.isdir() or _is_hidden(info.name):
+                continue
+            reader = partial(_read_tarred, archive, content, info, caps.picture_bytes)
+            yield info.name, reader if is_image(info.name) else None
+        _require_end(archive, content)
+
+
+def _require_end(archive: str, content: tarfile.TarFile) -> None:
+    """Raise PictureError unless only zeros follow, at least a block: tarfile takes damage and cuts for the end."""
+    assert content.fileobj is not None
+    ending = content.fileobj.read(PIECE)
+    if not ending:
+        raise PictureError(f"{archive} is a tar that was cut short")
+    while ending:
+        check()
+        if ending.strip(b"\0"):
+            raise PictureError(f"{archive} is a tar with a damaged header, or with data after its end")
+        ending = content.fileobj.read(PIECE)  # to the very end, where gzip has its checksum
+
+
+def _read_tarred(archive: str, content: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:
+    if not info.isfile():
+        raise PictureError(f"{shown(info.name)} in {archive} is a link, not a file")
+    with _readable(f"{archive} is a tar that can't be read"):  # after damage, the rest of the stream is lost
+        member = content.extractfile(info)
+        assert member is not None  # it is a file
+        return _read(info.name, member, limit)
+
+
+class _Bounded(io.BufferedReader):
+    """A file that gives no more bytes at once than the directory of the largest zip that is read.
+
+    zipfile reads as many bytes of a central directory at once as the archive claims, and parses them all. With this
+    limit it is refused before, whatever the records at the end of the archive claim.
+    """
+
+    def __init__(self, raw: io.RawIOBase, archive: str, caps: Caps) -> None:
+        super().__init__(raw)
+        self._archive, self._entries = archive, caps.entries
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > max(MEGABYTE, LISTING * self._entries):
+            raise PictureError(
+                f"{self._archive} needs {size:,} bytes to list its files; "
+                f"{LISTING * self._entries:,} are read, for at most {self._entries} files"
+            )
+        return super().read(size)
+
+
+class _Counted(io.RawIOBase):
+    """Unpacked bytes, counted before they are read: a tar's headers, too, can ask for gigabytes."""
+
+    def __init__(self, archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> None:
+        self._archive, self._file, self._caps = archive, file, caps
+        self._total = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        check()
+        data = self._file.read(len(buffer))
+        self._total += len(data)
+        _check_total(self._archive, self._total, self._caps)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextmanager
+def _readable(message: str) -> Iterator[None]:
+    """Raise every failure of zipfile, tarfile, zlib and bz2 as PictureError, with `message` before its own."""
+    try:
+        yield
+    except (PictureError, MemoryError):
+        raise
+    except Exception as error:  # damaged files make these libraries raise almost anything
+        raise PictureError(f"{message}: {error}") from error
+
+
+def _is_hidden(name: str) -> bool:
+    parts = PureWindowsPath(name).parts  # split at both kinds of slash
+    return any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts)
+
+
+def _check_size(archive: str, size: int, caps: Caps) -> None:
+    if caps.total_bytes is not None and size > caps.total_bytes:
+        raise PictureError(
+            f"{archive} has {size // MEGABYTE} MB; an archive may have at most {caps.total_bytes // MEGABYTE} MB"
+        )
+
+
+def _check_entries(archive: str, count: int, caps: Caps) -> None:
+    if count > caps.entries:
+        raise PictureError(f"{archive} holds more than {caps.entries} files")
+
+
+def _check_total(archive: str, total: int, caps: Caps) -> None:
+    if caps.total_bytes is not None and total > caps.total_bytes:
+        raise PictureError(f"{archive} unpacks to more than {caps.total_bytes // MEGABYTE} MB")
+
+
+def _read(name: str, file: IO[bytes], limit: int) -> bytes:
+    data = bytearray()
+    while piece := file.read(PIECE):
+        check()
+        data += piece
+        if len(data) > limit:
+            raise PictureError(f"{shown(name)} is larger than {limit // MEGABYTE} MB")
+    return bytes(data)

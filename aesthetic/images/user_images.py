@@ -1,0 +1,174 @@
+"""Images from a user: one image, or all of a folder or an archive, decoded within limits as upright 8-bit images.
+
+Everything that comes in here is hostile until shown otherwise. archives.py reads the files, formats.py opens them,
+samples.py and color.py interpret their values. Nothing here knows what the images are for.
+"""
+
+import hashlib
+import logging
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+
+from ..errors import PictureError
+from . import color, samples
+from .archives import LOCAL, UPLOAD, Caps, members, read_file, shown
+from .formats import NAMES, SUFFIXES, format_of, open_image
+
+__all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_mask", "read_picture", "read_pictures"]
+
+log = logging.getLogger(__name__)
+
+MAX_ASPECT = 50  # CLIP scales the shorter side to 224 pixels: a thin line would become gigabytes
+LARGE = 100 * 10**6  # pixels of a JPEG above which it is decoded at a fraction of its size
+ENOUGH = 2048  # pixels of each side of that fraction: twice what the model draws, nine times what CLIP looks at
+BAD_EXIF = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image from a user.
+
+    name:   in the folder or archive, or what messages call the file.
+    image:  upright, with 8 bits a channel.
+    size:   width and height in the file, upright; `image` may be smaller.
+    sha256: of the encoded bytes.
+    """
+
+    name: str
+    image: Image.Image
+    size: tuple[int, int]
+    sha256: str
+
+
+def read_pictures(
+    path: Path, caps: Caps, *, label: str | None = None, skip_unreadable: bool = False
+) -> Iterator[Picture]:
+    """The images at `path` in RGB, one at a time, in the order of their names (in a tar: in its own order).
+
+    path: an image, a zip, a tar (plain, gzip or bzip2), or a folder with folders in it. The first bytes of a file tell
+    what it is, not its name. In folders and archives, files without the suffix of an image are passed over with a
+    warning, and hidden ones without a warning.
+    label: what messages call it; its own name if None.
+    skip_unreadable: leave out images that can't be read, with a warning that names them. Otherwise the first of them
+    ends the iteration, once the others have been checked, too: the error names them all.
+
+    Images are turned upright by their EXIF orientation, converted to sRGB by their color profile, and laid on white
+    where they are transparent. The first frame of an animation counts. A JPEG of more than 100 million pixels is
+    decoded at a half, a quarter or an eighth of its width and height.
+
+    Raises PictureError for images that can't be read, for whatever goes beyond `caps`, and if there is no image.
+    """
+    label = label or path.name
+    pixels, unreadable, passed_over, count = 0, list[str](), list[str](), 0
+    for name, read in members(path, caps, label):
+        if read is None:
+            passed_over.append(shown(name))
+            continue
+        count += 1
+        _check_count(label, count, caps)
+        try:
+            picture = _decoded(shown(name), read(), caps, color.on_white)
+        except PictureError as error:
+            unreadable.append(str(error))
+            continue
+        pixels += picture.size[0] * picture.size[1]
+        _check_pixels(label, pixels, caps)
+        if skip_unreadable or not unreadable:
+            yield picture
+    if unreadable and not skip_unreadable:
+        raise PictureError("\n".join(unreadable))
+    _report(label, count, unreadable, passed_over)
+
+
+def read_picture(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
+    """The one image that `path` is, as `read_pictures` prepares it. Raises PictureError."""
+    return _read_one(path, caps, label, color.on_white)
+
+
+def read_mask(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
+    """The one image that `path` is, in RGBA with the values of the file: no color profile. Raises PictureError."""
+    return _read_one(path, caps, label, color.with_alpha)
+
+
+def _read_one(path: Path, caps: Caps, label: str | None, finish: Callable[[Image.Image], Image.Image]) -> Picture:
+    if not path.is_file():
+        raise PictureError(f"there is no file {path}; an image was expected")
+    label = label or path.name
+    return _decoded(label, read_file(path, label, caps.picture_bytes), caps, finish)
+
+
+def _decoded(name: str, data: bytes, caps: Caps, finish: Callable[[Image.Image], Image.Image]) -> Picture:
+    kind = format_of(data)
+    if kind is None:
+        problem = f"is not an image of a format that is read ({NAMES})" if data else "is empty"
+        raise PictureError(f"{name} {problem}")
+    with _explained(name, kind), open_image(kind, data) as image:
+        size = image.size
+        _check_size(name, size, caps)
+        if isinstance(image, JpegImageFile) and size[0] * size[1] > LARGE:
+            image.draft(None, (ENOUGH, ENOUGH))
+        image.load()
+        with suppress(*BAD_EXIF):  # damaged EXIF data says nothing of the pixels
+            ImageOps.exif_transpose(image, in_place=True)
+        if (size[0] - size[1]) * (image.width - image.height) < 0:
+            size = size[::-1]
+        pixels = finish(samples.in_8_bits(image))
+    return Picture(name=name, image=pixels, size=size, sha256=hashlib.sha256(data).hexdigest())
+
+
+@contextmanager
+def _explained(name: str, kind: str) -> Iterator[None]:
+    """Raise whatever Pillow raises as PictureError, with Pillow's own reason: only some of them are damage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of sizes below Pillow's limit
+            yield
+    except PictureError:
+        raise
+    except MemoryError as error:
+        raise PictureError(f"{name} needs more memory than is left") from error
+    except Exception as error:
+        raise PictureError(f"{name} can't be read as {kind}: {str(error) or type(error).__name__}") from error
+
+
+def _check_size(name: str, size: tuple[int, int], caps: Caps) -> None:
+    if size[0] * size[1] > caps.picture_pixels:
+        raise PictureError(
+            f"{name} has {size[0]} × {size[1]} pixels; at most {caps.picture_pixels:,} are read of one image"
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise PictureError(
+            f"{name} has {size[0]} × {size[1]} pixels; one side may be at most {MAX_ASPECT} times the other"
+        )
+
+
+def _check_count(label: str, count: int, caps: Caps) -> None:
+    if caps.pictures is not None and count > caps.pictures:
+        raise PictureError(
+            f"{label} holds more than {caps.pictures} images; make an aesthetic from so many with "
+            "'python -m aesthetic embed' and send the file"
+        )
+
+
+def _check_pixels(label: str, pixels: int, caps: Caps) -> None:
+    if caps.total_pixels is not None and pixels > caps.total_pixels:
+        raise PictureError(f"{label} holds more than {caps.total_pixels:,} pixels in all")
+
+
+def _report(label: str, count: int, unreadable: list[str], passed_over: list[str]) -> None:
+    """Log what was left out. Raises PictureError if nothing is left."""
+    if count == 0:
+        raise PictureError(f"{label} holds no image ({', '.join(SUFFIXES)})")
+    if count == len(unreadable):
+        raise PictureError(f"{label} holds no image that can be read:\n" + "\n".join(unreadable))
+    if unreadable:
+        log.warning("Left out %d images that can't be read:\n%s", len(unreadable), "\n".join(unreadable))
+    if passed_over:
+        log.warning("Passed over %d files that are not images, for instance %s", len(passed_over), passed_over[0])

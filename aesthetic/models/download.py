@@ -1,0 +1,219 @@
+"""Fetch the files that the manifest and the index name, and verify each by its digest.
+
+    python -m aesthetic.models.download [NAME ...]       everything, or only the snapshots named
+
+A file is downloaded to .cog/download/, verified there and then moved to its place, so a partial file never looks
+complete. Files that are there already, or that come with the checkout, are only verified. huggingface_hub downloads
+from the hub (redirects, HF_TOKEN, HF_ENDPOINT, retries, progress bars); this module knows which files must arrive.
+"""
+
+import argparse
+import errno
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import httpx2
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from tqdm import tqdm
+
+from ..embeddings import registry
+from ..errors import INCOMPLETE, AestheticError, DownloadError, blaming
+from . import checkpoint
+
+__all__ = ["main"]
+
+MAX_URL_BYTES = 2**20  # files fetched from a URL have some kB; a longer one is cut here and fails its digest
+TIMEOUT = 30  # seconds without a byte from a URL
+AGAIN = "run script/download-weights again: it fetches the files that are still missing"
+WRONG = (
+    "its sha256 is {found}, not {expected}, so it was discarded; if Hugging Face's cache holds a damaged copy, "
+    f"delete that; {AGAIN}"
+)
+
+
+class _HubFile(TypedDict):
+    """The arguments of huggingface_hub that name a file on the hub."""
+
+    repo_id: str
+    filename: str
+    revision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """A file, its place and its origin: `file.url`, the hub, or with neither the checkout."""
+
+    path: Path
+    file: checkpoint.File
+    hub: _HubFile | None = None
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it comes with the checkout."""
+        return self.file.url is None and self.hub is None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command script/download-weights; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="script/download-weights", description="Fetch and verify the weights.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of weights/manifest.json; blank: all")
+    names = parser.parse_args(arguments).names
+    try:
+        _provide(names, checkpoint.home())
+    except AestheticError as error:
+        print(f"download-weights: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"download-weights: stopped; {AGAIN}", file=sys.stderr)
+        return 130
+    print("Everything is there, and every digest is right.")
+    return 0
+
+
+def _provide(names: list[str], home: Path) -> None:
+    """Fetch the named snapshots, or all, and the aesthetics that go with them; verify the bundled ones last."""
+    sources = _choose(names, home / "weights")
+    for name, source in sources.items():
+        print(f"{name} ({source.license}): {'comes with the checkout' if source.bundled else home / 'weights' / name}")
+    files = [*_snapshot_files(sources, home / "weights"), *_aesthetics(sources, home / "embeddings")]
+    # The small files from URLs go first, so that they do not fail after gigabytes.
+    for wanted in sorted(files, key=lambda wanted: wanted.hub is not None):
+        if not wanted.bundled:
+            _fetch(wanted, home)
+    _verify([wanted for wanted in files if wanted.bundled])
+
+
+def _choose(names: list[str], weights: Path) -> dict[str, checkpoint.Source]:
+    manifest = checkpoint.read_manifest(weights)
+    unknown = [name for name in names if name not in manifest]
+    if unknown:
+        raise DownloadError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
+    return {name: manifest[name] for name in names or manifest}
+
+
+def _snapshot_files(sources: Mapping[str, checkpoint.Source], weights: Path) -> Iterator[_Wanted]:
+    for name, source in sources.items():
+        for filename, file in source.files.items():
+            hub: _HubFile | None = None
+            if source.repo_id is not None:
+                hub = {"repo_id": source.repo_id, "filename": filename, "revision": source.revision}
+            yield _Wanted(path=weights / name / filename, file=file, hub=hub)
+
+
+def _aesthetics(sources: Mapping[str, checkpoint.Source], folder: Path) -> Iterator[_Wanted]:
+    """The published aesthetics with any snapshot from the hub, the bundled ones with any bundled snapshot."""
+    entries = registry.Registry(folder)
+    for name, entry in entries.entries.items():
+        if any(source.bundled if entry.url is None else source.repo_id is not None for source in sources.values()):
+            yield _Wanted(path=entries.path(name), file=checkpoint.File(sha256=entry.sha256, url=entry.url))
+
+
+def _verify(bundled: list[_Wanted]) -> None:
+    """Raise DownloadError unless the files that come with the checkout are right."""
+    wrong = [wanted.path for wanted in bundled if not _is_right(wanted.path, wanted)]
+    if wrong:
+        raise DownloadError(
+            f"{wrong[0]} and {len(wrong) - 1} other files are missing or have the wrong sha256: "
+            f"{INCOMPLETE.format('weights embeddings')}"
+        )
+
+
+def _fetch(wanted: _Wanted, home: Path) -> None:
+    """Download a file to its place unless it is there. Raises DownloadError."""
+    with blaming(str(wanted.path.relative_to(home))), _explained():
+        if _is_right(wanted.path, wanted):
+            return
+        with _staging(home) as folder:
+            path = _download(wanted, folder)
+            if not _is_right(path, wanted):
+                raise DownloadError(WRONG.format(found=_sha256(path), expected=wanted.file.sha256))
+            _move(path, wanted.path)
+
+
+@contextmanager
+def _staging(home: Path) -> Iterator[Path]:
+    """An empty folder that neither git nor Cog looks into; what a killed run left there is removed."""
+    folder = home / ".cog" / "download"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download(wanted: _Wanted, folder: Path) -> Path:
+    """The file as its server gives it, in `folder`."""
+    if wanted.hub is not None:
+        return Path(hf_hub_download(**wanted.hub, local_dir=folder))
+    assert wanted.file.url is not None, "files that come with the checkout are not downloaded"
+    path = folder / wanted.path.name
+    with httpx2.stream("GET", wanted.file.url, follow_redirects=True, timeout=TIMEOUT) as response:
+        path.write_bytes(next(response.raise_for_status().iter_bytes(MAX_URL_BYTES), b""))
+    return path
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file to its place in one step, from another file system too."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.part")
+    shutil.move(path, beside)
+    beside.replace(target)
+
+
+def _is_right(path: Path, wanted: _Wanted) -> bool:
+    """Whether `path` is the file: by sha256 or, where that is unconfirmed, by the hub's git SHA-1."""
+    if not path.is_file():
+        return False
+    if _sha256(path) == wanted.file.sha256:
+        return True
+    if wanted.file.confirmed or wanted.hub is None:
+        return False
+    data = path.read_bytes()
+    sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return sha1 == get_hf_file_metadata(hf_hub_url(**wanted.hub)).etag
+
+
+def _sha256(path: Path) -> str:
+    digest, size = hashlib.sha256(), path.stat().st_size
+    name = f"verifying {path.name[:30]}"
+    with (
+        path.open("rb") as file,
+        tqdm.wrapattr(file, "read", total=size, desc=name, leave=False, disable=size < 10**8) as reader,
+    ):
+        while block := reader.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn the errors of a download into a DownloadError that says what to do."""
+    try:
+        yield
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's
+        raise DownloadError(f"{_advice(error)} {AGAIN}") from error
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # huggingface_hub's own message does not say what happened
+    said = " ".join(str(error).split())
+    if isinstance(error, httpx2.RequestError | OfflineModeIsEnabled):
+        return f"the connection failed ({said}); check the network and"
+    if isinstance(error, httpx2.HTTPError):
+        return f"the server refused it ({said}); check HF_ENDPOINT, HF_TOKEN and your proxy, if any, and"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error.strerror}); make room and"
+    return f"{said};"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

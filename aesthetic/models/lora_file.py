@@ -1,0 +1,340 @@
+"""A LoRA file: small changes to layers of the UNet and of the text encoder, in safetensors.
+
+    W' = W + scale · alpha / rank · up · down
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685. A file names layers
+in one of two ways: lora_unet_, lora_te_ and lora_te1_ with underscores (kohya's scripts, OneTrainer, LyCORIS), or with
+dots (diffusers, peft), where the part of the model, unet. and text_encoder., may be left out.
+
+The file is anybody's: its header is read before a weight is, and what comes out are numbers for layers that the model
+has, never the file's own names or notes. graft.py puts them into a model; nothing here knows diffusers, whose
+lora_state_dict loses the alpha of single attentions in kohya's files, and leaves all other names as they are.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from reprlib import Repr
+from typing import Any
+
+import safetensors
+from torch import Tensor, nn
+
+from ..embeddings import torch_pickle
+from ..errors import CheckpointError, blaming
+from .single_file import CONVERT
+
+__all__ = ["Lora", "Pair", "fit", "read"]
+
+MAX_BYTES = 10**9  # of a file; one of rank 128 for every layer has a third of that
+MAX_HEADER = 2**24  # bytes; trainers note every tag of every picture there
+MAX_TENSORS = 4096  # three for each of some 350 layers are usual
+MAX_RANK = 512
+LARGEST = 65504.0  # that fp16 holds, of the values
+FLOATS = ("F16", "BF16", "F32", "F64")
+DTYPES = {"down": FLOATS, "up": FLOATS, "alpha": (*FLOATS, "U8", "I8", "I16", "I32", "I64")}
+KEY = re.compile(  # peft may write the adapter's name, usually "default", after the factor's
+    r"(?P<layer>.+?)(?:(?:[._]lora\.|\.lora_linear_layer\.|\.lora_)(?P<side>down|up|A|B)(?:\.[^.]+)?\.weight|\.alpha)"
+)
+SIDES = {"down": "down", "A": "down", "up": "up", "B": "up", None: "alpha"}
+# How the names of layers begin, of the UNet and of the text encoder.
+PREFIXES = ("lora_unet_", "unet.", ""), ("lora_te_", "lora_te1_", "text_encoder.", "")
+# What names have more than the model's: peft's wrapper, CLIP's up to transformers 4, diffusers' processors of 2023.
+WRAPPERS = {"base_model.model.": "", "text_model.": "", "text_model_": "", ".processor.": "."}
+NUMBERED = "a LoRA of cloneofsimo's lora, which numbers the layers and doesn't name them"
+# What other files can be told by, the surer signs first.
+SIGNS = {
+    "model.diffusion_model.": "a whole model: give it as AESTHETIC_MODEL",
+    "hada_w": "a LoHa",
+    "lokr_w": "a LoKr",
+    "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
+    "lora_mid": "a LoCon with three factors a layer",
+    "oft_": "an OFT",
+    ".diff": "whole differences of weights",
+    "lora_te2_": "a LoRA for Stable Diffusion XL",
+    "text_encoder_2.": "a LoRA for Stable Diffusion XL",
+    "lora_unet_input_blocks_": "a LoRA for Stable Diffusion XL",
+    "lora_unet_middle_block_": "a LoRA for Stable Diffusion XL",
+    "lora_unet_output_blocks_": "a LoRA for Stable Diffusion XL",
+    "joint_blocks": "for Stable Diffusion 3",
+    "double_blocks": "for Flux",
+    "single_transformer_blocks": "for Flux",
+    "motion_modules": "for AnimateDiff",
+    "lora_controlnet": "a Control-LoRA",
+    "unet.input_blocks.": "a LoRA in OMI's format, with the original code's layers: save it with those of kohya",
+    ".base_layer.": "a whole model with a LoRA in it: save the LoRA alone",
+    ".w_norm": "a LyCORIS with changes of normalization layers",
+    ":0:up": NUMBERED,
+    "bundle_emb.": "a LoRA with a textual inversion in it: train it without, or save the two apart",
+    "emb_params": torch_pickle.TEXTUAL_INVERSION,
+    "clip_g": "a textual inversion for Stable Diffusion XL",
+}
+PICKLED = {  # what starts like a pickle, and would be refused after a conversion, too
+    torch_pickle.LIST: f"a pickled list, perhaps {NUMBERED}",
+    torch_pickle.TEXTUAL_INVERSION: torch_pickle.TEXTUAL_INVERSION,
+    torch_pickle.ZIP: "a zip archive: unpack it, and give the file in it",
+}
+# By the width of the text encoder; the second one of Stable Diffusion XL has 1280, and both together 2048.
+MADE_FOR = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    1280: "Stable Diffusion XL",
+    2048: "Stable Diffusion XL",
+}
+EXPECTED = "a LoRA in .safetensors was expected, with the names of kohya's scripts, of diffusers or of peft"
+NOTED = ("unet.", "text_encoder.", "")  # parts in diffusers' notes and names; save_lora_adapter names none
+UNREAD = ("alpha_pattern", "use_rslora", "use_dora")  # what diffusers' notes may ask for beside one alpha
+OLD_NAMES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}  # diffusers' of 2023
+
+_short = Repr()
+_short.maxstring = 100  # kohya's names have up to 80 characters
+brief = _short.repr
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """The change of one layer: down [rank, in, ...] and up [out, rank, ...], finite, on the CPU."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """What alpha is divided by."""
+        return int(self.down.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lora:
+    """What a file holds: changes by the file's own names of layers, without the ends that tell the factors apart."""
+
+    pairs: Mapping[str, Pair]
+    sha256: str
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Raises CheckpointError where safetensors finds fault, and quotes the file."""
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"the file is damaged, or no .safetensors file: {brief(str(error))}") from error
+
+
+@blaming("lora")
+@_readable()
+def read(path: Path) -> Lora:
+    """The LoRA in a file. Raises CheckpointError, saying what was found, for anything else."""
+    _require_small(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        _require_lora(names, list(file.get_slice(names[0]).get_shape()) if names else [])
+        layers = _layers(names)
+        for sides in layers.values():
+            _require_shapes(file, sides)
+        alphas = _noted_alphas(file.metadata() or {})
+        pairs = {layer: _pair(layer, file, sides, alphas) for layer, sides in layers.items()}
+    if not any(pair.alpha and pair.up.any() and pair.down.any() for pair in pairs.values()):
+        raise CheckpointError("the file changes nothing: every product of its factors is zero")
+    with path.open("rb") as data:
+        return Lora(pairs=pairs, sha256=hashlib.file_digest(data, "sha256").hexdigest())
+
+
+@blaming("lora")
+def fit(lora: Lora, unet: Any, text_encoder: Any) -> tuple[dict[str, Pair], dict[str, Pair]]:
+    """The changes of the UNet and of the text encoder (CLIPTextModel), by their own names of layers, in their shapes.
+
+    Raises CheckpointError unless every layer that the file names is there, and of the same shape.
+    """
+    _require_width(lora, text_encoder.config.hidden_size)
+    places = dict(_places(unet, text_encoder))
+    parts: tuple[dict[str, Pair], dict[str, Pair]] = {}, {}
+    for name, pair in lora.pairs.items():
+        part, layer = places.get(_unwrapped(name), (None, ""))
+        if part is None:
+            raise CheckpointError(
+                f"the file changes a layer {brief(name)}, which the model doesn't have: it is for another kind of model"
+            )
+        if layer in parts[part]:
+            raise CheckpointError(f"the file changes one layer under two names, the second being {brief(name)}")
+        parts[part][layer] = _fitted(name, pair, (unet, text_encoder)[part].get_submodule(layer).weight)
+    return parts
+
+
+def _require_small(path: Path) -> None:
+    """Raise CheckpointError for what is no file, no safetensors, or too large to be read to the end of its header."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}; {EXPECTED}")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise CheckpointError(f"the file has {size / 1e9:.1f} GB, and a LoRA has at most {MAX_BYTES // 10**9}")
+    with path.open("rb") as file:
+        start = file.read(9)
+    header = int.from_bytes(start[:8], "little")
+    is_whole = start[8:] == b"{" and header <= size - 8
+    if not is_whole and start.startswith((b"PK", b"\x80")):  # which a header's length may begin with as well
+        found = PICKLED.get(torch_pickle.kind(path))
+        if found is not None:
+            raise CheckpointError(f"the file is {found}; {EXPECTED}")
+        raise CheckpointError(f"the file is a pickle, as .pt, .ckpt and .bin are: {CONVERT.format('lora.pt')}")
+    if not is_whole:
+        raise CheckpointError(f"the file is damaged, or no .safetensors file; {EXPECTED}")
+    if header > MAX_HEADER:
+        raise CheckpointError(
+            f"the file's header has {header / 1e6:.0f} MB, and a LoRA's at most {MAX_HEADER // 10**6}"
+        )
+
+
+def _require_lora(names: list[str], shape: list[int]) -> None:
+    """Raise CheckpointError, with the kind of the file, if the names of its tensors, or the first one's shape, tell."""
+    if not 0 < len(names) <= MAX_TENSORS:
+        raise CheckpointError(f"the file holds {len(names)} tensors, and a LoRA 2 to {MAX_TENSORS}; {EXPECTED}")
+    for sign, kind in SIGNS.items():
+        if any(sign in name for name in names):
+            raise CheckpointError(f"the file is {kind}; {EXPECTED}")
+    if names == ["aesthetic"]:
+        raise CheckpointError("the file is an aesthetic: give it as aesthetic_embedding_file")
+    if len(names) == 1 and not KEY.fullmatch(names[0]) and shape and shape[-1] in MADE_FOR:
+        raise CheckpointError(
+            f"the file holds one tensor {shape}, as {torch_pickle.TEXTUAL_INVERSION} does; {EXPECTED}"
+        )
+
+
+def _layers(names: list[str]) -> dict[str, dict[str, str]]:
+    """For each layer, the names of its down, up and alpha. Raises CheckpointError if there is anything else."""
+    layers: dict[str, dict[str, str]] = {}
+    for name in names:
+        found = KEY.fullmatch(name)
+        if found is None:
+            raise CheckpointError(f"the file holds {brief(name)}, which is not part of a LoRA; {EXPECTED}")
+        sides, side = layers.setdefault(found["layer"], {}), SIDES[found["side"]]
+        if side in sides:
+            raise CheckpointError(f"the file holds both {brief(sides[side])} and {brief(name)}: one layer, twice")
+        sides[side] = name
+    for layer, sides in layers.items():
+        if not {"down", "up"} <= sides.keys():
+            raise CheckpointError(f"the file holds only one of the two factors that change {brief(layer)}")
+    return layers
+
+
+def _require_shapes(file: Any, sides: Mapping[str, str]) -> None:
+    """Raise CheckpointError unless the factors of a layer are floats that can be multiplied, and alpha is a number.
+
+    Alpha may be an integer: kohya's svd_merge_lora.py writes the rank itself there.
+    """
+    facts = {side: file.get_slice(name) for side, name in sides.items()}
+    shapes = {side: list(fact.get_shape()) for side, fact in facts.items()}
+    for side, fact in facts.items():
+        if fact.get_dtype() not in DTYPES[side]:
+            raise CheckpointError(
+                f"the file holds {brief(sides[side])} as {fact.get_dtype()}; {', '.join(DTYPES[side])} were expected"
+            )
+    down, up = shapes["down"], shapes["up"]
+    is_product = all(len(shape) in (2, 4) and 0 not in shape for shape in (down, up)) and down[0] == up[1]
+    if not is_product or math.prod(shapes.get("alpha", [])) != 1:
+        raise CheckpointError(f"the file holds {brief(sides['down'])} {down} and {brief(sides['up'])} {up}: no LoRA")
+    if down[0] > MAX_RANK:
+        raise CheckpointError(f"the file holds {brief(sides['down'])} of rank {down[0]}, and {MAX_RANK} is the most")
+
+
+def _pair(layer: str, file: Any, sides: Mapping[str, str], alphas: Mapping[str, float]) -> Pair:
+    found = {side: _finite(name, file.get_tensor(name)) for side, name in sides.items()}
+    down, up = found["down"], found["up"]
+    if "alpha" in found:
+        return Pair(down=down, up=up, alpha=float(found["alpha"]))
+    part = next(part for part in NOTED if layer.startswith(part))
+    return Pair(down=down, up=up, alpha=alphas.get(part, float(len(down))))
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not (tensor.float().abs() <= LARGEST).all():  # which nan isn't either
+        raise CheckpointError(f"the file holds values in {brief(name)} that are not finite, or not in fp16's range")
+    return tensor
+
+
+def _noted_alphas(notes: Mapping[str, str]) -> dict[str, float]:
+    """The alpha of the layers of each part, which diffusers notes since it may not be the rank: a number, no more.
+
+    Raises CheckpointError for notes that ask for something else than one alpha for all layers.
+    """
+    alphas: dict[str, float] = {}
+    try:
+        found = json.loads(notes.get("lora_adapter_metadata", "{}"))
+        for part in NOTED:
+            for name in UNREAD:
+                if found.get(part + name):
+                    raise CheckpointError(f"the file's notes ask for {part}{name}, which is not known here")
+            alpha = found.get(f"{part}lora_alpha")
+            if alpha is not None:
+                alphas[part] = _finite_number(alpha)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError("the file's notes (lora_adapter_metadata) are not those that diffusers writes") from error
+    return alphas
+
+
+def _finite_number(found: object) -> float:
+    if isinstance(found, (int, float)) and abs(found) <= LARGEST:
+        return float(found)
+    raise ValueError("no number")
+
+
+def _unwrapped(name: str) -> str:
+    """A layer's name without what trainers wrap layers in."""
+    for wrapper, rest in WRAPPERS.items():
+        name = name.replace(wrapper, rest)
+    return name
+
+
+def _places(unet: nn.Module, text_encoder: nn.Module) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Every name that a file may have for a layer, with the part (0: UNet, 1: text encoder) and its name in there."""
+    for part, module in enumerate((unet, text_encoder)):
+        for layer in _weighted(module):
+            for prefix, spelling in product(PREFIXES[part], _spellings(layer)):
+                yield prefix + (spelling.replace(".", "_") if prefix.endswith("_") else spelling), (part, layer)
+
+
+def _spellings(layer: str) -> set[str]:
+    """A layer's names in diffusers, of today and of 2023."""
+    last = layer.rpartition(".")[2]
+    return {layer, layer.removesuffix(".0"), layer.removesuffix(last) + OLD_NAMES.get(last, last)}
+
+
+def _weighted(part: nn.Module) -> Iterable[str]:
+    return [name for name, module in part.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+
+
+def _require_width(lora: Lora, own: int) -> None:
+    """Raise CheckpointError, with the model that a LoRA is for, if that has a text encoder of another width."""
+    for name, pair in lora.pairs.items():
+        is_cross = "attn2" in name and name.endswith(("to_k", "to_v"))
+        is_text = "self_attn" in name and name.endswith(("q_proj", "k_proj", "to_q", "to_k"))
+        width = pair.down.shape[1]
+        if (is_cross or is_text) and width != own:
+            raise CheckpointError(
+                f"the file is for {MADE_FOR.get(width, 'another model')}, whose text encoder is {width} wide, "
+                f"and this model's is {own} wide: it needs a LoRA for {MADE_FOR.get(own, 'its own kind')}"
+            )
+
+
+def _fitted(name: str, pair: Pair, weight: Tensor) -> Pair:
+    """`pair` in the shape of the weight [out, in, ...] that it changes: trainers write 1 × 1 convolutions both ways."""
+    down, up = (pair.rank, *weight.shape[1:]), (weight.shape[0], pair.rank, *[1] * (weight.ndim - 2))
+    if _trimmed(pair.down.shape) != _trimmed(down) or _trimmed(pair.up.shape) != _trimmed(up):
+        raise CheckpointError(
+            f"the file changes {brief(name)} by {list(pair.up.shape)} · {list(pair.down.shape)}, and the model's layer "
+            f"has the shape {list(weight.shape)}: it is for another model"
+        )
+    return Pair(down=pair.down.reshape(down), up=pair.up.reshape(up), alpha=pair.alpha)
+
+
+def _trimmed(shape: Iterable[int]) -> tuple[int, ...]:
+    whole = tuple(shape)
+    return whole[:2] if all(side == 1 for side in whole[2:]) else whole

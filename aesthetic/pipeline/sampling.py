@@ -1,0 +1,135 @@
+"""Conditioning and a Request become pictures: noise, denoising, decoding, the safety checker.
+
+Personalised or not makes no difference here: the conditioning is just a tensor. The model is not changed;
+each prediction gets a scheduler of its own.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..cancellation import check
+from ..models.loading import Model
+from ..request import Request
+from . import img2img, schedulers
+from .prompt import Conditioning
+
+__all__ = ["checker_pixels", "decode", "denoise", "generators", "is_unsafe", "starting_noise", "to_pil"]
+
+
+def generators(request: Request) -> list[torch.Generator]:
+    """One source of noise for each picture, seeded with seed + i, on the CPU: the same on every device."""
+    if request.seed is None:
+        raise ValueError("give the request a seed first: Request.seeded()")
+    return [torch.Generator().manual_seed(request.seed + i) for i in range(request.num_outputs)]
+
+
+def denoise(model: Model, conditioning: Conditioning, request: Request, start: img2img.Start | None = None) -> Tensor:
+    """The pictures as latents [num_outputs, channels, height / f, width / f], f being the VAE's factor.
+
+    On a GPU all pictures go through the UNet together. On a CPU they go one after the other, which makes each
+    of them, to the last bit, the picture that its seed gives alone.
+    """
+    sources = generators(request)
+    together = len(sources) if model.device.type == "cuda" else 1
+    parts = [sources[i : i + together] for i in range(0, len(sources), together)]
+    latents = []
+    for i, part in enumerate(parts, start=1):
+        title = "Denoising" if len(parts) == 1 else f"Denoising {i} of {len(parts)}"
+        latents.append(_denoise(model, conditioning, request, part, title, start))
+    return torch.cat(latents)
+
+
+def decode(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
+    """Each picture [1, 3, height, width], nominally in -1..1, one at a time: the decoder is hungry for memory.
+
+    fp16 can overflow in the decoder; such a picture is decoded again in fp32. None stands for one of which
+    that gives nothing finite either, as when its latents have overflowed.
+    """
+    vae = model.pipeline.vae
+    for latent in (latents / vae.config.scaling_factor).split(1):
+        with torch.no_grad():
+            image = vae.decode(latent, return_dict=False)[0]
+            if not image.isfinite().all():
+                exact = copy.deepcopy(vae).float()  # a copy: a prediction may be broken off, and must change nothing
+                image = exact.decode(latent.float(), return_dict=False)[0]
+        yield image if image.isfinite().all() else None
+
+
+def checker_pixels(model: Model, picture: Image.Image) -> Tensor:
+    """A picture as the safety checker looks at it, [1, 3, size, size] in fp32 on the CPU: any thread may do this."""
+    pixels: Tensor = model.pipeline.feature_extractor(picture, return_tensors="pt").pixel_values
+    return pixels
+
+
+def is_unsafe(model: Model, pixels: Tensor) -> bool:
+    """Whether the safety checker, which the model must have, keeps a picture back: diffusers' run_safety_checker."""
+    pixels = pixels.to(model.device, model.pipeline.unet.dtype)
+    blackened = np.zeros((1, 1))  # what it does to the picture that it is given
+    _, [flag] = model.pipeline.safety_checker(images=blackened, clip_input=pixels)
+    return bool(flag)
+
+
+def to_pil(model: Model, image: Tensor) -> Image.Image:
+    """A decoded picture [1, 3, height, width] in 8 bits, to the last one as diffusers' image processor has it.
+
+    On its device, from which a twelfth as much then has to be fetched.
+    """
+    [unit] = model.pipeline.image_processor.denormalize(image)
+    pixels = (unit.float() * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def _denoise(
+    model: Model,
+    conditioning: Conditioning,
+    request: Request,
+    sources: Sequence[torch.Generator],
+    title: str,
+    start: img2img.Start | None,
+) -> Tensor:
+    """Latents of as many pictures as there are sources of noise, through the UNet together."""
+    scheduler = schedulers.on_cpu(schedulers.build(request.scheduler, model.scheduler, eta=request.ddim_eta))
+    components = {**model.pipeline.components, "scheduler": scheduler}
+    noise = starting_noise(model, request, sources)
+    pipeline: Any
+    if start is not None:
+        pipeline = img2img.Redrawing(**components, requires_safety_checker=False)
+        given = pipeline.begin(start, noise, request.redrawn_steps)
+    else:
+        pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
+        given = {"latents": noise, "width": request.width, "height": request.height}
+    pipeline.set_progress_bar_config(desc=title)
+    latents: Tensor = pipeline(
+        prompt_embeds=conditioning.positive,
+        negative_prompt_embeds=conditioning.negative,
+        num_images_per_prompt=len(sources),
+        generator=list(sources),
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        eta=request.ddim_eta,
+        output_type="latent",
+        callback_on_step_end=_after_step,
+        **given,
+    ).images
+    return latents
+
+
+def _after_step(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What diffusers calls after each step: it goes on with what this gives."""
+    check()
+    return pipeline.keep(step, timestep, tensors) if isinstance(pipeline, img2img.Redrawing) else {}
+
+
+def starting_noise(model: Model, request: Request, sources: Sequence[torch.Generator]) -> Tensor:
+    """Where each picture starts, [n, channels, height / f, width / f]: what diffusers draws from these generators."""
+    factor = model.pipeline.vae_scale_factor
+    shape = (1, model.pipeline.unet.config.in_channels, request.height // factor, request.width // factor)
+    noise = torch.cat([torch.randn(shape, generator=source) for source in sources])
+    return noise.to(device=model.device, dtype=model.pipeline.unet.dtype)

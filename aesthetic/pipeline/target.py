@@ -1,0 +1,120 @@
+"""What a request moves the text encoder towards: the aesthetic that it names or brings along, turned by a phrase."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..cancellation import check
+from ..embeddings import embedding, interpolation
+from ..embeddings.embedding import Aesthetic
+from ..embeddings.registry import Registry
+from ..errors import RequestError, blaming
+from ..images import user_images
+from ..models.loading import Model, Vision
+from ..request import Request
+from . import prompt
+from .conditioning import warn_of_lost
+
+__all__ = ["direction", "encode_pictures", "find"]
+
+BATCH = 32  # pictures through the vision tower at once
+UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
+
+
+def find(request: Request, model: Model, registry: Registry) -> Aesthetic | None:
+    """The aesthetic to follow; None if the plain model is to draw.
+
+    Raises RequestError, EmbeddingError or PictureError, naming the input, if there is none that `model` can follow.
+    """
+    if request.is_plain:
+        return None
+    if request.mix:
+        with blaming("aesthetic_mix"):
+            return _mixed(request.mix, model, registry)
+    if request.aesthetic_images is not None:
+        with blaming("aesthetic_images"):
+            return _from_pictures(request.aesthetic_images, model)
+    if request.aesthetic_embedding_file is not None:
+        with blaming("aesthetic_embedding_file"):
+            return _fitting(embedding.read(request.aesthetic_embedding_file, label=UPLOAD), model)
+    with blaming("aesthetic_embedding"):
+        return _named(request.aesthetic_embedding or registry.default(model.space), model, registry)
+
+
+def direction(request: Request, model: Model, aesthetic: Aesthetic) -> Tensor:
+    """The direction [1, D] to follow, fp32 of unit norm: the aesthetic's, turned if a phrase is given."""
+    if not request.aesthetic_text:
+        return aesthetic.vector
+    tokens = prompt.tokenize(model, request.aesthetic_text)
+    warn_of_lost("aesthetic_text", tokens)
+    phrase = prompt.embed(model, tokens).cpu()
+    return interpolation.turn(
+        aesthetic.vector, phrase, request.aesthetic_text_angle, away=request.aesthetic_text_negative
+    )
+
+
+def encode_pictures(
+    vision: Vision, path: Path, caps: user_images.Caps, *, label: str | None = None, skip_unreadable: bool = False
+) -> tuple[Tensor, list[str]]:
+    """The mean raw CLIP features [1, D] of the images at `path`, and the sha256 of each.
+
+    If `caps` limit their number, all are read before the first is encoded, so that a bad one is refused before model
+    work; otherwise they are streamed. `skip_unreadable` and errors are those of images.read_pictures.
+    """
+    sha256s: list[str] = []
+
+    def prepared() -> Iterator[Tensor]:
+        pictures = user_images.read_pictures(path, caps, label=label, skip_unreadable=skip_unreadable)
+        for picture in tqdm(pictures, desc="Looking at pictures", unit=" pictures"):
+            check()
+            sha256s.append(picture.sha256)
+            yield vision.prepare(picture.image)
+
+    pixels: Iterable[Tensor] = prepared() if caps.pictures is None else list(prepared())
+    return embedding.mean(vision.features(batch) for batch in _batches(pixels)), sha256s
+
+
+def _named(name: str, model: Model, registry: Registry) -> Aesthetic:
+    return _fitting(registry.read(name, model.space), model)
+
+
+def _fitting(aesthetic: Aesthetic, model: Model) -> Aesthetic:
+    """`aesthetic`, if the model can follow it. Raises EmbeddingError."""
+    embedding.require_fit(aesthetic, space=model.space, dim=model.dim)
+    return aesthetic
+
+
+def _mixed(weights: Mapping[str, float], model: Model, registry: Registry) -> Aesthetic:
+    parts = [_named(name, model, registry) for name in weights]
+    return Aesthetic(
+        vector=interpolation.mix([part.vector for part in parts], list(weights.values())),
+        name=" ".join(f"{name}:{weight}" for name, weight in weights.items()),
+        sha256=embedding.digest_of(
+            f"{part.sha256} {weight}" for part, weight in zip(parts, weights.values(), strict=True)
+        ),
+        source="mix",
+        space=model.space,
+    )
+
+
+def _from_pictures(path: Path, model: Model) -> Aesthetic:
+    if model.vision is None:
+        raise RequestError(f"the model {model.snapshot.name} has no vision tower to look at pictures with")
+    vector, sha256s = encode_pictures(model.vision, path, user_images.UPLOAD, label=UPLOAD)
+    sha256 = embedding.digest_of(sha256s)
+    return Aesthetic(
+        vector=embedding.unit(vector),
+        name=sha256[:12],
+        sha256=sha256,
+        source="pictures",
+        space=model.space,
+    )
+
+
+def _batches(pixels: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    rest = iter(pixels)
+    while batch := list(islice(rest, BATCH)):
+        yield batch

@@ -1,0 +1,42 @@
+"""Graphs without a GPU: what was recorded is done again where a GPU would replay it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aesthetic.acceleration.cuda_graphs import WARM_UPS, Graph, Recorder, Result
+
+
+@dataclass(frozen=True)
+class Again:
+    """Stands for a recording."""
+
+    action: Callable[[], Any]
+    results: Any
+
+    def replay(self) -> None:
+        """Do it once more."""
+        for place, result in zip(_tensors(self.results), _tensors(self.action()), strict=True):
+            place.copy_(result)
+
+
+class EagerRecorder(Recorder):
+    """Counts what it has recorded."""
+
+    def __init__(self) -> None:
+        self.device, self.recorded = torch.device("cpu"), 0
+
+    def record(self, action: Callable[[], Result]) -> Graph[Result]:
+        """As Recorder does."""
+        self.recorded += 1
+        for _ in range(WARM_UPS):
+            action()
+        results = action()
+        return Graph(Again(action, results), results)
+
+
+def _tensors(results: Any) -> tuple[Tensor, ...]:
+    return results if isinstance(results, tuple) else (results,)

@@ -1,0 +1,122 @@
+"""Compiled code, written and read again, on a CPU: of a part small enough to be compiled in a test."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._inductor import config
+from torch._inductor.graph import GraphLowering
+from torch._inductor.utils import fresh_cache
+
+from aesthetic.acceleration import modules
+from aesthetic.acceleration.compiled import Compiled
+from aesthetic.acceleration.graphed_personalizer import GraphPersonaliser
+from aesthetic.gradient import Personaliser
+from aesthetic.models.loading import Model
+from aesthetic.pipeline import prompt
+from tests.acceleration.recorder import EagerRecorder
+from tests.original import difference
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ for a CPU, and there is none"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch by torch
+]
+
+
+class Part(nn.Module):
+    """What is asked of a part of diffusers."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.config = {"width": width, "_name_or_path": object()}
+        self.layer = nn.Linear(width, width).requires_grad_(False)
+        self.other = nn.Linear(width, width).requires_grad_(False)
+
+
+def work(part: Any, x: Tensor) -> Tensor:
+    result: Tensor = part.layer(x).sin()
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compiled")
+    Compiled(folder).make("part", work, Part(), [torch.ones(2, 4)])
+    return folder
+
+
+def test_what_was_written_is_found_by_its_shapes_and_fits_all_weights(folder: Path) -> None:
+    compiled, part, x = Compiled(folder), Part(), torch.randn(2, 4)
+    assert compiled
+    code = compiled.find("part", part, [x])
+    assert code is not None
+    assert torch.allclose(code(part, x), work(part, x))
+    for name, other, inputs in (
+        ("part", part, [torch.ones(3, 4)]),
+        ("part", part, [x.double()]),
+        ("part", Part(5), [x]),
+        ("other", part, [x]),
+    ):
+        assert compiled.find(name, other, inputs) is None
+
+
+def test_of_what_is_trained_the_gradients_are_compiled_too(tmp_path: Path) -> None:
+    part, x = Part(), torch.randn(2, 4)
+    part.layer.requires_grad_(True)  # of the others, none
+    Compiled(tmp_path).make("part", work, part, [x])
+    code = Compiled(tmp_path).find("part", part, [x])
+    assert code is not None
+    ours, theirs = (torch.autograd.grad(one(part, x).sum(), list(part.layer.parameters())) for one in (code, work))
+    assert all(torch.allclose(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources: list[str] = []
+
+    def look(source: str) -> None:
+        assert config.deterministic
+        assert not config.triton.autotune_pointwise
+        sources.append(source)
+
+    monkeypatch.setattr(GraphLowering, "save_output_code", look)
+    monkeypatch.setattr(modules, "_folder", lambda: tmp_path)
+    with fresh_cache():  # whose code is made, and not found
+        modules.prepare(model, [])
+    assert len(sources) == 2  # forward and backward
+    assert not any("atomic_add" in source for source in sources)  # which a GPU does in any order
+    forward = modules._best("encoder", Compiled(tmp_path))
+    target = nn.functional.normalize(torch.randn(1, model.dim))
+    ours, theirs = GraphPersonaliser(model.encoder, EagerRecorder(), forward), Personaliser(model.encoder)
+    for text in ("the cat and the dog and the cat and the dog", "a cat", "the cat and the dog and the cat and the dog"):
+        ids = prompt.tokenize(model, text).input_ids
+        *_, one = ours(ids, target, steps=5, lr=1e-3)
+        *_, other = theirs(ids, target, steps=5, lr=1e-3)
+        assert difference(one.conditioning, other.conditioning) <= 1e-5
+
+
+def test_other_source_is_compiled_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Compiled(folder)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"mended")
+    assert not Compiled(folder)
+
+
+def test_a_damaged_file_is_named_and_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    [path] = folder.glob("*/*.compiled")
+    (tmp_path / path.parent.name).mkdir()
+    (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes()[:1000])
+    assert not Compiled(tmp_path)
+    assert f"{path.name} can't be loaded" in caplog.text
+
+
+def test_another_machines_code_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    [path] = folder.glob("*/*.compiled")
+    (tmp_path / "another-gpu").mkdir()
+    (tmp_path / "another-gpu" / path.name).write_bytes(path.read_bytes())
+    assert not Compiled(tmp_path)

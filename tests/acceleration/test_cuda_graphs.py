@@ -1,0 +1,54 @@
+"""What is kept of graphs, and what a function that is replayed gives. Real graphs are tested in test_gpu.py."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from aesthetic.acceleration.cuda_graphs import Graphed, Kept
+from tests.acceleration.recorder import EagerRecorder
+
+
+def test_each_set_of_shapes_is_recorded_once() -> None:
+    recorder = EagerRecorder()
+    double = Graphed(lambda x, y: 2 * x + y, recorder)
+    for width in (3, 4, 3, 3, 4):
+        x, y = torch.randn(2, width), torch.randn(width)
+        assert torch.equal(double(x, y), 2 * x + y)
+    assert recorder.recorded == 2
+    double(torch.ones(2, 3).double(), torch.ones(3))
+    assert recorder.recorded == 3
+
+
+def test_what_it_gives_is_the_callers_own() -> None:
+    same = Graphed(lambda x: x + 0, EagerRecorder())
+    first = same(torch.ones(3))
+    assert torch.equal(same(torch.zeros(3)), torch.zeros(3))
+    assert torch.equal(first, torch.ones(3))
+
+
+def test_the_latest_few_are_kept() -> None:
+    made: list[int] = []
+    kept = Kept[int](2)
+
+    def make(key: int) -> int:
+        made.append(key)
+        return key
+
+    assert [kept.get(key, partial(make, key)) for key in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2]
+    assert made == [1, 2, 3, 2]
+
+
+def test_what_could_not_be_recorded_is_tried_again() -> None:
+    failures = iter([True, False])
+
+    def full(x: Tensor) -> Tensor:
+        if next(failures, False):
+            raise torch.OutOfMemoryError
+        return x
+
+    function = Graphed(full, EagerRecorder())
+    with pytest.raises(torch.OutOfMemoryError):
+        function(torch.ones(1))
+    assert torch.equal(function(torch.ones(1)), torch.ones(1))

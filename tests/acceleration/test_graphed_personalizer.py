@@ -1,0 +1,81 @@
+"""The replayed loop beside the plain one, without a GPU: graphs are done again (recorder.py). See also test_gpu.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from aesthetic.acceleration import graphed_personalizer
+from aesthetic.acceleration.graphed_personalizer import GraphPersonaliser
+from aesthetic.gradient import Personaliser, Step
+from aesthetic.models.loading import Model
+from aesthetic.pipeline import prompt
+from tests.acceleration.recorder import EagerRecorder
+from tests.original import difference
+
+TEXTS = ("the cat", "a dog", "the cat and the dog")
+
+
+@pytest.fixture(scope="module")
+def target(model: Model) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(1, model.dim, generator=torch.Generator().manual_seed(1)))
+
+
+def tokens(model: Model, *texts: str) -> torch.Tensor:
+    return torch.cat([prompt.tokenize(model, text).input_ids for text in texts])
+
+
+@pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:2], TEXTS])
+def test_every_stop_is_the_plain_loops(model: Model, target: torch.Tensor, texts: tuple[str, ...]) -> None:
+    ids = tokens(model, *texts)
+    ours = list(GraphPersonaliser(model.encoder, EagerRecorder())(ids, target, steps=4, lr=1e-3))
+    theirs = list(Personaliser(model.encoder)(ids, target, steps=4, lr=1e-3))
+    assert [step.index for step in ours] == [0, 1, 2, 3, 4]
+    for one, other in zip(ours, theirs, strict=True):
+        assert difference(one.conditioning, other.conditioning) <= 1e-5
+        assert torch.allclose(one.similarity, other.similarity, atol=1e-5)
+
+
+def test_each_run_starts_from_the_untouched_weights(model: Model, target: torch.Tensor) -> None:
+    recorder = EagerRecorder()
+    personalise = GraphPersonaliser(model.encoder, recorder)
+    before = [weight.clone() for weight in model.encoder.parameters()]
+
+    def run(text: str, *, lr: float, steps: int = 3) -> Step:
+        *_, last = personalise(tokens(model, text), target, steps=steps, lr=lr)
+        return last
+
+    first = run("the cat", lr=1e-3)
+    next(iter(personalise(tokens(model, "a dog"), target, steps=9, lr=0.1)))  # and given up
+    run("a dog", lr=0.1)
+    list(personalise(tokens(model, "the cat", "a dog"), target, steps=1, lr=0.1))
+    assert torch.equal(run("the cat", lr=1e-3).conditioning, first.conditioning)
+    assert not torch.equal(run("the cat", lr=1e-2).conditioning, first.conditioning)
+    assert recorder.recorded == 4  # a step and a look, of one chunk and of two
+    assert all(torch.equal(*pair) for pair in zip(model.encoder.parameters(), before, strict=True))
+
+
+def test_it_follows_whatever_looks_for_it(model: Model, target: torch.Tensor) -> None:
+    def away(encoder: nn.Module, input_ids: torch.Tensor, aesthetic: torch.Tensor) -> graphed_personalizer.Position:
+        cosine, hidden = graphed_personalizer.forward_pass(encoder, input_ids, aesthetic)
+        return -cosine, hidden
+
+    ids, recorder = tokens(model, "the cat"), EagerRecorder()
+    untouched = graphed_personalizer.forward_pass(model.encoder, ids, target)[0]
+    for looking, sign in ((graphed_personalizer.forward_pass, 1), (away, -1)):
+        steps = GraphPersonaliser(model.encoder, recorder, looking)(ids, target, steps=3, lr=1e-3)
+        rising = [step.similarity.item() for step in steps]
+        assert rising[0] == pytest.approx(sign * untouched.item(), abs=1e-6)
+        assert rising == sorted(rising)
+
+
+def test_whoever_compiles_it_begins_with_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:
+    personalise = GraphPersonaliser(model.encoder, EagerRecorder())
+    list(personalise(tokens(model, "the cat"), target, steps=2, lr=0.1))
+    ids = tokens(model, "a dog")
+    assert torch.equal(personalise.start(ids)(ids).last_hidden_state, model.encoder(ids).last_hidden_state)
+
+
+def test_no_steps_are_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:
+    ids = tokens(model, "the cat")
+    [only] = GraphPersonaliser(model.encoder, EagerRecorder())(ids, target, steps=0, lr=1.0)
+    assert torch.equal(only.conditioning, model.encoder(ids).last_hidden_state)

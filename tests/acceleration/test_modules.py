@@ -1,0 +1,183 @@
+"""Parts and their stand-ins, without a GPU: graphs are done again (recorder.py). See also test_gpu.py."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import ImageChops
+from torch import Tensor
+
+from aesthetic.acceleration import modules
+from aesthetic.acceleration.compiled import Compiled, _label
+from aesthetic.acceleration.modules import Fast
+from aesthetic.errors import SettingError
+from aesthetic.models.loading import Model
+from aesthetic.request import SCHEDULERS, Request
+from aesthetic.service import Service
+from tests import lora
+from tests.acceleration.recorder import EagerRecorder
+from tests.original import difference
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a GPU was asked for, and waited for."""
+    calls: list[str] = []
+    event = SimpleNamespace(synchronize=lambda: calls.append("wait"))
+    stream = SimpleNamespace(record_event=lambda: calls.append("launch") or event)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def nhwc(model: Model) -> Model:
+    """The model, whose weights the others shall find as they were."""
+    return replace(model, pipeline=copy.deepcopy(model.pipeline))
+
+
+@pytest.fixture
+def fast_service(nhwc: Model, service: Service, launched: list[str]) -> Service:
+    return Service(nhwc, service.registry, Fast(nhwc, EagerRecorder()))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_it_draws_what_the_parts_draw(
+    fast_service: Service, nhwc: Model, service: Service, quick: Request, scheduler: str
+) -> None:
+    plain, five = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0, num_inference_steps=5)
+    for request in (five, replace(five, guidance_scale=1, num_outputs=2)):
+        ours, theirs = (one.draw(replace(request, scheduler=scheduler)).pictures for one in (fast_service, plain))
+        assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
+
+
+def test_python_stays_a_little_ahead(fast_service: Service, quick: Request, launched: list[str]) -> None:
+    fast_service.draw(replace(quick, num_inference_steps=5, scheduler="DDIM"))
+    assert launched == ["launch"] * 3 + ["wait", "launch"] * 2 + ["wait"]
+
+
+def test_after_a_rehearsal_nothing_is_left_to_record(
+    fast_service: Service, nhwc: Model, quick: Request, launched: list[str]
+) -> None:
+    recorder = EagerRecorder()
+    rehearsed = Service(nhwc, fast_service.registry, Fast(nhwc, recorder))
+    request = replace(quick, num_outputs=2)
+    rehearsed.rehearse(request)
+    recorded = recorder.recorded
+    ours, theirs = (one.draw(request).pictures for one in (rehearsed, fast_service))
+    assert recorder.recorded == recorded > 0
+    assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
+
+
+def test_a_stand_in_is_what_it_stands_for(fast_service: Service, nhwc: Model) -> None:
+    for name in ("unet", "vae", "text_encoder"):
+        stand, part = getattr(fast_service.drawn.pipeline, name), getattr(nhwc.pipeline, name)
+        assert stand is not part
+        assert (stand.config, stand.dtype, stand.device) == (part.config, part.dtype, part.device)
+        assert type(copy.deepcopy(stand)) is type(part)
+        with pytest.raises(AttributeError, match="nonsense"):
+            _ = stand.nonsense
+
+
+def test_the_safety_checker_is_asked(fast_service: Service, nhwc: Model, quick: Request) -> None:
+    fast_service.drawn.pipeline.safety_checker.concept_embeds_weights.data -= 3  # now everything is a concept
+    with pytest.raises(Exception, match="kept every picture back"):
+        fast_service.draw(quick)
+    assert len(Service(nhwc, fast_service.registry).draw(quick).pictures) == 1
+
+
+def test_of_a_lora_only_what_differs_is_recorded(
+    fast_service: Service, nhwc: Model, service: Service, quick: Request, tmp_path: Path
+) -> None:
+    path = tmp_path / "style.safetensors"
+    lora.write(path, lora.changes(nhwc))
+    request = replace(quick, aesthetic_steps=0, lora=path)
+    plain, [(before, _)] = Service(nhwc, service.registry), fast_service.draw(replace(request, lora=None)).pictures
+    [(ours, _)], [(theirs, _)] = (one.draw(request).pictures for one in (fast_service, plain))
+    assert ours.tobytes() == theirs.tobytes()
+    assert ours.tobytes() != before.tobytes()
+    [(after, _)] = fast_service.draw(replace(request, lora=None)).pictures
+    assert after.tobytes() == before.tobytes()
+
+
+def test_one_product_for_queries_keys_and_values(nhwc: Model) -> None:
+    unet, before = nhwc.pipeline.unet, dict(nhwc.pipeline.unet.named_modules())
+    fused = modules._fused(unet)
+    [inputs] = [
+        inputs for name, _, inputs in modules._examples(nhwc, [Request(width=128, height=128)]) if name == "unet"
+    ]
+    with torch.no_grad():
+        assert difference(modules._noise(fused, *inputs), modules._noise(unet, *inputs)) < 1e-5
+    products = [module for name, module in fused.named_modules() if name.endswith((".to_qkv", ".to_kv"))]
+    assert len(products) == len(unet.attn_processors)
+    assert dict(unet.named_modules()) == before
+    assert {id(weight) for weight in unet.parameters()} < {id(weight) for weight in fused.parameters()}
+    assert not any(weight.requires_grad for weight in fused.parameters())
+
+
+class Doubling:
+    """Stands for compiled code: of a UNet whose noise is twice as much, for one picture only."""
+
+    def find(self, name: str, part: Any, inputs: Sequence[Tensor]) -> Callable[..., Tensor] | None:
+        """As Compiled does."""
+        assert name in modules.COMPILED
+        return (lambda part, *same: 2 * modules._noise(part, *same)) if name == "unet" and len(inputs[0]) == 2 else None
+
+
+def test_compiled_code_is_used_where_it_fits_and_never_for_a_lora(
+    nhwc: Model, service: Service, quick: Request, launched: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "style.safetensors"
+    lora.write(path, lora.changes(nhwc))
+    compiled: Any = Doubling()
+    doubled = Service(nhwc, service.registry, Fast(nhwc, EagerRecorder(), compiled))
+    assert any(name.endswith(".to_qkv") for name, _ in doubled.drawn.pipeline.unet.part.named_modules())
+    plain, request = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0)
+    for wanted, least, most in (
+        (request, 2, 255),
+        (replace(request, guidance_scale=1), 0, 1),  # one product in place of three rounds otherwise
+        (replace(request, lora=path), 0, 0),
+    ):
+        [(ours, _)], [(theirs, _)] = (one.draw(wanted).pictures for one in (doubled, plain))
+        assert least <= np.asarray(ImageChops.difference(ours, theirs)).max() <= most
+
+
+def test_a_picture_is_compiled_for_once(
+    nhwc: Model, service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(modules, "_folder", lambda: tmp_path)
+    shapes: list[tuple[str, list[int]]] = []
+
+    def make(self: Compiled, name: str, function: Any, part: Any, inputs: Sequence[Tensor]) -> Path:
+        with torch.no_grad():
+            function(part, *inputs)  # which fit
+        shapes.append((name, list(inputs[0].shape)))
+        self._code[_label(name, part, inputs)] = function
+        return tmp_path
+
+    monkeypatch.setattr(Compiled, "make", make)
+    modules.prepare(nhwc, [quick, replace(quick, num_outputs=2), replace(quick, guidance_scale=1)])
+    factor = nhwc.pipeline.vae_scale_factor
+    size = [4, quick.height // factor, quick.width // factor]
+    drawing = [("unet", [2, *size]), ("vae", [1, *size]), ("unet", [4, *size]), ("unet", [1, *size])]
+    assert shapes == [("encoder", [1, nhwc.pipeline.tokenizer.model_max_length]), *drawing]
+
+
+def test_the_speed_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AESTHETIC_SPEED", raising=False)
+    assert (modules.speed(CPU), modules.speed(GPU)) == ("plain", "graph")
+    for speed in modules.SPEEDS:
+        monkeypatch.setenv("AESTHETIC_SPEED", speed)
+        assert modules.speed(GPU) == speed
+    with pytest.raises(SettingError, match="AESTHETIC_SPEED=compile needs a CUDA GPU"):
+        modules.speed(CPU)
+    monkeypatch.setenv("AESTHETIC_SPEED", "ludicrous")
+    with pytest.raises(SettingError, match="one of plain, graph, compile, not 'ludicrous'"):
+        modules.speed(GPU)

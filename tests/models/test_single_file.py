@@ -1,0 +1,194 @@
+"""A model in a single file is, to the bit, the one in the folder; and what is none says what it is."""
+
+import json
+import shutil
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from aesthetic.embeddings.registry import Registry
+from aesthetic.errors import CheckpointError
+from aesthetic.models import checkpoint, loading, single_file
+from aesthetic.models.loading import Model
+from aesthetic.request import Request
+from aesthetic.service import Service
+from tests.models import single_file as layout
+from tests.snapshot import CLIP, MODEL
+
+CPU = torch.device("cpu")
+NEEDED = {name: torch.zeros(4, 4, 3, 3) for name in single_file.NEEDED.values()}
+
+
+@pytest.fixture(scope="module")
+def file(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of `home` in fp16, as one file."""
+    return layout.write(home / "weights" / MODEL, tmp_path_factory.mktemp("ldm") / "tuned.safetensors")
+
+
+def load(path: Path, home: Path) -> Model:
+    return loading.load(checkpoint.locate(str(path), home / "weights"), CPU)
+
+
+def parts(model: Model) -> dict[str, dict[str, Tensor]]:
+    pipe = model.pipeline
+    modules = {"unet": pipe.unet, "vae": pipe.vae, "safety": pipe.safety_checker, "encoder": model.encoder}
+    return {name: module.state_dict() for name, module in modules.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_every_weight_is_that_of_the_folder(model: Model, home: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    found = load(layout.write(home / "weights" / MODEL, tmp_path / "tuned.safetensors", dtype), home)
+    for part, expected in parts(model).items():
+        weights = parts(found)[part]
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert (found.space, found.dim, found.scheduler) == (model.space, model.dim, model.scheduler)
+    assert found.pipeline.text_encoder is found.encoder.text_model
+    assert not found.encoder.training
+    assert not any(weight.requires_grad for weight in found.encoder.parameters())
+    assert found.vision is not None
+
+
+def test_it_draws_the_same_picture(service: Service, file: Path, home: Path, quick: Request) -> None:
+    single = Service(load(file, home), Registry(home / "embeddings"))
+    for request in (replace(quick, aesthetic_steps=0), quick):
+        [(theirs, _)] = service.draw(request).pictures
+        [(ours, recipe)] = single.draw(request).pictures
+        assert ours.tobytes() == theirs.tobytes()
+        assert (recipe.model["name"], recipe.model["revision"]) == ("tuned", "local")
+
+
+def test_in_half_precision_the_encoder_stays_whole(
+    file: Path, home: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "precision", lambda _: torch.float16)  # as on a GPU
+    found = load(file, home)
+    for part in (found.pipeline.unet, found.pipeline.vae, found.pipeline.text_encoder, found.pipeline.safety_checker):
+        assert {weight.dtype for weight in part.parameters()} == {torch.float16}
+    expected = model.encoder.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in found.encoder.state_dict().items())
+
+
+def test_its_own_text_encoder_is_personalised(file: Path, home: Path, model: Model, tmp_path: Path) -> None:
+    tensors = load_file(file)
+    name = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
+    tensors[name] = tensors[name] * 2
+    save_file(tensors, tmp_path / "tuned.safetensors")
+    found = load(tmp_path / "tuned.safetensors", home)
+    plain = model.encoder.text_model.final_layer_norm.weight
+    assert torch.equal(found.encoder.text_model.final_layer_norm.weight, 2 * plain)
+
+
+@pytest.mark.parametrize("name", sorted(single_file.SIGNS))
+def test_what_is_something_else_says_what(name: str, tmp_path: Path) -> None:
+    save_file({f"some.{name}.weight": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+    assert f"is {single_file.SIGNS[name]}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "a LoRA of the LoHa kind"),
+        ("mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight", "a LoRA: give it as"),
+        ("unet.down_blocks.0.attentions.0.proj_in.lora.up.weight", "a LoRA: give it as"),
+    ],
+)
+def test_a_lora_is_told_by_every_name(name: str, kind: str, tmp_path: Path) -> None:
+    save_file({name: torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=f"is {kind}"):
+        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("lost", sorted(single_file.NEEDED))
+def test_a_part_that_is_missing_is_named(lost: str, tmp_path: Path) -> None:
+    tensors = {name: tensor for name, tensor in NEEDED.items() if name != single_file.NEEDED[lost]}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=f"holds no {lost} "):
+        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+
+
+def test_a_model_for_inpainting_is_refused(tmp_path: Path) -> None:
+    save_file({**NEEDED, single_file.NEEDED["UNet"]: torch.zeros(4, 9, 3, 3)}, tmp_path / "x.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"for inpainting or editing, or none: .* the shape \[4, 9, 3, 3\], and 4 channels were"
+    ):
+        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ""])
+def test_pickles_are_not_opened(suffix: str, home: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(CheckpointError, match=r"was not opened: only \.safetensors .* safetensors\.torch\.save_file"):
+        checkpoint.locate(str(path), home / "weights")
+
+
+def test_the_conversion_that_the_message_describes_works(file: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": load_file(file), "epoch": 3}, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError) as error:
+        single_file.require_stable_diffusion_1(tmp_path / "x.ckpt")
+    program = str(error.value).partition("in Python, ")[2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        exec(program, {})  # noqa: S102
+    single_file.require_stable_diffusion_1(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"text", struct.pack("<Q", 2**60), struct.pack("<Q", 2) + b"{}x", struct.pack("<Q", 9) + b'{"a": [}}']
+)
+def test_damaged_files_are_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"is no \.safetensors file, or is damaged"):
+        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+
+
+def test_a_file_cut_short_is_refused(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cut short"):
+        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.diffusion_model.middle_block.1.norm.weight", "lacks weights of Stable Diffusion 1"),
+        ("first_stage_model.decoder.norm_out.weight", "lacks weights of Stable Diffusion 1"),
+        (
+            "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+            "lack final_layer_norm.weight and 0 others",
+        ),
+    ],
+)
+def test_weights_that_are_missing_or_have_another_shape_are_refused(
+    file: Path, home: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    tensors = load_file(file)
+    whole = tensors.pop(name)
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=rf"x\.safetensors {message}"):
+        load(tmp_path / "x.safetensors", home)
+    save_file({**tensors, name: torch.cat([whole, whole])}, tmp_path / "x.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"x\.safetensors lacks weights of Stable Diffusion 1\.x, or has them in other shapes"
+    ):
+        load(tmp_path / "x.safetensors", home)
+
+
+def test_it_says_what_else_is_needed(file: Path, home: Path, tmp_path: Path) -> None:
+    weights = shutil.copytree(home / "weights", tmp_path / "weights")
+    assert checkpoint.locate(str(file), weights).clip == weights / CLIP
+    (weights / MODEL / "tokenizer" / "vocab.json").unlink()
+    with pytest.raises(CheckpointError, match=f"run script/download-weights {MODEL}"):
+        checkpoint.locate(str(file), weights)
+    manifest = json.loads((weights / "manifest.json").read_text())
+    (weights / "manifest.json").write_text(json.dumps({CLIP: manifest[CLIP]}))
+    with pytest.raises(CheckpointError, match=f"run script/download-weights {MODEL}"):
+        checkpoint.locate(str(file), weights)
