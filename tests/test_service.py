@@ -141,9 +141,9 @@ def no_network(event, details):
 
 sys.addaudithook(no_network)
 from pathlib import Path
-from aesthetic.output import read_recipe
+from aesthetic.images.metadata import read_recipe
 from aesthetic.service import Service
-from aesthetic.stops import condition
+from aesthetic.pipeline.conditioning import condition
 Service.load().predict(read_recipe(Path(sys.argv[1])).rebuild(), Path(sys.argv[2]))
 """
 

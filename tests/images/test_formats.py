@@ -81,7 +81,7 @@ def test_a_damaged_heic_is_refused_with_the_reason(tmp_path: Path) -> None:
 def test_the_host_s_pillow_stays_as_it_is(tmp_path: Path) -> None:
     probe = (
         "from pathlib import Path; from PIL import Image; from aesthetic.images import user_images; import sys;"
-        "before = Image.MAX_IMAGE_PIXELS; user_images.read_picture(Path(sys.argv[1]), images.LOCAL);"
+        "before = Image.MAX_IMAGE_PIXELS; user_images.read_picture(Path(sys.argv[1]), user_images.LOCAL);"
         "assert 'pillow_heif' in sys.modules and 'HEIF' not in Image.OPEN and Image.MAX_IMAGE_PIXELS == before"
     )
     (tmp_path / "a").write_bytes(heic(signpost()))
@@ -90,7 +90,7 @@ def test_the_host_s_pillow_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_nothing_of_heic_is_imported_before_it_is_needed() -> None:
     probe = (
-        "import sys, aesthetic.__main__ as m, aesthetic.images; m._parser(); assert 'pillow_heif' not in sys.modules"
+        "import sys, aesthetic.__main__ as m, aesthetic.images.user_images; m._parser(); assert 'pillow_heif' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
 

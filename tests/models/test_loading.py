@@ -205,9 +205,9 @@ import aesthetic
 for module in pkgutil.walk_packages(aesthetic.__path__, "aesthetic."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-from aesthetic import checkpoint, pipeline
-pipeline.load(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
-pipeline.load_vision(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
+from aesthetic.models import checkpoint, loading
+loading.load(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
+loading.load_vision(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
 assert state() == before, state()
 """
 
