@@ -21,18 +21,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import __version__
-from .acceleration import modules
+from . import __version__, settings
+from .acceleration import accelerate, modules
 from .cancellation import check
 from .embeddings import embedding
 from .embeddings.embedding import Aesthetic
 from .embeddings.registry import Registry
 from .errors import DrawingError
-from .gradient import Personaliser
 from .images import init_image, metadata
+from .images.sheet import contact_sheet, steps_label
 from .models import checkpoint, loading
 from .models.device import default_device
 from .models.lora import graft
+from .personalizer import Personaliser
 from .pipeline import img2img, sampling, target
 from .pipeline.conditioning import Stop, condition
 from .request import Request
@@ -88,14 +89,14 @@ class Service:
     def load(cls, model: str | None = None) -> Self:
         """Load `model` (see `locate`) and the index of aesthetics. Raises CheckpointError and SettingError."""
         device = default_device()
-        speed, snapshot = modules.speed(device), locate(model)
-        code = WORKERS.submit(modules.code, speed)
+        speed, snapshot = settings.speed(device.type), locate(model)
+        code = WORKERS.submit(accelerate.code, speed)
         loaded = loading.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
             *(snapshot.name, snapshot.revision, device, loaded.space, speed),
         )
-        return cls(loaded, Registry(checkpoint.home() / "embeddings"), modules.choose(loaded, speed, code.result()))
+        return cls(loaded, Registry(settings.home() / "embeddings"), accelerate.choose(loaded, speed, code.result()))
 
     def is_healthy(self) -> bool:
         """Whether the device still computes. After some CUDA errors nothing works any more in this process."""
@@ -315,7 +316,7 @@ class Service:
 def locate(model: str | None = None) -> checkpoint.Snapshot:
     """The snapshot of `model`, else of AESTHETIC_MODEL, else the first that is there. Raises CheckpointError."""
     wanted = model or os.environ.get("AESTHETIC_MODEL")
-    snapshot = checkpoint.locate(wanted, checkpoint.home() / "weights")
+    snapshot = checkpoint.locate(wanted, settings.home() / "weights")
     if snapshot.bundled and not wanted:
         log.info(
             "No model has been downloaded: %s, small and part of the checkout, draws. "
@@ -327,8 +328,8 @@ def locate(model: str | None = None) -> checkpoint.Snapshot:
 
 def _sheet(drawing: Drawing) -> bytes:
     """A sheet of the pictures of a sweep, as a file."""
-    labels = [metadata.steps_label(recipe.request["aesthetic_steps"]) for _, recipe in drawing.pictures]
-    sheet = metadata.contact_sheet([[image for image, _ in drawing.pictures]], columns=labels)
+    labels = [steps_label(recipe.request["aesthetic_steps"]) for _, recipe in drawing.pictures]
+    sheet = contact_sheet([[image for image, _ in drawing.pictures]], columns=labels)
     return metadata.encode_sheet(sheet, drawing.request)
 
 

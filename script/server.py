@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from aesthetic import settings
 from aesthetic.errors import AestheticError
 from aesthetic.models import checkpoint
 from script import schema
@@ -32,7 +33,7 @@ def environment(port: int) -> Iterator[dict[str, str]]:
 
     Raises CheckpointError or SettingError for what would end the server in the middle of a traceback.
     """
-    home, model = checkpoint.home().absolute(), os.environ.get("AESTHETIC_MODEL")
+    home, model = settings.home().absolute(), os.environ.get("AESTHETIC_MODEL")
     snapshot = checkpoint.locate(model, home / "weights")
     if model and snapshot.revision == "local":  # its path is relative to the user's folder, not to ROOT
         model = str((snapshot.file or snapshot.folder).absolute())

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageChops, ImageStat
 
 from aesthetic.embeddings.registry import Registry
-from aesthetic.models import checkpoint
+from aesthetic.models.manifest import read_manifest
 from aesthetic.pipeline import sampling
 from aesthetic.request import MAX_AREA, SIZES
 from aesthetic.service import Service
@@ -20,7 +20,7 @@ from tests.snapshot import ROOT, sha256
 from weights.training import captions, register
 from weights.training.judge import Judges
 
-SOURCE = checkpoint.read_manifest(ROOT / "weights")["demo"]
+SOURCE = read_manifest(ROOT / "weights")["demo"]
 STYLES = captions.AESTHETICS
 
 MAX_BYTES = 48_000_000  # of all files: what a checkout can bear

@@ -18,16 +18,16 @@ from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch._inductor.utils import fresh_cache
 from transformers import CLIPModel
 
-from aesthetic.acceleration import modules
+from aesthetic.acceleration import accelerate, modules
 from aesthetic.acceleration.compiled import Compiled
 from aesthetic.acceleration.cuda_graphs import KEPT, Graphed, Recorder
 from aesthetic.acceleration.graphed_personalizer import GraphPersonaliser
 from aesthetic.embeddings import embedding
 from aesthetic.embeddings.registry import Registry
-from aesthetic.gradient import Personaliser
 from aesthetic.images import init_image
-from aesthetic.models import checkpoint, loading
+from aesthetic.models import checkpoint, clip, loading
 from aesthetic.models.loading import Model
+from aesthetic.personalizer import Personaliser
 from aesthetic.pipeline import prompt, sampling
 from aesthetic.pipeline.prompt_embeds import prompt_embeds
 from aesthetic.request import SCHEDULERS, Request
@@ -64,7 +64,7 @@ def nhwc(gpu: Model) -> Model:
 def gpu_service(home: Path, gpu: Model, nhwc: Model, request: pytest.FixtureRequest) -> Iterator[Service]:
     model = gpu if request.param == "plain" else nhwc
     before = {name: weight.clone() for name, weight in weights(model).items()}
-    yield Service(model, Registry(home / "embeddings"), modules.choose(model, request.param, None))
+    yield Service(model, Registry(home / "embeddings"), accelerate.choose(model, request.param, None))
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
@@ -109,7 +109,7 @@ def test_replayed_runs_are_alike_whatever_was_between(gpu: Model, home: Path, re
 
 
 def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Request) -> None:
-    graph = Service(nhwc, Registry(home / "embeddings"), modules.choose(nhwc, "graph", None))
+    graph = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
     plain = Service(nhwc, graph.registry)
     request = replace(quick, aesthetic_steps=0)  # Adam as one kernel rounds otherwise
     for scheduler in SCHEDULERS:
@@ -123,8 +123,8 @@ def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Reque
 
 
 def test_a_recording_goes_on_when_its_prediction_is_cancelled(home: Path, nhwc: Model, quick: Request) -> None:
-    expected = drawn(Service(nhwc, Registry(home / "embeddings"), modules.choose(nhwc, "graph", None)), quick)
-    service = Service(nhwc, Registry(home / "embeddings"), modules.choose(nhwc, "graph", None))
+    expected = drawn(Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None)), quick)
+    service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
     shapes = [replace(quick, width=width, aesthetic_steps=20, aesthetic_lr=0.1) for width in (192, 256, 320, 384)]
     assert any([cancel(service, request) for request in shapes for _ in range(5)])  # noqa: C419  all of them
     assert drawn(service, quick) == expected
@@ -150,7 +150,7 @@ def test_a_capture_that_fails_is_forgotten() -> None:
 
 
 def test_a_prediction_that_runs_out_of_memory_leaves_the_next_as_it_is(home: Path, nhwc: Model, quick: Request) -> None:
-    service = Service(nhwc, Registry(home / "embeddings"), modules.choose(nhwc, "graph", None))
+    service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
     expected = service.draw(quick).pictures[0][0].tobytes()
     large = replace(quick, width=1024, height=768, num_outputs=8)
     torch.cuda.empty_cache()
@@ -190,7 +190,7 @@ def test_a_gpu_that_has_failed_is_not_healthy() -> None:
 def test_an_offloaded_pipeline_is_personalized(home: Path, service: Service, offload: str) -> None:
     pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
     target = service.registry.read("sac_8plus").vector
-    options: dict[str, Any] = {"projection": loading.read_projection(home / "weights" / CLIP), "steps": 3, "lr": 0.01}
+    options: dict[str, Any] = {"projection": clip.read_projection(home / "weights" / CLIP), "steps": 3, "lr": 0.01}
     expected = prompt_embeds(pipe, "the cat", target, **options)
     getattr(pipe, offload)()
     found = prompt_embeds(pipe, "the cat", target, **options)
@@ -207,10 +207,10 @@ def test_compiled_code_draws_alike_and_is_found_by_another_process(
     monkeypatch.setattr(CachingAutotuner, "autotune_to_one_config", lambda *_: pytest.fail("tuned at run time"))
     registry, request = Registry(home / "embeddings"), replace(quick, aesthetic_steps=0)
     with fresh_cache():  # where what was tuned before would be found
-        modules.prepare(nhwc, [request])
+        accelerate.prepare(nhwc, [request])
     assert len(list(tmp_path.glob("*/*"))) == len(modules.COMPILED)
     again = Compiled(tmp_path)  # from the files, as another process would
-    for name, part, inputs in modules._examples(nhwc, [request]):
+    for name, part, inputs in accelerate._examples(nhwc, [request]):
         code = again.find(name, part, inputs)
         assert code is not None
         with torch.no_grad():
@@ -218,7 +218,7 @@ def test_compiled_code_draws_alike_and_is_found_by_another_process(
         if name == "encoder":  # similarity and conditioning
             ours, theirs = ours[1].detach(), theirs[1]
         assert difference(ours.float(), theirs.float()) < 1e-2
-    compiled = Service(nhwc, registry, modules.choose(nhwc, "compile", modules.code("compile")))
+    compiled = Service(nhwc, registry, accelerate.choose(nhwc, "compile", accelerate.code("compile")))
     plain = Service(nhwc, registry)
     require_alike(drawn(compiled, request), drawn(plain, request))
     wanted = replace(request, num_outputs=2)  # for which nothing was compiled
@@ -229,7 +229,7 @@ def test_the_compiled_personalisation_repeats_itself(
     home: Path, nhwc: Model, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(modules, "_folder", lambda: tmp_path)
-    modules.prepare(nhwc, [])
+    accelerate.prepare(nhwc, [])
     ids = prompt.tokenize(nhwc, "the cat and the dog and the cat and the dog").input_ids
     target = Registry(home / "embeddings").read("sac_8plus").vector.cuda()
     personalise = GraphPersonaliser(nhwc.encoder, recorder, modules._best("encoder", Compiled(tmp_path)))
@@ -313,7 +313,7 @@ def test_a_lora_leaves_nothing_behind(gpu_service: Service, gpu: Model, quick: R
 
 def test_memory_does_not_grow(home: Path, nhwc: Model, quick: Request, files: dict[str, Path]) -> None:
     """Of what is recorded anew, for a LoRA or for another size, none is kept for good."""
-    service = Service(nhwc, Registry(home / "embeddings"), modules.choose(nhwc, "graph", None))
+    service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
     changing = [replace(quick, width=width) for width in range(128, 128 + 64 * (KEPT + 2), 64)]
     taken = []
     for _ in range(4):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
-from aesthetic.gradient import Personaliser, ascend, similarity
+from aesthetic.gradient import ascend, similarity
 from aesthetic.models.loading import Model
+from aesthetic.personalizer import Personaliser
 from aesthetic.pipeline import prompt
 from aesthetic.service import Service
 from tests import original

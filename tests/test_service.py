@@ -24,7 +24,8 @@ from aesthetic.embeddings import embedding
 from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, PictureError, RequestError
 from aesthetic.images import metadata
 from aesthetic.images.metadata import read_recipe
-from aesthetic.models.loading import Model, Vision
+from aesthetic.models.clip import Vision
+from aesthetic.models.loading import Model
 from aesthetic.pipeline import prompt, sampling, target
 from aesthetic.pipeline.conditioning import condition
 from aesthetic.request import Request

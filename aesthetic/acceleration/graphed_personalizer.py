@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..gradient import Personaliser, Rows, Step, similarity
+from ..gradient import Step, similarity
+from ..personalizer import Personaliser, Rows
 from .cuda_graphs import Graph, Kept, Recorder
 
 __all__ = ["GraphPersonaliser", "Position", "forward_pass", "products_in_tf32"]

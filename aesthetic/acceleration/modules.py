@@ -10,81 +10,28 @@ What a part computes stays the same, but for rounding.
 
 import copy
 import logging
-import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ..errors import SettingError
-from ..gradient import Personaliser
-from ..models.checkpoint import home
 from ..models.loading import Model
-from ..request import Request
+from ..personalizer import Personaliser
 from .compiled import Compiled
 from .cuda_graphs import Graphed, Recorder
-from .graphed_personalizer import GraphPersonaliser, forward_pass, products_in_tf32
+from .graphed_personalizer import GraphPersonaliser, forward_pass
 
-__all__ = ["SPEEDS", "Fast", "choose", "code", "prepare", "speed"]
+__all__ = ["Fast"]
 
 log = logging.getLogger(__name__)
 
-SPEEDS = ("plain", "graph", "compile")
 COMPILED = ("unet", "vae", "encoder")  # the parts with most of the work; the last is the personalisation's
 AHEAD = 2  # calls of the UNet that Python may be ahead of the GPU
-
-
-def speed(device: torch.device) -> str:
-    """One of SPEEDS: what AESTHETIC_SPEED says, or else the one that needs no preparation. Raises SettingError."""
-    wanted = os.environ.get("AESTHETIC_SPEED") or ("graph" if device.type == "cuda" else "plain")
-    if wanted not in SPEEDS:
-        raise SettingError(f"AESTHETIC_SPEED must be one of {', '.join(SPEEDS)}, not {wanted!r}")
-    if wanted != "plain" and device.type != "cuda":
-        raise SettingError(f"AESTHETIC_SPEED={wanted} needs a CUDA GPU, and there is none: unset it")
-    return wanted
-
-
-def code(way: str) -> Compiled | None:
-    """What has been compiled for the GPU that is here, if `way` is to draw with it; None if there isn't any.
-
-    Takes seconds, and may be done in a thread while a model is being loaded.
-    """
-    if way != "compile":
-        return None
-    torch.cuda.synchronize()  # the code goes to the GPU, which a thread begins without
-    compiled = Compiled(_folder())
-    if not compiled:
-        log.warning("No code has been compiled for this GPU and these versions (script/warm does it): speed graph")
-        return None
-    return compiled
-
-
-def choose(model: Model, way: str, compiled: Compiled | None) -> "Fast | None":
-    """How to draw with `model` at one of SPEEDS; None is the plain way. Lays out its weights for it.
-
-    compiled: what `code` has for that way.
-    """
-    if way == "plain":
-        return None
-    _arrange(model)
-    return Fast(model, Recorder(model.device), compiled)
-
-
-def prepare(model: Model, requests: Sequence[Request]) -> None:
-    """Compile what requests like these are drawn with, as far as that has not been done on this machine."""
-    compiled = Compiled(_folder())
-    _arrange(model)
-    for name, part, inputs in tqdm(_examples(model, requests), desc="Compiling", unit=" parts"):
-        if compiled.find(name, part, inputs) is None:
-            with products_in_tf32():  # as it will run, which the compiler would advise otherwise
-                log.info("%s", compiled.make(name, FUNCTIONS[name], part, inputs))
 
 
 class Fast:
@@ -234,30 +181,3 @@ def _fused(unet: Any) -> Any:
     fused = copy.deepcopy(unet, {id(weight): weight for weight in unet.parameters()})
     fused.fuse_qkv_projections()
     return fused.requires_grad_(False)
-
-
-def _folder() -> Path:
-    return home() / "weights" / "compiled"
-
-
-def _examples(model: Model, requests: Sequence[Request]) -> list[tuple[str, Any, tuple[Tensor, ...]]]:
-    """The parts worth compiling, by name, and examples of what requests call them with."""
-    tokens = torch.zeros(1, model.pipeline.tokenizer.model_max_length, dtype=torch.int64, device=model.device)
-    target = torch.randn(1, model.dim, device=model.device)
-    encoder = Personaliser(model.encoder).start(tokens)
-    parts = {"unet": _fused(model.pipeline.unet), "vae": model.pipeline.vae}
-    drawing = [(name, parts[name], inputs) for one in requests for name, inputs in _inputs(model, one).items()]
-    return [("encoder", encoder, (tokens, target)), *drawing]
-
-
-def _inputs(model: Model, request: Request) -> dict[str, tuple[Tensor, ...]]:
-    unet, factor = model.pipeline.unet, model.pipeline.vae_scale_factor
-    like: dict[str, Any] = {"device": model.device, "dtype": unet.dtype}
-    latent = (unet.config.in_channels, request.height // factor, request.width // factor)
-    count = request.num_outputs * (2 if request.guidance_scale > 1 else 1)
-    words = torch.randn(count, model.pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim, **like)
-    timestep = torch.tensor(1.0, device=model.device)
-    return {
-        "unet": (torch.randn(count, *latent, **like), timestep, words),
-        "vae": (torch.randn(1, *latent, **like),),
-    }

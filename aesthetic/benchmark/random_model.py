@@ -13,7 +13,7 @@ import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from ..models import loading
+from ..models import clip, loading
 from ..models.checkpoint import Snapshot
 from ..models.loading import Model
 
@@ -134,7 +134,7 @@ TINY: dict[str, dict[str, Any]] = {
 SIZES: dict[str, dict[str, dict[str, Any]]] = {"sd15": {}, "tiny": TINY}
 
 
-@loading.quiet_loading()
+@clip.quiet_loading()
 def build(size: str, device: torch.device) -> Model:
     """A model of one of `SIZES` with random weights, made on `device` in the precisions in which it would be loaded.
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..embeddings import embedding
-from ..gradient import Personaliser
 from ..images import metadata
 from ..models.loading import Model
+from ..personalizer import Personaliser
 from ..pipeline import conditioning, prompt, sampling, schedulers
 from ..request import Request
 from ..service import WORKERS, Service

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from .. import settings
 from ..errors import RequestError
 from ..request import Request
 
@@ -99,7 +100,7 @@ def check_drawing(request: Request, model: str | None) -> None:
         embedding.read(request.aesthetic_embedding_file)
     names = [name for name in (request.aesthetic_embedding, *request.mix) if name is not None]
     if names:
-        home = checkpoint.home()
+        home = settings.home()
         space = checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), home / "weights").space
         registry = Registry(home / "embeddings")
         for name in names:

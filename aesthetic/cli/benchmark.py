@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from .. import settings
+from ..acceleration import accelerate
 from ..errors import RequestError
 from ..request import SCHEDULERS, Request
 from ..writing import whole
@@ -50,17 +52,16 @@ def bench(options: argparse.Namespace) -> None:
     ]
     if options.json is not None:
         require_writable(options.json, ".json", flag="--json")
-    from ..acceleration import modules
     from ..benchmark import benchmark
     from ..models.device import default_device
 
     device = default_device()
-    speeds = options.speeds or [modules.speed(device)]
-    known = modules.SPEEDS if device.type == "cuda" else ("plain",)
+    speeds = options.speeds or [settings.speed(device.type)]
+    known = settings.SPEEDS if device.type == "cuda" else ("plain",)
     if not set(speeds) <= set(known) or len(set(speeds)) < len(speeds):
         raise RequestError(f"--speeds must be of {', '.join(known)} on this machine, each once, not {' '.join(speeds)}")
     if "compile" in speeds:
-        modules.prepare(_model(options), requests)
+        accelerate.prepare(_model(options), requests)
     measured = benchmark.run(
         lambda speed: _at_speed(_model(options), speed), speeds, requests, repeats=options.repeats, say=print
     )
@@ -79,7 +80,6 @@ def add_warm(parser: argparse.ArgumentParser) -> None:
 def warm(options: argparse.Namespace) -> None:
     """Compile what pictures of some sizes are drawn with, for the GPU that is here."""
     _require_one_model(options)
-    from ..acceleration import modules
     from ..models.device import default_device
 
     requests = [
@@ -89,7 +89,7 @@ def warm(options: argparse.Namespace) -> None:
     ]
     if default_device().type != "cuda":
         raise RequestError("there is no CUDA GPU here to compile for")
-    modules.prepare(_model(options), requests)
+    accelerate.prepare(_model(options), requests)
     print("AESTHETIC_SPEED=compile draws with it.")
 
 
@@ -128,9 +128,9 @@ def _model(options: argparse.Namespace) -> "Model":
 
 
 def _at_speed(model: "Model", speed: str) -> "Service":
-    from ..acceleration import modules
     from ..embeddings.registry import Registry
-    from ..models import checkpoint
     from ..service import Service
 
-    return Service(model, Registry(checkpoint.home() / "embeddings"), modules.choose(model, speed, modules.code(speed)))
+    return Service(
+        model, Registry(settings.home() / "embeddings"), accelerate.choose(model, speed, accelerate.code(speed))
+    )

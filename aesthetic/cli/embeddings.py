@@ -4,6 +4,9 @@ import argparse
 import datetime as dt
 from typing import TYPE_CHECKING
 
+from .. import settings
+from ..models import clip
+from ..models.manifest import read_manifest
 from .arguments import add_ckpt, given_path, require_writable
 from .recipe import escaped
 from .sweep import preview
@@ -33,7 +36,6 @@ def embed(options: argparse.Namespace) -> None:
     from .. import service
     from ..embeddings import embedding
     from ..images import user_images
-    from ..models import loading
     from ..models.device import default_device
     from ..pipeline import target
 
@@ -42,7 +44,7 @@ def embed(options: argparse.Namespace) -> None:
         user_images.read_pictures(options.pictures, user_images.LOCAL, skip_unreadable=skip)
     )  # an error before the model loads
     snapshot = service.locate(options.ckpt)
-    vision = loading.load_vision(snapshot, default_device())
+    vision = clip.load_vision(snapshot, default_device())
     vector, sha256s = target.encode_pictures(vision, options.pictures, user_images.LOCAL, skip_unreadable=skip)
     notes = {
         "space": vision.space,
@@ -87,13 +89,12 @@ def add_embeddings(parser: argparse.ArgumentParser) -> None:
 def embeddings(options: argparse.Namespace) -> None:
     """The named aesthetics and the models that they fit, or a sheet of what those that are here do to one picture."""
     from ..embeddings.registry import Registry
-    from ..models import checkpoint
 
     if options.preview is not None:
         preview(options)
         return
-    registry = Registry(checkpoint.home() / "embeddings")
-    manifest = checkpoint.read_manifest(checkpoint.home() / "weights")
+    registry = Registry(settings.home() / "embeddings")
+    manifest = read_manifest(settings.home() / "weights")
     for space in dict.fromkeys(entry.space for entry in registry.entries.values()):
         models = [name for name, source in manifest.items() if source.space == space]
         print(f"For {' and '.join([*models, 'any other model'])} of the CLIP space {space}:\n")

@@ -5,7 +5,9 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ..models.manifest import read_manifest
 from ..request import Request
+from ..settings import home
 from .arguments import DEFAULTS, given_path
 from .txt2img import STEERING, WRITING
 
@@ -24,7 +26,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 def recipe(options: argparse.Namespace) -> None:
     """What made a picture, and the command that makes it again."""
     from ..images import metadata
-    from ..models import checkpoint
 
     found = metadata.read_recipe(options.picture)
     request = found.settings()
@@ -33,7 +34,7 @@ def recipe(options: argparse.Namespace) -> None:
     for name, value in {**settings, **facts, **found.versions}.items():
         print(f"{name:<24}{escaped(str(value))}")
     print("\nTo draw it again:\n")
-    manifest = checkpoint.read_manifest(checkpoint.home() / "weights")
+    manifest = read_manifest(home() / "weights")
     model = found.model["name"] if found.model["name"] in manifest else "MODEL"
     print(" ".join(map(_quoted, _command(found, request, model))))
     if model == "MODEL":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..errors import DrawingError, RequestError
+from ..images.sheet import contact_sheet, steps_label
 from ..request import SCHEDULERS, Request
 from ..writing import whole
 from .arguments import (
@@ -89,8 +90,6 @@ def preview(options: argparse.Namespace) -> None:
 
 def _draw(service: "Service", requests: list[Request], labels: list[str], path: Path) -> None:
     """Draw sweeps, which have the same stops, and write them as the rows of one sheet."""
-    from ..images import metadata
-
     stops, rows = requests[0].sweep, []
     for request in tqdm(requests, desc="Aesthetics"):
         shown = {}
@@ -99,7 +98,7 @@ def _draw(service: "Service", requests: list[Request], labels: list[str], path: 
         except DrawingError as error:  # one row that gives nothing need not cost the others
             log.warning("%s", error)
         rows.append([shown.get(steps) for steps in stops])
-    sheet = metadata.contact_sheet(rows, columns=[metadata.steps_label(steps) for steps in stops], labels=labels)
+    sheet = contact_sheet(rows, columns=[steps_label(steps) for steps in stops], labels=labels)
     with whole(path) as unfinished:
         sheet.save(unfinished)
     print(path)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DrawingError, RequestError
+from ..images.sheet import grid
 from ..request import FORMATS, SCHEDULERS, Request
 from ..writing import whole
 from .arguments import DEFAULTS, add_drawing, aesthetic_input, check_drawing, drawing_inputs, given_path, prompts_in
@@ -101,7 +102,7 @@ def txt2img(options: argparse.Namespace) -> None:
     if not options.skip_grid:
         path = _next(options.outdir, "grid-", 4)
         with whole(path) as unfinished:
-            metadata.grid(images, options.n_rows or options.n_samples).save(unfinished)
+            grid(images, options.n_rows or options.n_samples).save(unfinished)
         print(path)
 
 

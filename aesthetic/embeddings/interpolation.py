@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import RequestError
 
-__all__ = ["blend", "mix", "slerp", "turn"]
+__all__ = ["mix", "slerp", "turn"]
 
 TINY = 1e-7  # distance of unit vectors below which they are the same
 NEAR = 1e-3  # length of a sum of unit vectors below which it has no direction to speak of
@@ -53,23 +53,6 @@ def turn(target: Tensor, phrase: Tensor, angle: float, *, away: bool = False) ->
         "aesthetic_text leads to the exact opposite of the aesthetic, and no way there is the shortest: "
         f"choose another phrase, or set aesthetic_text_negative to {str(not away).lower()}"
     )
-
-
-def blend(plain: Tensor, personalised: Tensor, weight: float, *, spherical: bool = False) -> Tensor:
-    """Between two conditionings [batch, tokens, hidden]: 0 is the plain one, 1 the personalised, to the last bit.
-
-    spherical: turn each token's direction along the great circle, and let its length grow in proportion, rather
-               than going straight, which passes through shorter vectors.
-    """
-    if weight in (0, 1):
-        return personalised if weight else plain
-    straight = torch.lerp(plain, personalised, weight)
-    if not spherical:
-        return straight
-    low, high = plain.norm(dim=-1, keepdim=True), personalised.norm(dim=-1, keepdim=True)
-    around = (slerp(plain, personalised, weight) * torch.lerp(low, high, weight)).to(plain.dtype)
-    has_way = around.isfinite().all(-1, keepdim=True)  # not where a token is the same in both, opposite, or zero
-    return torch.where(has_way, around, straight)
 
 
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..embeddings import torch_pickle
 from ..embeddings.embedding import unit
 from ..errors import CheckpointError
-from ..models import checkpoint
+from ..models.manifest import missing, read_manifest
 
 __all__ = ["NAME", "Predictor", "locate", "read"]
 
@@ -46,8 +46,8 @@ class Predictor:
 
 def locate(weights: Path) -> Path | None:
     """The file of the layer in `weights`, where the manifest is; None where it has not been downloaded."""
-    source = checkpoint.read_manifest(weights).get(NAME)
-    if source is None or checkpoint.missing(weights / NAME, source):
+    source = read_manifest(weights).get(NAME)
+    if source is None or missing(weights / NAME, source):
         return None
     [name] = source.files
     return weights / NAME / name

@@ -27,14 +27,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..acceleration import modules
+from .. import settings
 from ..embeddings import embedding
 from ..embeddings.embedding import Aesthetic
 from ..embeddings.registry import Registry
 from ..errors import CheckpointError, DrawingError, RequestError
 from ..gradient import similarity
 from ..images import metadata
-from ..models import checkpoint, loading
+from ..models import checkpoint, clip
 from ..models.device import default_device
 from ..pipeline import prompt
 from ..request import Request
@@ -103,11 +103,11 @@ class Plan:
     def settings(self) -> dict[str, Any]:
         """What rows must share to be compared, as JSON has it."""
         is_local = self.snapshot.revision == "local"
-        settings = {
+        facts = {
             "model": str(self.snapshot.folder.resolve()) if is_local else self.snapshot.name,
             "revision": self.snapshot.revision,
             "device": default_device().type,
-            "speed": modules.speed(default_device()),
+            "speed": settings.speed(default_device().type),
             "prompts": self.prompts,
             "aesthetics": {name: aesthetic.sha256 for name, (_, aesthetic) in self.aesthetics.items()},
             "steps": self.steps,
@@ -115,8 +115,8 @@ class Plan:
             **self.drawing,
         }
         if self.predictor is not None:
-            settings["predictor"] = self.predictor.sha256
-        found: dict[str, Any] = json.loads(json.dumps(settings))
+            facts["predictor"] = self.predictor.sha256
+        found: dict[str, Any] = json.loads(json.dumps(facts))
         return found
 
 
@@ -142,7 +142,7 @@ def prepare(
         raise RequestError(f"--seeds must be 1 to {MAX_SEEDS}, not {seeds}")
     Request(num_outputs=seeds, **drawing)  # which raises if the last seed is too large
     snapshot = locate(model)
-    space, dim = loading.clip_space(snapshot)
+    space, dim = clip.clip_space(snapshot)
     plan = Plan(
         model=model,
         snapshot=snapshot,
@@ -208,7 +208,7 @@ def _fitting(
     space: str, dim: int, wanted: Mapping[str, Mapping[str, Any]] | None
 ) -> dict[str, tuple[Mapping[str, Any], Aesthetic]]:
     """The aesthetics that were asked for, or all there are, if a model of that CLIP space can follow them."""
-    registry = Registry(checkpoint.home() / "embeddings")
+    registry = Registry(settings.home() / "embeddings")
     if wanted is None:
         here = [name for name in registry.names(space) if registry.path(name).is_file()]
         wanted = {name: {"aesthetic_embedding": name} for name in here}
@@ -227,7 +227,7 @@ def _fitting(
 
 def _predictor(dim: int) -> Predictor | None:
     """LAION's predictor, where it has been downloaded, for a CLIP of `dim` dimensions."""
-    path = aesthetic_score.locate(checkpoint.home() / "weights")
+    path = aesthetic_score.locate(settings.home() / "weights")
     return None if path is None else aesthetic_score.read(path, dim)
 
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..images import metadata
+from ..images.sheet import contact_sheet, steps_label
 from .results import Effect, Interval, Row, effects
 
 __all__ = ["write"]
@@ -191,7 +191,7 @@ def _sheet(folder: Path, rows: Sequence[Row]) -> Image.Image:
         prompt = prompts[i * len(prompts) // len(names)]
         cells.append([_picture(folder, shown.get((prompt, name, step))) for step in steps])
         labels.append(f"{name}: {prompt}"[:MAX_LETTERS])
-    return metadata.contact_sheet(cells, columns=[metadata.steps_label(step) for step in steps], labels=labels)
+    return contact_sheet(cells, columns=[steps_label(step) for step in steps], labels=labels)
 
 
 def _picture(folder: Path, name: str | None) -> Image.Image | None:

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from ..errors import PictureError, RequestError
 from ..request import Request
 from ..writing import whole
 
-__all__ = ["Recipe", "contact_sheet", "encode", "encode_sheet", "grid", "read_recipe", "steps_label", "write"]
+__all__ = ["Recipe", "encode", "encode_sheet", "read_recipe", "write"]
 
 KEY = "aesthetic"
 UTF_16 = b"UNICODE\0"  # how a comment in Exif begins
@@ -177,46 +177,6 @@ def read_recipe(path: Path) -> Recipe:
         raise PictureError(f"there is no file {path}") from error
     except Exception as error:  # the file is anybody's
         raise PictureError(f"{path.name} carries no recipe: it is no picture that this service drew") from error
-
-
-def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """All pictures (of one size) in one, row by row, two black pixels between and around them."""
-    gap = 2
-    width, height = images[0].size
-    rows = -(-len(images) // columns)
-    columns = min(columns, len(images))
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap))
-    for i, image in enumerate(images):
-        row, column = divmod(i, columns)
-        sheet.paste(image, (gap + column * (width + gap), gap + row * (height + gap)))
-    return sheet
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[Image.Image | None]], *, columns: Sequence[str], labels: Sequence[str] = ()
-) -> Image.Image:
-    """Small pictures in rows, with a word above each column and one before each row; None leaves a place empty."""
-    size, gap, font = 256, 8, ImageFont.load_default(20)
-    left = max([gap, *(int(font.getlength(label)) + 2 * gap for label in labels)])
-    top = 20 + 2 * gap
-    sheet = Image.new("RGB", (left + len(columns) * (size + gap), top + len(rows) * (size + gap)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for x, column in enumerate(columns):
-        pen.text((left + x * (size + gap) + size / 2, top / 2), column, "black", font, anchor="mm")
-    for y, row in enumerate(rows):
-        for label in labels[y : y + 1]:
-            pen.text((gap, top + y * (size + gap) + size / 2), label, "black", font, anchor="lm")
-        for x, image in enumerate(row):
-            if image is not None:
-                small = ImageOps.contain(image, (size, size))
-                corner = (left + x * (size + gap), top + y * (size + gap))
-                sheet.paste(small, (corner[0] + (size - small.width) // 2, corner[1] + (size - small.height) // 2))
-    return sheet
-
-
-def steps_label(steps: int) -> str:
-    """What stands above a column of pictures after so many steps."""
-    return f"{steps} step" + "s" * (steps != 1)
 
 
 def _strings(facts: Mapping[str, Any], required: Sequence[str] = ()) -> dict[str, str]:

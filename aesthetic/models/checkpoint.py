@@ -6,55 +6,19 @@ A model in a single file is one of ldm.py's.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import INCOMPLETE, CheckpointError
 from . import single_file
+from .manifest import Source, missing, read_manifest
 
-__all__ = ["BASE", "CLIP", "File", "Snapshot", "Source", "home", "locate", "missing", "read_manifest"]
+__all__ = ["BASE", "CLIP", "Snapshot", "locate"]
 
 BASE = "stable-diffusion-v1-5"  # configuration, tokenizer and safety checker of the models that are a single file
 CLIP = "clip-vit-large-patch14"  # the projection and vision tower of the whole Stable Diffusion 1.x family
 KINDS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # the second has the same parts
-
-
-@dataclass(frozen=True, kw_only=True)
-class File:
-    """One file of a snapshot.
-
-    url:       for a file that is neither on the hub nor in the checkout.
-    confirmed: false where the sha256 was listed for a sibling revision only. If the hub's own metadata for the
-    pinned revision says otherwise, the hub is right (see download.py).
-    """
-
-    sha256: str
-    bytes: int | None = None
-    url: str | None = None
-    confirmed: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """One entry of the manifest.
-
-    repo_id:  on the hub; None for a snapshot that is not there.
-    revision: the whole id of the commit that the files are from; for a bundled snapshot, its version.
-    space:    the CLIP space that a model draws in, so that a name that doesn't fit it is refused before it is loaded.
-    """
-
-    repo_id: str | None
-    revision: str
-    license: str
-    files: Mapping[str, File]
-    space: str | None = None
-
-    @property
-    def bundled(self) -> bool:
-        """Whether it comes with the checkout, and is never downloaded."""
-        return self.repo_id is None and all(file.url is None for file in self.files.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,32 +42,6 @@ class Snapshot:
     clip: Path | None
     clip_space: str
     file: Path | None = None
-
-
-def home() -> Path:
-    """The folder that holds weights/ and embeddings/: AESTHETIC_HOME, or else this checkout."""
-    return Path(os.environ.get("AESTHETIC_HOME") or Path(__file__).parents[2])
-
-
-def read_manifest(weights: Path) -> dict[str, Source]:
-    """`weights`/manifest.json. Raises CheckpointError if it is not there."""
-    path = weights / "manifest.json"
-    if not path.is_file():
-        raise CheckpointError(f"there is no {path}: AESTHETIC_HOME must hold weights/ and embeddings/")
-    entries = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        name: Source(**{**entry, "files": {file: File(**facts) for file, facts in entry["files"].items()}})
-        for name, entry in entries.items()
-    }
-
-
-def missing(folder: Path, source: Source) -> list[str]:
-    """The files of `source` that are not in `folder`, or not of the size that the manifest gives them."""
-    return [
-        name
-        for name, file in source.files.items()
-        if not (folder / name).is_file() or (file.bytes is not None and (folder / name).stat().st_size != file.bytes)
-    ]
 
 
 def locate(model: str | None, weights: Path) -> Snapshot:

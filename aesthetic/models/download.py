@@ -23,9 +23,10 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
 
+from .. import settings
 from ..embeddings import registry
 from ..errors import INCOMPLETE, AestheticError, DownloadError, blaming
-from . import checkpoint
+from .manifest import File, Source, read_manifest
 
 __all__ = ["main"]
 
@@ -51,7 +52,7 @@ class _Wanted:
     """A file, its place and its origin: `file.url`, the hub, or with neither the checkout."""
 
     path: Path
-    file: checkpoint.File
+    file: File
     hub: _HubFile | None = None
 
     @property
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="of weights/manifest.json; blank: all")
     names = parser.parse_args(arguments).names
     try:
-        _provide(names, checkpoint.home())
+        _provide(names, settings.home())
     except AestheticError as error:
         print(f"download-weights: {error}", file=sys.stderr)
         return 1
@@ -90,15 +91,15 @@ def _provide(names: list[str], home: Path) -> None:
     _verify([wanted for wanted in files if wanted.bundled])
 
 
-def _choose(names: list[str], weights: Path) -> dict[str, checkpoint.Source]:
-    manifest = checkpoint.read_manifest(weights)
+def _choose(names: list[str], weights: Path) -> dict[str, Source]:
+    manifest = read_manifest(weights)
     unknown = [name for name in names if name not in manifest]
     if unknown:
         raise DownloadError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
     return {name: manifest[name] for name in names or manifest}
 
 
-def _snapshot_files(sources: Mapping[str, checkpoint.Source], weights: Path) -> Iterator[_Wanted]:
+def _snapshot_files(sources: Mapping[str, Source], weights: Path) -> Iterator[_Wanted]:
     for name, source in sources.items():
         for filename, file in source.files.items():
             hub: _HubFile | None = None
@@ -107,12 +108,12 @@ def _snapshot_files(sources: Mapping[str, checkpoint.Source], weights: Path) -> 
             yield _Wanted(path=weights / name / filename, file=file, hub=hub)
 
 
-def _aesthetics(sources: Mapping[str, checkpoint.Source], folder: Path) -> Iterator[_Wanted]:
+def _aesthetics(sources: Mapping[str, Source], folder: Path) -> Iterator[_Wanted]:
     """The published aesthetics with any snapshot from the hub, the bundled ones with any bundled snapshot."""
     entries = registry.Registry(folder)
     for name, entry in entries.entries.items():
         if any(source.bundled if entry.url is None else source.repo_id is not None for source in sources.values()):
-            yield _Wanted(path=entries.path(name), file=checkpoint.File(sha256=entry.sha256, url=entry.url))
+            yield _Wanted(path=entries.path(name), file=File(sha256=entry.sha256, url=entry.url))
 
 
 def _verify(bundled: list[_Wanted]) -> None:

@@ -12,15 +12,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..cancellation import check
-from ..embeddings import interpolation
+from ..embeddings.interpolation import slerp
 from ..errors import DrawingError
-from ..gradient import Personaliser, Step
+from ..gradient import Step
 from ..models.loading import Model
+from ..personalizer import Personaliser
 from ..request import Request
 from . import prompt
-from .prompt import Conditioning, Tokens
+from .prompt import Conditioning, Tokens, warn_of_lost
 
-__all__ = ["Stop", "condition", "warn_of_lost"]
+__all__ = ["Stop", "blend", "condition"]
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +89,6 @@ def condition(
     return start, stops
 
 
-def warn_of_lost(kind: str, tokens: Tokens) -> None:
-    """Log what of a text did not fit."""
-    if tokens.lost:
-        log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, tokens.lost)
-
-
 def _has_risen(first: Step, step: Step, wanted: float | None) -> bool:
     return wanted is not None and (step.similarity.mean() - first.similarity.mean()).item() >= wanted
 
@@ -109,10 +104,27 @@ def _stop(request: Request, plain: Conditioning, tokens: Tokens, step: Step) -> 
         )
     personalised = plain.joined(step.conditioning, tokens)
     length = tokens.input_ids.numel()  # a longer negative prompt pads the prompt's chunks with empty ones
-    moved = interpolation.blend(own.float(), personalised, request.aesthetic_weight, spherical=request.aesthetic_slerp)
+    moved = blend(own.float(), personalised, request.aesthetic_weight, spherical=request.aesthetic_slerp)
     return Stop(
         steps=step.index,
         conditioning=replace(plain, positive=moved.to(own.dtype)),
         similarity=step.similarity.mean().item(),
         drift=((moved - own)[:, :length].norm() / own[:, :length].float().norm()).item(),
     )
+
+
+def blend(plain: Tensor, personalised: Tensor, weight: float, *, spherical: bool = False) -> Tensor:
+    """Between two conditionings [batch, tokens, hidden]: 0 is the plain one, 1 the personalised, to the last bit.
+
+    spherical: turn each token's direction along the great circle, and let its length grow in proportion, rather
+               than going straight, which passes through shorter vectors.
+    """
+    if weight in (0, 1):
+        return personalised if weight else plain
+    straight = torch.lerp(plain, personalised, weight)
+    if not spherical:
+        return straight
+    low, high = plain.norm(dim=-1, keepdim=True), personalised.norm(dim=-1, keepdim=True)
+    around = (slerp(plain, personalised, weight) * torch.lerp(low, high, weight)).to(plain.dtype)
+    has_way = around.isfinite().all(-1, keepdim=True)  # not where a token is the same in both, opposite, or zero
+    return torch.where(has_way, around, straight)

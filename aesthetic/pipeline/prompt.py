@@ -5,6 +5,7 @@ its own, and the diffusion model is conditioned on all of them, one after the ot
 weights is not used: it gives a meaning to "C++", and eight open parentheses keep its parser busy for a minute.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from .. import parsing
 from ..models.loading import Model
 
-__all__ = ["Conditioning", "Tokens", "embed", "encode", "read", "tokenize"]
+__all__ = ["Conditioning", "Tokens", "embed", "encode", "read", "tokenize", "warn_of_lost"]
+
+log = logging.getLogger(__name__)
 
 MAX_CHUNKS = 10  # 2000 characters of English are seven or eight
 
@@ -119,3 +122,9 @@ def _join(hidden: Tensor, weights: Tensor, empty: Tensor, length: int) -> Tensor
     weighted = torch.lerp(empty.float(), hidden.float(), weights.unsqueeze(-1)).to(hidden.dtype)
     missing = length // empty.shape[1] - len(hidden)
     return torch.cat([weighted, empty.expand(missing, -1, -1)]).flatten(0, 1).unsqueeze(0)
+
+
+def warn_of_lost(kind: str, tokens: Tokens) -> None:
+    """Log what of a text did not fit."""
+    if tokens.lost:
+        log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, tokens.lost)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import gradient
 from ..embeddings.embedding import unit
 from ..errors import DrawingError
-from ..models import loading
+from ..models import clip
 from . import prompt as words
 
 __all__ = ["prompt_embeds"]
@@ -62,7 +62,7 @@ def prompt_embeds(
     plain = words.encode(pipe.text_encoder, tokens, negative, empty)
     positive = plain.positive
     if steps > 0 and not torch.equal(tokens.input_ids, empty.input_ids):
-        weight = loading.read_projection() if projection is None else projection
+        weight = clip.read_projection() if projection is None else projection
         encoder = _Encoder(pipe.text_encoder, weight, aesthetic).to(device)
         target = unit(aesthetic).to(device)
         *_, last = gradient.ascend(encoder, tokens.input_ids, target, steps=steps, lr=lr)

@@ -13,10 +13,11 @@ from ..embeddings.embedding import Aesthetic
 from ..embeddings.registry import Registry
 from ..errors import RequestError, blaming
 from ..images import user_images
-from ..models.loading import Model, Vision
+from ..models.clip import Vision
+from ..models.loading import Model
 from ..request import Request
 from . import prompt
-from .conditioning import warn_of_lost
+from .prompt import warn_of_lost
 
 __all__ = ["direction", "encode_pictures", "find"]
 

@@ -11,11 +11,11 @@ from torch._inductor import config
 from torch._inductor.graph import GraphLowering
 from torch._inductor.utils import fresh_cache
 
-from aesthetic.acceleration import modules
+from aesthetic.acceleration import accelerate, modules
 from aesthetic.acceleration.compiled import Compiled
 from aesthetic.acceleration.graphed_personalizer import GraphPersonaliser
-from aesthetic.gradient import Personaliser
 from aesthetic.models.loading import Model
+from aesthetic.personalizer import Personaliser
 from aesthetic.pipeline import prompt
 from tests.acceleration.recorder import EagerRecorder
 from tests.original import difference
@@ -88,7 +88,7 @@ def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
     monkeypatch.setattr(GraphLowering, "save_output_code", look)
     monkeypatch.setattr(modules, "_folder", lambda: tmp_path)
     with fresh_cache():  # whose code is made, and not found
-        modules.prepare(model, [])
+        accelerate.prepare(model, [])
     assert len(sources) == 2  # forward and backward
     assert not any("atomic_add" in source for source in sources)  # which a GPU does in any order
     forward = modules._best("encoder", Compiled(tmp_path))

@@ -6,8 +6,9 @@ from torch import nn
 
 from aesthetic.acceleration import graphed_personalizer
 from aesthetic.acceleration.graphed_personalizer import GraphPersonaliser
-from aesthetic.gradient import Personaliser, Step
+from aesthetic.gradient import Step
 from aesthetic.models.loading import Model
+from aesthetic.personalizer import Personaliser
 from aesthetic.pipeline import prompt
 from tests.acceleration.recorder import EagerRecorder
 from tests.original import difference

@@ -13,7 +13,8 @@ import torch
 from PIL import ImageChops
 from torch import Tensor
 
-from aesthetic.acceleration import modules
+from aesthetic import settings
+from aesthetic.acceleration import accelerate, modules
 from aesthetic.acceleration.compiled import Compiled, _label
 from aesthetic.acceleration.modules import Fast
 from aesthetic.errors import SettingError
@@ -111,7 +112,7 @@ def test_one_product_for_queries_keys_and_values(nhwc: Model) -> None:
     unet, before = nhwc.pipeline.unet, dict(nhwc.pipeline.unet.named_modules())
     fused = modules._fused(unet)
     [inputs] = [
-        inputs for name, _, inputs in modules._examples(nhwc, [Request(width=128, height=128)]) if name == "unet"
+        inputs for name, _, inputs in accelerate._examples(nhwc, [Request(width=128, height=128)]) if name == "unet"
     ]
     with torch.no_grad():
         assert difference(modules._noise(fused, *inputs), modules._noise(unet, *inputs)) < 1e-5
@@ -163,7 +164,7 @@ def test_a_picture_is_compiled_for_once(
         return tmp_path
 
     monkeypatch.setattr(Compiled, "make", make)
-    modules.prepare(nhwc, [quick, replace(quick, num_outputs=2), replace(quick, guidance_scale=1)])
+    accelerate.prepare(nhwc, [quick, replace(quick, num_outputs=2), replace(quick, guidance_scale=1)])
     factor = nhwc.pipeline.vae_scale_factor
     size = [4, quick.height // factor, quick.width // factor]
     drawing = [("unet", [2, *size]), ("vae", [1, *size]), ("unet", [4, *size]), ("unet", [1, *size])]
@@ -172,12 +173,12 @@ def test_a_picture_is_compiled_for_once(
 
 def test_the_speed_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AESTHETIC_SPEED", raising=False)
-    assert (modules.speed(CPU), modules.speed(GPU)) == ("plain", "graph")
-    for speed in modules.SPEEDS:
+    assert (settings.speed(CPU.type), settings.speed(GPU.type)) == ("plain", "graph")
+    for speed in settings.SPEEDS:
         monkeypatch.setenv("AESTHETIC_SPEED", speed)
-        assert modules.speed(GPU) == speed
+        assert settings.speed(GPU.type) == speed
     with pytest.raises(SettingError, match="AESTHETIC_SPEED=compile needs a CUDA GPU"):
-        modules.speed(CPU)
+        settings.speed(CPU.type)
     monkeypatch.setenv("AESTHETIC_SPEED", "ludicrous")
     with pytest.raises(SettingError, match="one of plain, graph, compile, not 'ludicrous'"):
-        modules.speed(GPU)
+        settings.speed(GPU.type)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aesthetic.embeddings import interpolation
 from aesthetic.errors import RequestError
+from aesthetic.pipeline import conditioning
 
 
 def unit(seed: int, *shape: int) -> Tensor:
@@ -67,7 +68,7 @@ def test_there_is_no_way_to_the_opposite(seed: int) -> None:
 def test_tokens_without_a_way_on_the_sphere_go_straight() -> None:
     plain = unit(3, 1, 3)
     personalised = torch.stack([plain[:, 0], -2 * plain[:, 1], 0 * plain[:, 2]], dim=1)
-    blended = interpolation.blend(plain, personalised, 0.25, spherical=True)
+    blended = conditioning.blend(plain, personalised, 0.25, spherical=True)
     torch.testing.assert_close(blended, torch.lerp(plain, personalised, 0.25))
     assert torch.equal(blended[:, 0], plain[:, 0])
 
@@ -75,17 +76,17 @@ def test_tokens_without_a_way_on_the_sphere_go_straight() -> None:
 @pytest.mark.parametrize("spherical", [False, True])
 def test_the_ends_of_a_blend_are_exact(spherical: bool) -> None:
     plain, personalised = 3 * unit(3, 1, 7), 5 * unit(4, 1, 7)
-    assert torch.equal(interpolation.blend(plain, personalised, 0, spherical=spherical), plain)
-    assert torch.equal(interpolation.blend(plain, personalised, 1, spherical=spherical), personalised)
-    same = interpolation.blend(plain, plain, 0.5, spherical=spherical)
+    assert torch.equal(conditioning.blend(plain, personalised, 0, spherical=spherical), plain)
+    assert torch.equal(conditioning.blend(plain, personalised, 1, spherical=spherical), personalised)
+    same = conditioning.blend(plain, plain, 0.5, spherical=spherical)
     torch.testing.assert_close(same, plain)
 
 
 def test_a_straight_blend_is_shorter_than_one_on_the_sphere() -> None:
     plain, personalised = 3 * unit(3, 1, 7), 5 * unit(4, 1, 7)
-    straight = interpolation.blend(plain, personalised, 0.5)
+    straight = conditioning.blend(plain, personalised, 0.5)
     torch.testing.assert_close(straight, (plain + personalised) / 2)
-    around = interpolation.blend(plain, personalised, 0.5, spherical=True)
+    around = conditioning.blend(plain, personalised, 0.5, spherical=True)
     torch.testing.assert_close(around.norm(dim=-1), torch.full((1, 7), 4.0))
     assert (straight.norm(dim=-1) < around.norm(dim=-1)).all()
     cosines = [torch.cosine_similarity(around, end, dim=-1) for end in (plain, personalised)]

@@ -24,8 +24,8 @@ from aesthetic.cli.evaluate import PROMPTS
 from aesthetic.embeddings import embedding
 from aesthetic.evaluation import aesthetic_score, evaluate
 from aesthetic.evaluation.results import Row, read_rows
-from aesthetic.gradient import Personaliser
 from aesthetic.images.metadata import read_recipe
+from aesthetic.personalizer import Personaliser
 from aesthetic.pipeline import sampling
 from aesthetic.service import Service
 from tests import snapshot

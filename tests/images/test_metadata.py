@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, PngImagePlugin
 from aesthetic.errors import AestheticError, PictureError, RequestError
 from aesthetic.images import metadata
 from aesthetic.images.metadata import Recipe
+from aesthetic.images.sheet import grid, steps_label
 from aesthetic.request import FORMATS, MAX_SEED, SCHEDULERS, Request
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -209,13 +210,13 @@ def test_a_tampered_request_is_refused(tmp_path: Path) -> None:
 
 
 def test_grid() -> None:
-    sheet = metadata.grid([RED] * 5, columns=3)
+    sheet = grid([RED] * 5, columns=3)
     assert sheet.size == (3 * 6 + 2, 2 * 6 + 2)
     assert sheet.getpixel((0, 0)) == (0, 0, 0)
     assert sheet.getpixel((2, 2)) == (255, 0, 0)
     assert sheet.getpixel((2 + 2 * 6, 2 + 6)) == (0, 0, 0)
-    assert metadata.grid([RED], columns=3).size == (8, 8)
+    assert grid([RED], columns=3).size == (8, 8)
 
 
 def test_one_step_is_no_steps() -> None:
-    assert [metadata.steps_label(steps) for steps in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
+    assert [steps_label(steps) for steps in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]

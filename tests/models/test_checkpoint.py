@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from aesthetic import settings
 from aesthetic.errors import CheckpointError
 from aesthetic.evaluation import aesthetic_score
 from aesthetic.models import checkpoint
+from aesthetic.models.manifest import read_manifest
 from tests import snapshot
 from tests.snapshot import CLIP, MODEL
 
@@ -21,7 +23,7 @@ def weights(home: Path, tmp_path: Path) -> Path:
 
 
 def test_the_manifest_pins_every_file() -> None:
-    manifest = checkpoint.read_manifest(snapshot.ROOT / "weights")
+    manifest = read_manifest(snapshot.ROOT / "weights")
     assert list(manifest) == [MODEL, CLIP, "demo", aesthetic_score.NAME]
     assert [name for name, source in manifest.items() if source.bundled] == ["demo"]
     for source in manifest.values():
@@ -105,8 +107,8 @@ def test_the_predictor_is_no_model(weights: Path) -> None:
 
 
 def test_home_is_the_checkout_unless_it_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert checkpoint.home() == snapshot.ROOT
+    assert settings.home() == snapshot.ROOT
     monkeypatch.setenv("AESTHETIC_HOME", str(tmp_path))
-    assert checkpoint.home() == tmp_path
+    assert settings.home() == tmp_path
     with pytest.raises(CheckpointError, match="AESTHETIC_HOME must hold weights/ and embeddings/"):
-        checkpoint.read_manifest(tmp_path / "weights")
+        read_manifest(tmp_path / "weights")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from aesthetic.models import checkpoint, download
+from aesthetic.models.manifest import missing, read_manifest
 from tests import snapshot
 from tests.models.hub import Hub
 from tests.snapshot import CLIP, MODEL
@@ -25,7 +26,7 @@ AGAIN = "run script/download-weights again: it fetches the files that are still 
 
 @pytest.fixture
 def hub(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    manifest = checkpoint.read_manifest(home / "weights")
+    manifest = read_manifest(home / "weights")
     folders = {str(source.repo_id): home / "weights" / name for name, source in manifest.items()}
     folders |= {"aesthetics": home / "embeddings", "github": tmp_path_factory.mktemp("github")}
     (folders["github"] / "head.pth").write_bytes(b"some numbers")
@@ -70,7 +71,7 @@ def run(home: Path, endpoint: str, *names: str, **settings: str) -> subprocess.C
 
 
 def is_whole(home: Path) -> bool:
-    manifest = checkpoint.read_manifest(home / "weights")
+    manifest = read_manifest(home / "weights")
     return all(
         (home / "weights" / name / file).is_file() and snapshot.sha256(home / "weights" / name / file) == facts.sha256
         for name, source in manifest.items()
@@ -160,7 +161,7 @@ def test_a_stopped_download_leaves_nothing_at_its_place_and_the_next_run_ends_it
     assert process.returncode == status
     assert stop == signal.SIGKILL or f"download-weights: stopped; {AGAIN}" in err
     assert (empty / ".cog/download").exists() == (stop == signal.SIGKILL)
-    assert checkpoint.missing(empty / "weights" / MODEL, checkpoint.read_manifest(empty / "weights")[MODEL])
+    assert missing(empty / "weights" / MODEL, read_manifest(empty / "weights")[MODEL])
     assert not (empty / "weights" / MODEL / UNET).exists()
     assert [path.name for path in empty.rglob("*.incomplete") if ".cog" not in path.parts] == []
 

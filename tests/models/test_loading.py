@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from aesthetic.errors import CheckpointError
-from aesthetic.models import checkpoint, loading
+from aesthetic.models import checkpoint, clip, loading
 from aesthetic.models.loading import Model
 from tests import snapshot
 from tests.snapshot import CLIP, MODEL, ROOT
@@ -111,7 +111,7 @@ def test_a_snapshot_may_bring_a_clip_of_its_own(weights: Path) -> None:
     assert model.vision is not None
     image = Image.new("RGB", (40, 40))
     assert model.vision.features([model.vision.prepare(image)]).shape == (1, 20)
-    assert loading.load_vision(model.snapshot, CPU).space == model.space
+    assert clip.load_vision(model.snapshot, CPU).space == model.space
 
 
 def test_without_a_vision_tower_there_is_none(weights: Path) -> None:
@@ -120,7 +120,7 @@ def test_without_a_vision_tower_there_is_none(weights: Path) -> None:
     model = load(weights)
     assert model.vision is None
     with pytest.raises(CheckpointError, match="has no vision tower"):
-        loading.load_vision(model.snapshot, CPU)
+        clip.load_vision(model.snapshot, CPU)
 
 
 def test_without_clip_says_what_to_do(weights: Path) -> None:
@@ -207,7 +207,7 @@ for module in pkgutil.walk_packages(aesthetic.__path__, "aesthetic."):
         importlib.import_module(module.name)
 from aesthetic.models import checkpoint, loading
 loading.load(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
-loading.load_vision(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
+clip.load_vision(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
 assert state() == before, state()
 """
 

@@ -15,11 +15,11 @@ from PIL import Image
 
 from aesthetic.embeddings.registry import Registry
 from aesthetic.errors import CheckpointError, DrawingError, RequestError
-from aesthetic.gradient import Personaliser
 from aesthetic.images import metadata
 from aesthetic.models import checkpoint, loading
 from aesthetic.models.loading import Model
 from aesthetic.models.lora import graft
+from aesthetic.personalizer import Personaliser
 from aesthetic.pipeline import sampling, target
 from aesthetic.pipeline.conditioning import condition
 from aesthetic.request import Request

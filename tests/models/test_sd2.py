@@ -19,7 +19,7 @@ from aesthetic.embeddings import embedding
 from aesthetic.embeddings.registry import Registry
 from aesthetic.errors import CheckpointError, EmbeddingError, RequestError
 from aesthetic.images import init_image
-from aesthetic.models import checkpoint, loading
+from aesthetic.models import checkpoint, clip, loading
 from aesthetic.models.loading import Model
 from aesthetic.pipeline import img2img, prompt, schedulers
 from aesthetic.pipeline.prompt_embeds import prompt_embeds
@@ -204,7 +204,7 @@ def test_without_a_projection_it_says_why_and_what_would_help(home: Path, tmp_pa
     config = json.loads((path / "text_encoder" / "config.json").read_text())
     write_json(path / "text_encoder" / "config.json", config | {"hidden_size": 1024})
     snapshot = checkpoint.locate(str(path), home / "weights")
-    for ask in (lambda one: loading.load(one, CPU), loading.clip_space):
+    for ask in (lambda one: loading.load(one, CPU), clip.clip_space):
         with pytest.raises(CheckpointError) as error:
             ask(snapshot if has_clip else replace(snapshot, clip=None))
         message = str(error.value)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from aesthetic.errors import CheckpointError, DrawingError
-from aesthetic.models import loading
+from aesthetic.models import clip
 from aesthetic.pipeline.conditioning import condition
 from aesthetic.pipeline.prompt_embeds import prompt_embeds
 from aesthetic.request import Request
@@ -30,7 +30,7 @@ def text_to_image(home: Path) -> Any:
 
 @pytest.fixture
 def options(home: Path) -> dict[str, Any]:
-    return {"projection": loading.read_projection(home / "weights" / CLIP), "lr": LR}
+    return {"projection": clip.read_projection(home / "weights" / CLIP), "lr": LR}
 
 
 def draw(pipe: Any, **inputs: Any) -> bytes:

@@ -1,0 +1,217 @@
+"""TODO."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import safetensors
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from ..errors import CheckpointError
+from ..settings import home
+from .checkpoint import CLIP, Snapshot
+
+__all__ = [
+    "LACKING",
+    "OPENCLIP",
+    "PROJECTION",
+    "Vision",
+    "clip_space",
+    "load_vision",
+    "quiet_loading",
+    "read_projection",
+]
+
+
+PROJECTION = "text_projection.weight"
+
+
+OPENCLIP = 1024  # the width of Stable Diffusion 2.x's text encoder
+
+
+LACKING = (
+    "{name} is of the Stable Diffusion 2.x family: its CLIP is OpenCLIP ViT-H/14, whose text projection is not in the "
+    f"snapshot, and OpenAI's doesn't fit. Put {PROJECTION} [1024, 1024] of laion/CLIP-ViT-H-14-laion2B-s32B-b79K into "
+    "{file}, under that name: the README has the lines that do it"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision:
+    """CLIP's vision tower in fp32, and its own way of preparing pictures."""
+
+    space: str
+    _model: Any
+    _processor: Any
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Pixel values [3, size, size] of an RGB picture: resized, cropped to its centre, normalised."""
+        pixels: Tensor = self._processor(image, return_tensors="pt").pixel_values[0]
+        return pixels
+
+    @torch.no_grad()
+    def features(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Raw CLIP image features [n, dim], fp32, of n prepared pictures."""
+        batch = torch.stack(list(pixels)).to(next(self._model.parameters()).device)
+        embeds: Tensor = self._model(pixel_values=batch).image_embeds
+        return embeds
+
+
+def clip_space(snapshot: Snapshot) -> tuple[str, int]:
+    """The name of a snapshot's CLIP space and its dimensions, before anything is loaded. Raises CheckpointError."""
+    projection, space = _projection(snapshot)
+    return space, projection.shape[0]
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No reports of weights left over (a tower is half of a CLIP), nor a bar for each; then all is as before."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [library.get_verbosity() for library in libraries]
+    has_bar = transformers.utils.logging.is_progress_bar_enabled()
+    for library in libraries:
+        library.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+        if has_bar:
+            transformers.utils.logging.enable_progress_bar()
+
+
+@quiet_loading()
+def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
+    """The vision tower alone, for making aesthetics without drawing. Raises CheckpointError if there is none."""
+    _, space = _projection(snapshot)
+    vision = _load_vision(snapshot, space, device)
+    if vision is None:
+        raise CheckpointError(f"{snapshot.name} has no vision tower (image_encoder) to look at pictures with")
+    return vision
+
+
+def read_projection(clip: Path | None = None) -> Tensor:
+    """The text projection [dim, hidden], fp32, of the CLIP snapshot in a folder, or of the one that was downloaded.
+
+    Raises CheckpointError if it is not there.
+    """
+    path = (clip or home() / "weights" / CLIP) / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"there is no {path}: run script/download-weights {CLIP}")
+    with safetensors.safe_open(path, framework="pt") as file:
+        projection: Tensor = file.get_tensor(PROJECTION)
+    return projection.float()
+
+
+def _project(text_encoder: Any, projection: Tensor, file: Path) -> Any:
+    """A text encoder with a projection on top: transformers' own class for both, frozen."""
+    config = copy.deepcopy(text_encoder.config)
+    _require_width(config.hidden_size, projection, file)
+    config.projection_dim = projection.shape[0]
+    with torch.device("meta"):  # both halves are put in at once
+        encoder = transformers.CLIPTextModelWithProjection(config)
+    encoder.text_model = text_encoder
+    encoder.text_projection = nn.Linear(projection.shape[1], projection.shape[0], bias=False)
+    encoder.text_projection.weight.data.copy_(projection)
+    return encoder.eval().requires_grad_(False)
+
+
+def _require_width(width: int, projection: Tensor, where: Path) -> None:
+    if width != projection.shape[1]:
+        raise CheckpointError(
+            f"the text encoder in {where} is {width} wide, "
+            f"and the CLIP projection takes {projection.shape[1]}: they don't belong together"
+        )
+
+
+def _load_encoder(folder: Path, projection: Tensor) -> Any:
+    encoder = _load_tower(
+        transformers.CLIPTextModelWithProjection,
+        folder,
+        may_lack={PROJECTION},
+        projection_dim=projection.shape[0],
+    )
+    _require_width(encoder.config.hidden_size, projection, folder)
+    encoder.text_projection.weight.data.copy_(projection)
+    return encoder
+
+
+def _load_tower(kind: Any, folder: Path, may_lack: Set[str] = frozenset(), **changes: Any) -> Any:
+    """Half of a CLIP, in fp32 and frozen. transformers fills weights that a file lacks with noise: refused here."""
+    tower, report = kind.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        variant=_variant(folder.glob("*.safetensors"), torch.float32),
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **changes,
+    )
+    lacking = sorted(set(report["missing_keys"]) - may_lack)
+    if lacking:
+        raise CheckpointError(f"the weights in {folder} lack {lacking[0]} and {len(lacking) - 1} others")
+    return tower.requires_grad_(False)
+
+
+def _load_vision(snapshot: Snapshot, space: str, device: torch.device) -> Vision | None:
+    own = snapshot.folder / "image_encoder"
+    if own.is_dir():
+        folder, processor = own, snapshot.folder / "feature_extractor"
+    elif snapshot.clip is not None and space == snapshot.clip_space:
+        folder = processor = snapshot.clip
+    else:
+        return None
+    model = _load_tower(transformers.CLIPVisionModelWithProjection, folder).to(device)
+    return Vision(space=space, _model=model, _processor=_processor(processor))
+
+
+def _projection(snapshot: Snapshot) -> tuple[Tensor, str]:
+    """The text projection [dim, hidden] in fp32 and the name of the CLIP space that it leads to."""
+    for path in sorted((snapshot.folder / "text_encoder").glob("*.safetensors")):
+        with safetensors.safe_open(path, framework="pt") as file:
+            if PROJECTION in file.keys():
+                own = file.get_tensor(PROJECTION).float()
+                return own, f"clip-{hashlib.sha256(own.numpy().tobytes()).hexdigest()[:12]}"
+    _require_openai(snapshot)
+    if snapshot.clip is None:
+        raise CheckpointError(
+            f"{snapshot.name} brings no CLIP projection of its own and needs {CLIP}, which is not there "
+            f"in full: run script/download-weights {CLIP}"
+        )
+    return read_projection(snapshot.clip), snapshot.clip_space
+
+
+def _require_openai(snapshot: Snapshot) -> None:
+    """Raise CheckpointError for a text encoder that is known to be of another CLIP than OpenAI's."""
+    folder = snapshot.folder / "text_encoder"
+    if not (folder / "config.json").is_file():
+        return  # whoever loads it says so
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hidden_size") == OPENCLIP:
+        [file, *_] = [*sorted(folder.glob("*.safetensors")), folder / "model.safetensors"]
+        raise CheckpointError(LACKING.format(name=snapshot.name, file=file))
+
+
+def _processor(folder: Path) -> Any:
+    if not (folder / "preprocessor_config.json").is_file():
+        raise CheckpointError(f"there is no {folder}/preprocessor_config.json, which says how CLIP wants its pictures")
+    # Pillow's resizing on every machine: the torchvision one, where it is installed, gives other pixels.
+    return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+
+
+def _variant(files: Iterable[Path], dtype: torch.dtype) -> str | None:
+    """Which files to load where there are two of each: those in half precision, unless more is wanted and there."""
+    paths = set(files)
+    half = {path for path in paths if path.name.endswith(".fp16.safetensors")}
+    whole = {path.with_name(path.name.replace(".fp16.", ".")) for path in half}
+    return "fp16" if half and (dtype == torch.float16 or not whole <= paths) else None

@@ -1,0 +1,67 @@
+"""TODO."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError
+
+__all__ = ["File", "Source", "missing", "read_manifest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of a snapshot.
+
+    url:       for a file that is neither on the hub nor in the checkout.
+    confirmed: false where the sha256 was listed for a sibling revision only. If the hub's own metadata for the
+    pinned revision says otherwise, the hub is right (see download.py).
+    """
+
+    sha256: str
+    bytes: int | None = None
+    url: str | None = None
+    confirmed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One entry of the manifest.
+
+    repo_id:  on the hub; None for a snapshot that is not there.
+    revision: the whole id of the commit that the files are from; for a bundled snapshot, its version.
+    space:    the CLIP space that a model draws in, so that a name that doesn't fit it is refused before it is loaded.
+    """
+
+    repo_id: str | None
+    revision: str
+    license: str
+    files: Mapping[str, File]
+    space: str | None = None
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it comes with the checkout, and is never downloaded."""
+        return self.repo_id is None and all(file.url is None for file in self.files.values())
+
+
+def read_manifest(weights: Path) -> dict[str, Source]:
+    """`weights`/manifest.json. Raises CheckpointError if it is not there."""
+    path = weights / "manifest.json"
+    if not path.is_file():
+        raise CheckpointError(f"there is no {path}: AESTHETIC_HOME must hold weights/ and embeddings/")
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        name: Source(**{**entry, "files": {file: File(**facts) for file, facts in entry["files"].items()}})
+        for name, entry in entries.items()
+    }
+
+
+def missing(folder: Path, source: Source) -> list[str]:
+    """The files of `source` that are not in `folder`, or not of the size that the manifest gives them."""
+    return [
+        name
+        for name, file in source.files.items()
+        if not (folder / name).is_file() or (file.bytes is not None and (folder / name).stat().st_size != file.bytes)
+    ]
