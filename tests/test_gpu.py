@@ -203,7 +203,7 @@ def test_an_offloaded_pipeline_is_personalized(home: Path, service: Service, off
 def test_compiled_code_draws_alike_and_is_found_by_another_process(
     home: Path, nhwc: Model, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(modules, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
     monkeypatch.setattr(CachingAutotuner, "autotune_to_one_config", lambda *_: pytest.fail("tuned at run time"))
     registry, request = Registry(home / "embeddings"), replace(quick, aesthetic_steps=0)
     with fresh_cache():  # where what was tuned before would be found
@@ -228,7 +228,7 @@ def test_compiled_code_draws_alike_and_is_found_by_another_process(
 def test_the_compiled_personalisation_repeats_itself(
     home: Path, nhwc: Model, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(modules, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
     accelerate.prepare(nhwc, [])
     ids = prompt.tokenize(nhwc, "the cat and the dog and the cat and the dog").input_ids
     target = Registry(home / "embeddings").read("sac_8plus").vector.cuda()

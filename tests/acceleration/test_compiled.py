@@ -86,7 +86,7 @@ def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
         sources.append(source)
 
     monkeypatch.setattr(GraphLowering, "save_output_code", look)
-    monkeypatch.setattr(modules, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
     with fresh_cache():  # whose code is made, and not found
         accelerate.prepare(model, [])
     assert len(sources) == 2  # forward and backward

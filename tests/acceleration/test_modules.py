@@ -153,7 +153,7 @@ def test_compiled_code_is_used_where_it_fits_and_never_for_a_lora(
 def test_a_picture_is_compiled_for_once(
     nhwc: Model, service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(modules, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
     shapes: list[tuple[str, list[int]]] = []
 
     def make(self: Compiled, name: str, function: Any, part: Any, inputs: Sequence[Tensor]) -> Path:
