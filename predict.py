@@ -24,7 +24,7 @@ from aesthetic.request import Request
 from aesthetic.settings import silence_libraries
 
 if TYPE_CHECKING:
-    from aesthetic.service import Drawing
+    from aesthetic.service import Result
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Predictor(BasePredictor):
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         self.service = Service.load()
         self.predictions = Predictions()
-        self.predictions.make(self.service.rehearse, Request())
+        self.predictions.make(self.service.warm_up, Request())
         self.temporary = LocalPath(tempfile.mkdtemp(prefix="aesthetic-"))
         atexit.register(shutil.rmtree, self.temporary, ignore_errors=True)
         # Cog's too, for what it downloads before it calls predict: tempfile.tempdir can't make a lost folder again.
@@ -272,7 +272,7 @@ class Predictor(BasePredictor):
         self.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
         return str(self.temporary)
 
-    def _draw(self, inputs: Dict[str, Any], folder: LocalPath) -> "Tuple[List[LocalPath], Drawing]":
+    def _draw(self, inputs: Dict[str, Any], folder: LocalPath) -> "Tuple[List[LocalPath], Result]":
         try:
             return self.service.predict(Request.from_inputs(**inputs), folder)
         except AestheticError:

@@ -6,7 +6,7 @@ that a user of the service gets to see.
     AestheticError
     ├── RequestError       an input is out of range, of the wrong kind, or contradicts another
     ├── EmbeddingError     a file is not an aesthetic, or is one of another CLIP space
-    ├── PictureError       a picture or an archive of pictures cannot be used
+    ├── ImageError       a picture or an archive of pictures cannot be used
     ├── CheckpointError    weights are missing, incomplete, or not what they should be
     ├── DownloadError      a file could not be fetched, or is not the one that was asked for
     ├── DrawingError       the model drew nothing that may be returned
@@ -23,10 +23,10 @@ __all__ = [
     "DownloadError",
     "DrawingError",
     "EmbeddingError",
-    "PictureError",
+    "ImageError",
     "RequestError",
     "SettingError",
-    "blaming",
+    "naming_input",
 ]
 
 INCOMPLETE = "the checkout is incomplete, and git checkout -- {} mends it"
@@ -44,7 +44,7 @@ class EmbeddingError(AestheticError):
     """A file is not an aesthetic, or is one of another CLIP space."""
 
 
-class PictureError(AestheticError):
+class ImageError(AestheticError):
     """A picture or an archive of pictures cannot be used."""
 
 
@@ -65,7 +65,7 @@ class SettingError(AestheticError):
 
 
 @contextmanager
-def blaming(name: str) -> Iterator[None]:
+def naming_input(name: str) -> Iterator[None]:
     """Begin the message of whatever goes wrong with the input that is to blame."""
     try:
         yield

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Step", "ascend", "similarity"]
+__all__ = ["Step", "personalize", "similarity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def similarity(text_embeds: Tensor, aesthetic: Tensor) -> Tensor:
 
 
 @torch.enable_grad()
-def ascend(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
+def personalize(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
     """Move `encoder` up the gradient of the similarity, in place, and report every stop on the way.
 
     The loop of the paper's own code: Adam with its default moments on every parameter of the text model,
@@ -63,8 +63,8 @@ def ascend(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor, *, steps: i
 
     Yields steps + 1 times: before the first update and after each. Whoever iterates may stop early.
     """
-    optimiser = torch.optim.Adam(encoder.get_submodule("text_model").parameters(), lr=lr)
-    optimiser.zero_grad()  # of a run that was broken off, which may have left gradients behind
+    optimizer = torch.optim.Adam(encoder.get_submodule("text_model").parameters(), lr=lr)
+    optimizer.zero_grad()  # of a run that was broken off, which may have left gradients behind
     for index in range(steps + 1):
         with torch.set_grad_enabled(index < steps):
             output = encoder(input_ids)
@@ -76,5 +76,5 @@ def ascend(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor, *, steps: i
         )
         if index < steps:
             (-cosine.mean()).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            optimiser.zero_grad()  # now, since nobody need come back: a third of a gigabyte that the pictures want
+            optimizer.step()
+            optimizer.zero_grad()  # now, since nobody need come back: a third of a gigabyte that the pictures want

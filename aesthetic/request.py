@@ -128,7 +128,7 @@ class Request:
         return (self.sweep or (self.aesthetic_steps,))[-1] == 0
 
     @property
-    def redrawn_steps(self) -> int:
+    def img2img_steps(self) -> int:
         """How many of the denoising steps redraw the image: the whole steps in the exact product.
 
         diffusers takes those of the floating-point product, in which 0.58 of 50 is less than 29.
@@ -149,7 +149,7 @@ class Request:
                 f"num_inference_steps must be {fewest} or more for scheduler {self.scheduler}, which leaves noise in "
                 f"the image after {self.num_inference_steps}; DPMSolverMultistep and KarrasDPM take 1 or more"
             )
-        if self.image is not None and self.redrawn_steps < 1:
+        if self.image is not None and self.img2img_steps < 1:
             raise RequestError(
                 f"prompt_strength {self.prompt_strength} of {self.num_inference_steps} num_inference_steps is less "
                 "than one step, which redraws nothing: raise either"

@@ -28,17 +28,18 @@ from .embeddings import embedding
 from .embeddings.embedding import Aesthetic
 from .embeddings.registry import Registry
 from .errors import DrawingError
-from .images import init_image, metadata
+from .images import metadata
+from .images.init_image import InitImage, load_init_image
 from .images.sheet import contact_sheet, steps_label
 from .models import checkpoint, loading
 from .models.device import default_device
-from .models.lora import graft
-from .personalizer import Personaliser
+from .models.lora import apply_lora
+from .personalizer import Personalizer
 from .pipeline import img2img, sampling, target
-from .pipeline.conditioning import Stop, condition
+from .pipeline.conditioning import PersonalizedConditioning, condition
 from .request import Request
 
-__all__ = ["WORKERS", "Drawing", "Service", "locate"]
+__all__ = ["WORKERS", "Result", "Service", "locate"]
 
 log = logging.getLogger(__name__)
 # For what the model need not wait for: the files of eight pictures, and what the safety checker looks at.
@@ -51,7 +52,7 @@ def _ignore(image: Image.Image, recipe: metadata.Recipe) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class Result:
     """What came of a request.
 
     request:    as it was drawn: with a seed, and in the size that an image was fitted to.
@@ -76,12 +77,12 @@ class Drawing:
 class Service:
     """A loaded model and the named aesthetics, ready to draw one request at a time."""
 
-    def __init__(self, model: loading.Model, registry: Registry, faster: modules.Fast | None = None) -> None:
+    def __init__(self, model: loading.Model, registry: Registry, faster: modules.Accelerated | None = None) -> None:
         """faster: how to draw with `model` other than as it is."""
         self.model = model
         self.registry = registry
         self._faster = faster
-        self.drawn, self.personalise = faster.take(model) if faster else (model, Personaliser(model.encoder))
+        self.drawn, self.personalizer = faster.wrap(model) if faster else (model, Personalizer(model.encoder))
         libraries = ("torch", "diffusers", "transformers")
         self._versions = {"aesthetic": __version__, **{library: version(library) for library in libraries}}
 
@@ -94,7 +95,7 @@ class Service:
         loaded = loading.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
-            *(snapshot.name, snapshot.revision, device, loaded.space, speed),
+            *(snapshot.name, snapshot.revision, device, loaded.clip_space, speed),
         )
         return cls(loaded, Registry(settings.home() / "embeddings"), accelerate.choose(loaded, speed, code.result()))
 
@@ -106,7 +107,7 @@ class Service:
             log.error("The GPU fails, and so will every prediction, until the server is started anew: %s", error)  # noqa: TRY400
             return False
 
-    def rehearse(self, request: Request) -> None:
+    def warm_up(self, request: Request) -> None:
         """Record what pictures of such a size and number are drawn with, so that the first take no longer than others.
 
         Where nothing is recorded, there is nothing to do. Raises DrawingError if the model is no good.
@@ -114,33 +115,33 @@ class Service:
         if self._faster is None:
             return
         once = replace(request.seeded(), scheduler="DPMSolverMultistep", num_inference_steps=1, aesthetic_steps=1)
-        _, [stop] = condition(self.drawn, self.personalise, once, embedding.unit(torch.ones(1, self.model.dim)))
+        _, [stop] = condition(self.drawn, self.personalizer, once, embedding.unit(torch.ones(1, self.model.dim)))
         for _ in self._draw_stop(once, None, stop, {}):
             pass
 
-    def draw(self, request: Request) -> Drawing:
+    def draw(self, request: Request) -> Result:
         """Draw what is asked for.
 
-        Raises RequestError, EmbeddingError, PictureError or CheckpointError before anything is personalised or drawn,
+        Raises RequestError, EmbeddingError, ImageError or CheckpointError before anything is personalised or drawn,
         and DrawingError if nothing is left to show.
         """
         return self._draw(request)
 
-    def _draw(self, request: Request, ready: Callable[[Image.Image, metadata.Recipe], object] = _ignore) -> Drawing:
+    def _draw(self, request: Request, ready: Callable[[Image.Image, metadata.Recipe], object] = _ignore) -> Result:
         """`ready` is called with each picture as soon as it is there, before the safety checker has seen it."""
         request = request.seeded()
         log.info("Seed: %s", request.seed)
         seconds: dict[str, float] = {}
-        drawn_over = init_image.read(request)
-        if drawn_over is not None:
-            width, height = drawn_over.image.size
+        init_image = load_init_image(request)
+        if init_image is not None:
+            width, height = init_image.image.size
             request = replace(request, width=width, height=height)
             log.info("Size: %s × %s, fitted to the image", width, height)
-        drawer = self._with_lora(request, seconds)
+        with_lora = self._with_lora(request, seconds)
         with self._timed(seconds, "aesthetic"):
             aesthetic, target = self._aim(request)
         with self._timed(seconds, "personalise"):
-            before, stops = condition(drawer.drawn, drawer.personalise, request, target)
+            before, stops = condition(with_lora.drawn, with_lora.personalizer, request, target)
         end, similarity = stops[-1], None
         if aesthetic is not None and before.similarity is not None and end.similarity is not None:
             similarity = (before.similarity, end.similarity)
@@ -150,16 +151,16 @@ class Service:
                 *(end.steps, 100 * end.drift),
             )
         pictures, blocked, start = [], 0, None
-        if drawn_over is not None:
+        if init_image is not None:
             with self._timed(seconds, "image"):
-                start = img2img.encode(self.model, drawn_over)
+                start = img2img.encode_init_image(self.model, init_image)
         for stop in stops:
-            for picture, unsafe in drawer._draw_stop(request, aesthetic, stop, seconds, start, ready):
+            for picture, unsafe in with_lora._draw_stop(request, aesthetic, stop, seconds, start, ready):
                 blocked += unsafe
                 if not unsafe:
                     pictures.append(picture)
         _require_some(request, pictures, blocked)
-        return Drawing(
+        return Result(
             request=request,
             pictures=pictures,
             similarity=similarity,
@@ -169,7 +170,7 @@ class Service:
             seconds=seconds,
         )
 
-    def predict(self, request: Request, folder: Path) -> tuple[list[Path], Drawing]:
+    def predict(self, request: Request, folder: Path) -> tuple[list[Path], Result]:
         """Draw, and write the pictures to `folder` as output.0.png, output.1.png, … in order. Raises as `draw`.
 
         Of a sweep, the last one is a sheet of all the others.
@@ -196,11 +197,11 @@ class Service:
         a stop of which nothing is left.
         """
         batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)
-        drawer = self._with_lora(request, {})
+        with_lora = self._with_lora(request, {})
         aesthetic, target = self._aim(request)
-        _, stops = condition(drawer.drawn, drawer.personalise, request, target)
+        _, stops = condition(with_lora.drawn, with_lora.personalizer, request, target)
         for stop in stops:
-            pictures = drawer._draw_stop(batch, aesthetic, stop, {})
+            pictures = with_lora._draw_stop(batch, aesthetic, stop, {})
             yield stop.steps, [picture for picture, unsafe in pictures if not unsafe]
 
     def _with_lora(self, request: Request, seconds: dict[str, float]) -> Self:
@@ -211,20 +212,20 @@ class Service:
         if request.lora is None:
             return self
         with self._timed(seconds, "lora"):
-            return type(self)(graft(self.model, request.lora, request.lora_scale), self.registry, self._faster)
+            return type(self)(apply_lora(self.model, request.lora, request.lora_scale), self.registry, self._faster)
 
     def _aim(self, request: Request) -> tuple[Aesthetic | None, Tensor | None]:
         """The aesthetic to follow, and the direction [1, D] that it gives; None if the plain model is to draw."""
-        aesthetic = target.find(request, self.model, self.registry)
-        return aesthetic, None if aesthetic is None else target.direction(request, self.model, aesthetic)
+        aesthetic = target.requested_aesthetic(request, self.model, self.registry)
+        return aesthetic, None if aesthetic is None else target.target_embedding(request, self.model, aesthetic)
 
     def _draw_stop(
         self,
         request: Request,
         aesthetic: Aesthetic | None,
-        stop: Stop,
+        stop: PersonalizedConditioning,
         seconds: dict[str, float],
-        start: img2img.Start | None = None,
+        start: img2img.InitLatents | None = None,
         ready: Callable[[Image.Image, metadata.Recipe], object] = _ignore,
     ) -> Iterator[tuple[Picture, bool]]:
         """The pictures of a request at one stop, and whether each may not be shown.
@@ -233,11 +234,11 @@ class Service:
         """
         with self._timed(seconds, "denoise"):
             latents = sampling.denoise(self.drawn, stop.conditioning, request, start)
-        drawn_over = start.canvas if start is not None else None
+        init_image = start.canvas if start is not None else None
         is_checked = not request.disable_safety_checker and self.model.pipeline.safety_checker is not None
         drawn: list[tuple[int, Picture, Future[Tensor] | None]] = []
-        for i, image in self._decoded(request, latents, drawn_over, seconds):
-            recipe = self._recipe(request, aesthetic, drawn_over, stop, i)
+        for i, image in self._decoded(request, latents, init_image, seconds):
+            recipe = self._recipe(request, aesthetic, init_image, stop, i)
             ready(image, recipe)
             pixels = WORKERS.submit(sampling.checker_pixels, self.model, image) if is_checked else None
             drawn.append((i, (image, recipe), pixels))
@@ -249,7 +250,7 @@ class Service:
             yield picture, unsafe
 
     def _decoded(
-        self, request: Request, latents: Tensor, drawn_over: init_image.Canvas | None, seconds: dict[str, float]
+        self, request: Request, latents: Tensor, init_image: InitImage | None, seconds: dict[str, float]
     ) -> Iterator[tuple[int, Image.Image]]:
         """The places in the batch and their pictures; no place that overflowed."""
         decoded = sampling.decode(self.drawn, latents)
@@ -257,8 +258,8 @@ class Service:
             check()
             with self._timed(seconds, "decode"):
                 image = next(decoded)
-                if image is not None and drawn_over is not None:
-                    image = img2img.put_back(image, drawn_over)
+                if image is not None and init_image is not None:
+                    image = img2img.paste_kept_pixels(image, init_image)
                 picture = None if image is None else sampling.to_pil(self.model, image)
             if picture is None:
                 log.warning("Picture %d overflowed and is left out", i)
@@ -269,8 +270,8 @@ class Service:
         self,
         request: Request,
         aesthetic: Aesthetic | None,
-        drawn_over: init_image.Canvas | None,
-        stop: Stop,
+        init_image: InitImage | None,
+        stop: PersonalizedConditioning,
         i: int,
     ) -> metadata.Recipe:
         """How to draw picture i of the request at a stop, alone."""
@@ -288,7 +289,7 @@ class Service:
             facts = {"name": aesthetic.name, "source": aesthetic.source, "sha256": aesthetic.sha256}
             if aesthetic.source == "name":
                 alone = replace(alone, aesthetic_embedding=aesthetic.name)
-        files = {} if drawn_over is None else drawn_over.files
+        files = {} if init_image is None else init_image.files
         if self.model.lora is not None:
             files = {**files, "lora": self.model.lora}
         return metadata.Recipe.of(
@@ -326,7 +327,7 @@ def locate(model: str | None = None) -> checkpoint.Snapshot:
     return snapshot
 
 
-def _sheet(drawing: Drawing) -> bytes:
+def _sheet(drawing: Result) -> bytes:
     """A sheet of the pictures of a sweep, as a file."""
     labels = [steps_label(recipe.request["aesthetic_steps"]) for _, recipe in drawing.pictures]
     sheet = contact_sheet([[image for image, _ in drawing.pictures]], columns=labels)

@@ -103,8 +103,8 @@ def _compare(service: Service, home: Path) -> list[str]:
     """Conditioning against the original loop, on this device and on the CPU; a batch against single pictures."""
     device = service.model.device
     tokens = prompt.tokenize(service.model, REQUEST.prompt).input_ids
-    target = service.registry.read("sac_8plus").vector
-    steps = service.personalise(tokens, target.to(device), steps=10, lr=1e-4)
+    target = service.registry.load("sac_8plus").vector
+    steps = service.personalizer(tokens, target.to(device), steps=10, lr=1e-4)
     *_, last = steps
     on_cpu = original.conditioning(original.load_clip(home), tokens.cpu(), target, steps=10, lr=1e-4)
     here = original.conditioning(original.load_clip(home).to(device), tokens, target.to(device), steps=10, lr=1e-4)

@@ -174,7 +174,7 @@ def test_a_long_prediction_stops_within_a_step(
         calls.append(None)
         begun.set()
 
-    part = service.personalise._working if "aesthetic_steps" in long else service.model.pipeline.unet
+    part = service.personalizer._working if "aesthetic_steps" in long else service.model.pipeline.unet
     hook = part.register_forward_hook(count)
     try:
         asking = Asking(lambda: predictions.make(service.predict, request, tmp_path))

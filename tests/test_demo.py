@@ -50,23 +50,23 @@ def test_it_is_small_enough_for_a_checkout() -> None:
 
 
 def test_it_has_a_clip_space_of_its_own_and_the_manifest_knows_which(demo: Service) -> None:
-    assert demo.model.space == SOURCE.space
-    assert demo.model.space.startswith("clip-")
+    assert demo.model.clip_space == SOURCE.clip_space
+    assert demo.model.clip_space.startswith("clip-")
     assert demo.model.vision is not None
     assert demo.model.snapshot.bundled
 
 
 def test_its_aesthetics_are_those_of_the_training(demo: Service) -> None:
-    assert tuple(demo.registry.names(demo.model.space)) == STYLES
-    assert demo.registry.default(demo.model.space) == register.DEFAULT
+    assert tuple(demo.registry.names(demo.model.clip_space)) == STYLES
+    assert demo.registry.default(demo.model.clip_space) == register.DEFAULT
 
 
 @pytest.mark.parametrize("name", STYLES)
 def test_each_aesthetic_is_a_direction_in_its_space(demo: Service, name: str) -> None:
-    aesthetic = demo.registry.read(name, demo.model.space)
+    aesthetic = demo.registry.load(name, demo.model.clip_space)
     assert aesthetic.vector.shape == (1, demo.model.dim)
     assert aesthetic.vector.norm().item() == pytest.approx(1, abs=1e-6)
-    assert aesthetic.notes["space"] == demo.model.space
+    assert aesthetic.notes["space"] == demo.model.clip_space
     assert aesthetic.notes["model"] == "demo"
 
 
@@ -103,7 +103,7 @@ def test_the_similarity_rises_with_the_steps(demo: Service, name: str) -> None:
 
 @pytest.mark.parametrize("name", STYLES)
 def test_the_picture_comes_nearer_to_the_aesthetic(demo: Service, drawn: Mapping[str, Image.Image], name: str) -> None:
-    target = demo.registry.read(name, demo.model.space).vector
+    target = demo.registry.load(name, demo.model.clip_space).vector
     near = [nearness(demo, picture, target) for picture in (drawn[FOLLOWING], draw(demo, asked(FOLLOWING, name)))]
     assert near[1] > near[0] + NEARER
 
@@ -135,8 +135,8 @@ def test_the_index_and_the_manifest_are_what_registering_writes(tmp_path: Path) 
     for style in STYLES:
         (tmp_path / "embeddings" / f"{style}.safetensors").symlink_to(ROOT / "embeddings" / f"{style}.safetensors")
     registry = Registry(ROOT / "embeddings")
-    notes = {style: dict(registry.read(style).notes) for style in STYLES}
-    register.write_manifest(tmp_path, space=SOURCE.space)
+    notes = {style: dict(registry.load(style).notes) for style in STYLES}
+    register.write_manifest(tmp_path, clip_space=SOURCE.clip_space)
     register.write_index(tmp_path, notes)
     for name in ("weights/manifest.json", "embeddings/index.json"):
         assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()

@@ -34,7 +34,7 @@ def golden(demo: Service) -> Image.Image:
 
 def vector(demo: Service, name: str) -> Tensor:
     """The unit vector [1, D] of an aesthetic."""
-    return demo.registry.read(name, demo.model.space).vector
+    return demo.registry.load(name, demo.model.clip_space).vector
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:

@@ -20,14 +20,14 @@ from transformers import CLIPModel
 
 from aesthetic.acceleration import accelerate, modules
 from aesthetic.acceleration.compiled import Compiled
-from aesthetic.acceleration.cuda_graphs import KEPT, Graphed, Recorder
-from aesthetic.acceleration.graphed_personalizer import GraphPersonaliser
+from aesthetic.acceleration.cuda_graphs import CACHED, GraphedCallable, Recorder
+from aesthetic.acceleration.graphed_personalizer import GraphedPersonalizer
 from aesthetic.embeddings import embedding
 from aesthetic.embeddings.registry import Registry
 from aesthetic.images import init_image
 from aesthetic.models import checkpoint, clip, loading
 from aesthetic.models.loading import Model
-from aesthetic.personalizer import Personaliser
+from aesthetic.personalizer import Personalizer
 from aesthetic.pipeline import prompt, sampling
 from aesthetic.pipeline.prompt_embeds import prompt_embeds
 from aesthetic.request import SCHEDULERS, Request
@@ -82,23 +82,23 @@ def recorder() -> Recorder:
 @pytest.mark.parametrize("steps", [0, 1, 5, 20])
 def test_equals_the_original_loop(gpu: Model, clip: CLIPModel, home: Path, recorder: Recorder, steps: int) -> None:
     tokens = prompt.tokenize(gpu, "the cat").input_ids
-    target = Registry(home / "embeddings").read("sac_8plus").vector.cuda()
+    target = Registry(home / "embeddings").load("sac_8plus").vector.cuda()
     theirs = original.conditioning(clip.cuda(), tokens, target, steps=steps, lr=1e-4)
-    exact, rounded = (GraphPersonaliser(gpu.encoder, recorder, tf32=tf32) for tf32 in (False, True))
-    for personalise, most in ((Personaliser(gpu.encoder), 1e-5), (exact, 1e-5), (rounded, 2e-3)):
-        *_, last = personalise(tokens, target, steps=steps, lr=1e-4)
+    exact, rounded = (GraphedPersonalizer(gpu.encoder, recorder, tf32=tf32) for tf32 in (False, True))
+    for personalizer, most in ((Personalizer(gpu.encoder), 1e-5), (exact, 1e-5), (rounded, 2e-3)):
+        *_, last = personalizer(tokens, target, steps=steps, lr=1e-4)
         assert difference(last.conditioning, theirs) <= most
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_replayed_runs_are_alike_whatever_was_between(gpu: Model, home: Path, recorder: Recorder) -> None:
-    target, personalise = (
-        Registry(home / "embeddings").read("sac_8plus").vector.cuda(),
-        GraphPersonaliser(gpu.encoder, recorder),
+    target, personalizer = (
+        Registry(home / "embeddings").load("sac_8plus").vector.cuda(),
+        GraphedPersonalizer(gpu.encoder, recorder),
     )
 
     def run(text: str, lr: float = 1e-4, *, stop: int = 5, long: bool = False) -> torch.Tensor:
-        steps = personalise(prompt.tokenize(gpu, text, long=long).input_ids, target, steps=5, lr=lr)
+        steps = personalizer(prompt.tokenize(gpu, text, long=long).input_ids, target, steps=5, lr=lr)
         return next(step for step in steps if step.index == stop).conditioning
 
     first = run("the cat")
@@ -116,7 +116,7 @@ def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Reque
         for wanted in (request, replace(request, num_outputs=3), replace(request, guidance_scale=1)):
             wanted = replace(wanted, scheduler=scheduler, num_inference_steps=5)  # noqa: PLW2901
             assert drawn(graph, wanted) == drawn(plain, wanted)
-    for width in range(128, 128 + 64 * (KEPT + 2), 64):  # more shapes than are kept
+    for width in range(128, 128 + 64 * (CACHED + 2), 64):  # more shapes than are kept
         wanted = replace(request, width=width)
         assert drawn(graph, wanted) == drawn(plain, wanted)
     assert drawn(graph, request) == drawn(plain, request)
@@ -140,13 +140,13 @@ def test_a_capture_that_fails_is_forgotten() -> None:
             calls.pop(0)()
         return doubled
 
-    twice, ones = Graphed(failing, recorder), torch.ones(3, device=GPU)
+    twice, ones = GraphedCallable(failing, recorder), torch.ones(3, device=GPU)
     before = torch.cuda.current_stream()
     with pytest.raises(RuntimeError, match="capture"):
         twice(ones)
     assert torch.cuda.current_stream() == before
     assert torch.equal(twice(ones), 2 * ones)
-    assert torch.equal(Graphed(torch.square, recorder)(3 * ones), 9 * ones)
+    assert torch.equal(GraphedCallable(torch.square, recorder)(3 * ones), 9 * ones)
 
 
 def test_a_prediction_that_runs_out_of_memory_leaves_the_next_as_it_is(home: Path, nhwc: Model, quick: Request) -> None:
@@ -189,7 +189,7 @@ def test_a_gpu_that_has_failed_is_not_healthy() -> None:
 @pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
 def test_an_offloaded_pipeline_is_personalized(home: Path, service: Service, offload: str) -> None:
     pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
-    target = service.registry.read("sac_8plus").vector
+    target = service.registry.load("sac_8plus").vector
     options: dict[str, Any] = {"projection": clip.read_projection(home / "weights" / CLIP), "steps": 3, "lr": 0.01}
     expected = prompt_embeds(pipe, "the cat", target, **options)
     getattr(pipe, offload)()
@@ -231,10 +231,10 @@ def test_the_compiled_personalisation_repeats_itself(
     monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
     accelerate.prepare(nhwc, [])
     ids = prompt.tokenize(nhwc, "the cat and the dog and the cat and the dog").input_ids
-    target = Registry(home / "embeddings").read("sac_8plus").vector.cuda()
-    personalise = GraphPersonaliser(nhwc.encoder, recorder, modules._best("encoder", Compiled(tmp_path)))
-    ours = [list(personalise(ids, target, steps=5, lr=1e-4))[-1].conditioning for _ in range(50)]
-    *_, theirs = Personaliser(nhwc.encoder)(ids, target, steps=5, lr=1e-4)
+    target = Registry(home / "embeddings").load("sac_8plus").vector.cuda()
+    personalizer = GraphedPersonalizer(nhwc.encoder, recorder, modules._best("encoder", Compiled(tmp_path)))
+    ours = [list(personalizer(ids, target, steps=5, lr=1e-4))[-1].conditioning for _ in range(50)]
+    *_, theirs = Personalizer(nhwc.encoder)(ids, target, steps=5, lr=1e-4)
     assert all(torch.equal(one, ours[0]) for one in ours)
     assert difference(ours[0], theirs.conditioning) <= 2e-3
 
@@ -314,7 +314,7 @@ def test_a_lora_leaves_nothing_behind(gpu_service: Service, gpu: Model, quick: R
 def test_memory_does_not_grow(home: Path, nhwc: Model, quick: Request, files: dict[str, Path]) -> None:
     """Of what is recorded anew, for a LoRA or for another size, none is kept for good."""
     service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
-    changing = [replace(quick, width=width) for width in range(128, 128 + 64 * (KEPT + 2), 64)]
+    changing = [replace(quick, width=width) for width in range(128, 128 + 64 * (CACHED + 2), 64)]
     taken = []
     for _ in range(4):
         for request in [asked(quick, files, "a lora"), *changing]:
@@ -326,7 +326,7 @@ def test_memory_does_not_grow(home: Path, nhwc: Model, quick: Request, files: di
 
 def test_outside_of_the_mask_no_pixel_changes(gpu_service: Service, quick: Request, files: dict[str, Path]) -> None:
     request = asked(quick, files, "with a mask")
-    found, [picture] = init_image.read(request), drawn(gpu_service, request)
+    found, [picture] = init_image.load_init_image(request), drawn(gpu_service, request)
     assert found is not None
     kept = np.asarray(found.mask) == 0
     same = (np.asarray(picture) == np.asarray(found.image)).all(axis=-1)
@@ -350,7 +350,7 @@ def test_stable_diffusion_2_draws_what_the_cpu_draws(
     snapshot = checkpoint.locate(str(sd2.write(home, tmp_path / "second", prediction=prediction)), home / "weights")
     ours, theirs = (Service(loading.load(snapshot, device), Registry(home / "embeddings")) for device in (GPU, CPU))
     path = tmp_path / "mine.safetensors"
-    embedding.save(path, torch.randn(1, sd2.DIM, generator=torch.Generator().manual_seed(5)), {})
+    embedding.save_aesthetic(path, torch.randn(1, sd2.DIM, generator=torch.Generator().manual_seed(5)), {})
     for scheduler in ("DDIM", "PNDM", "K_EULER_ANCESTRAL"):
         request = replace(quick, aesthetic_embedding_file=path, num_inference_steps=5, scheduler=scheduler)
         require_alike(drawn(ours, request), drawn(theirs, request))

@@ -199,11 +199,11 @@ def test_weights_are_not_kept_out_of_the_image() -> None:
 
 
 def test_the_setup_gets_ready_for_the_forms_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsed: list[Request] = []
-    monkeypatch.setattr(Service, "load", lambda: SimpleNamespace(rehearse=rehearsed.append))
+    warmed_up: list[Request] = []
+    monkeypatch.setattr(Service, "load", lambda: SimpleNamespace(warm_up=warmed_up.append))
     monkeypatch.setattr(tempfile, "gettempdir", tempfile.gettempdir)  # setup changes it
     Predictor().setup()
-    assert rehearsed == [Request()]
+    assert warmed_up == [Request()]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

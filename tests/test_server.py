@@ -285,7 +285,7 @@ def test_what_only_we_can_check(address: str) -> None:
             "RequestError: give only one of aesthetic_embedding and aesthetic_images",
         ),
         ({"aesthetic_embedding_file": data_url(b"text")}, "EmbeddingError: aesthetic_embedding_file: "),
-        ({"aesthetic_images": data_url(b"text")}, "PictureError: aesthetic_images: "),
+        ({"aesthetic_images": data_url(b"text")}, "ImageError: aesthetic_images: "),
     ):
         prediction = draw(address, **inputs)
         assert prediction["status"] == "failed"
@@ -312,7 +312,7 @@ def test_from_a_picture_with_a_mask(address: str) -> None:
         assert found.getpixel((120, 64)) == (200, 30, 30)
         assert found.getpixel((8, 64)) != (200, 30, 30)
     prediction = draw(address, image=data_url(b"text"))
-    assert "PictureError: image: the file is not an image" in prediction["error"]
+    assert "ImageError: image: the file is not an image" in prediction["error"]
 
 
 def test_with_a_lora(address: str, model: Model, tmp_path: Path) -> None:

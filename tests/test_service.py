@@ -21,7 +21,7 @@ from transformers import CLIPModel
 
 from aesthetic.cancellation import Cancelled
 from aesthetic.embeddings import embedding
-from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, PictureError, RequestError
+from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, ImageError, RequestError
 from aesthetic.images import metadata
 from aesthetic.images.metadata import read_recipe
 from aesthetic.models.clip import Vision
@@ -94,10 +94,10 @@ def test_with_steps_it_is_plain_diffusers_on_the_originals_conditioning(
     clip: CLIPModel,
     quick: Request,
 ) -> None:
-    target = service.registry.read("sac_8plus").vector
+    target = service.registry.load("sac_8plus").vector
     tokens = plain.tokenizer("the cat", padding="max_length", return_tensors="pt").input_ids
     theirs = original.conditioning(clip, tokens, target, steps=3, lr=1e-4)
-    start, [end] = condition(service.model, service.personalise, quick, target)
+    start, [end] = condition(service.model, service.personalizer, quick, target)
     ours = end.conditioning
     assert difference(ours.positive, theirs) <= 1e-5
     assert start.similarity is not None
@@ -262,13 +262,13 @@ def test_messages_do_not_speak_of_temporary_names(service: Service, quick: Reque
 def test_a_personalisation_that_diverges_says_so(
     service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = service.personalise
+    steps = service.personalizer
 
     def diverging(*inputs: Tensor, **options: float) -> Iterator[object]:
         for step in steps(*inputs, **options):  # type: ignore[arg-type]
             yield replace(step, conditioning=step.conditioning * float("nan"))
 
-    monkeypatch.setattr(service, "personalise", diverging)
+    monkeypatch.setattr(service, "personalizer", diverging)
     with pytest.raises(DrawingError, match=r"diverged by step 3: lower aesthetic_lr \(0\.0001\) or"):
         service.draw(quick)
 
@@ -298,7 +298,7 @@ def test_an_aesthetic_from_pictures(service: Service, quick: Request, tmp_path: 
     noise = [Image.effect_noise((50, 40), 60 + i).convert("RGB") for i in range(3)]
     (tmp_path / "upload").write_bytes(zipped({f"{i}.png": encoded(image) for i, image in enumerate(noise)}))
     request = replace(quick, aesthetic_images=tmp_path / "upload")
-    aesthetic = target.find(request, service.model, service.registry)
+    aesthetic = target.requested_aesthetic(request, service.model, service.registry)
     assert aesthetic is not None
     vision = service.model.vision
     assert vision is not None
@@ -314,14 +314,14 @@ def test_bad_aesthetics_are_refused_before_any_model_work(
     monkeypatch.setattr(prompt, "encode", lambda *_: pytest.fail("the model worked"))
     monkeypatch.setattr(Vision, "features", lambda *_: pytest.fail("the model worked"))
     torch.save(torch.randn(768), tmp_path / "wide.pt")
-    embedding.save(tmp_path / "other", torch.randn(1, 24), {"space": "elsewhere"})
+    embedding.save_aesthetic(tmp_path / "other", torch.randn(1, 24), {"space": "elsewhere"})
     (tmp_path / "bad.zip").write_bytes(zipped({"a.png": encoded(), "b.png": b"text"}))
     for error, message, source in (
         (RequestError, "there is no aesthetic 'x'", {"aesthetic_embedding": "x"}),
         (EmbeddingError, "aesthetic_embedding_file: there is no file", {"aesthetic_embedding_file": tmp_path / "x"}),
         (EmbeddingError, "has 768 dimensions", {"aesthetic_embedding_file": tmp_path / "wide.pt"}),
         (EmbeddingError, "was made in the CLIP space 'elsewhere'", {"aesthetic_embedding_file": tmp_path / "other"}),
-        (PictureError, "aesthetic_images: b.png is not an image", {"aesthetic_images": tmp_path / "bad.zip"}),
+        (ImageError, "aesthetic_images: b.png is not an image", {"aesthetic_images": tmp_path / "bad.zip"}),
     ):
         with pytest.raises(error, match=message):
             service.draw(replace(quick, **source))

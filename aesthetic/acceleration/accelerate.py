@@ -9,23 +9,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..models.loading import Model
-from ..personalizer import Personaliser
+from ..personalizer import Personalizer
 from ..request import Request
 from ..settings import home
 from .compiled import Compiled
 from .cuda_graphs import Recorder
 from .graphed_personalizer import products_in_tf32
-from .modules import FUNCTIONS, Fast, _arrange, _fused, log
+from .modules import FUNCTIONS, Accelerated, _arrange, _fused, log
 
 __all__ = ["choose", "code", "prepare"]
 
 
-def code(way: str) -> Compiled | None:
-    """What has been compiled for the GPU that is here, if `way` is to draw with it; None if there isn't any.
+def code(mode: str) -> Compiled | None:
+    """What has been compiled for the GPU that is here, if `mode` is to draw with it; None if there isn't any.
 
     Takes seconds, and may be done in a thread while a model is being loaded.
     """
-    if way != "compile":
+    if mode != "compile":
         return None
     torch.cuda.synchronize()  # the code goes to the GPU, which a thread begins without
     compiled = Compiled(_folder())
@@ -35,15 +35,15 @@ def code(way: str) -> Compiled | None:
     return compiled
 
 
-def choose(model: Model, way: str, compiled: Compiled | None) -> "Fast | None":
+def choose(model: Model, mode: str, compiled: Compiled | None) -> "Accelerated | None":
     """How to draw with `model` at one of SPEEDS; None is the plain way. Lays out its weights for it.
 
     compiled: what `code` has for that way.
     """
-    if way == "plain":
+    if mode == "plain":
         return None
     _arrange(model)
-    return Fast(model, Recorder(model.device), compiled)
+    return Accelerated(model, Recorder(model.device), compiled)
 
 
 def prepare(model: Model, requests: Sequence[Request]) -> None:
@@ -64,7 +64,7 @@ def _examples(model: Model, requests: Sequence[Request]) -> list[tuple[str, Any,
     """The parts worth compiling, by name, and examples of what requests call them with."""
     tokens = torch.zeros(1, model.pipeline.tokenizer.model_max_length, dtype=torch.int64, device=model.device)
     target = torch.randn(1, model.dim, device=model.device)
-    encoder = Personaliser(model.encoder).start(tokens)
+    encoder = Personalizer(model.encoder).start(tokens)
     parts = {"unet": _fused(model.pipeline.unet), "vae": model.pipeline.vae}
     drawing = [(name, parts[name], inputs) for one in requests for name, inputs in _inputs(model, one).items()]
     return [("encoder", encoder, (tokens, target)), *drawing]

@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "Graphed", "Kept", "Recorder"]
+__all__ = ["Graph", "GraphedCallable", "LRUCache", "Recorder"]
 
 Result = TypeVar("Result")
-KEPT = 8  # sets of shapes of one function
+CACHED = 8  # sets of shapes of one function
 WARM_UPS = 2  # runs before the recording, in which libraries choose and load their kernels
 
 
@@ -78,10 +78,10 @@ class Recorder:
         return Graph(recording, results)
 
 
-class Kept(Generic[Result]):
+class LRUCache(Generic[Result]):
     """What was made for the latest few keys, once for each."""
 
-    def __init__(self, limit: int = KEPT) -> None:
+    def __init__(self, limit: int = CACHED) -> None:
         self._limit = limit
         self._made: OrderedDict[Hashable, Result] = OrderedDict()
 
@@ -95,17 +95,17 @@ class Kept(Generic[Result]):
         return self._made[key]
 
 
-class Graphed:
+class GraphedCallable:
     """A function of tensors that is replayed: takes and gives what `function` does, but for gradients."""
 
     def __init__(self, function: Callable[..., Tensor], recorder: Recorder) -> None:
         self._function, self._recorder = function, recorder
-        self._kept: Kept[tuple[list[Tensor], Graph[Tensor]]] = Kept()
+        self._graphs: LRUCache[tuple[list[Tensor], Graph[Tensor]]] = LRUCache()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """What the function gives for `inputs`, which may be on the CPU: a tensor of the caller's own."""
         key = tuple((one.shape, one.dtype) for one in inputs)
-        places, graph = self._kept.get(key, lambda: self._record(inputs))
+        places, graph = self._graphs.get(key, lambda: self._record(inputs))
         for place, one in zip(places, inputs, strict=True):
             place.copy_(one, non_blocking=True)
         return graph.replay().clone()

@@ -18,36 +18,36 @@ import torch
 from torch import Tensor, nn
 
 from ..gradient import Step, similarity
-from ..personalizer import Personaliser, Rows
-from .cuda_graphs import Graph, Kept, Recorder
+from ..personalizer import Personalizer, PromptTokenEmbedding
+from .cuda_graphs import Graph, LRUCache, Recorder
 
-__all__ = ["GraphPersonaliser", "Position", "forward_pass", "products_in_tf32"]
+__all__ = ["GraphedPersonalizer", "Position", "forward_pass", "products_in_tf32"]
 
 LENGTHS = 4  # of prompts, in chunks, whose graphs are kept
 Position = tuple[Tensor, Tensor]  # similarity [batch], -1..1, and conditioning [batch, tokens, hidden]
 
 
 def forward_pass(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor) -> Position:
-    """Where an encoder stands; it and the other arguments are those of `ascend`."""
+    """Where an encoder stands; it and the other arguments are those of `personalize`."""
     output = encoder(input_ids)
     return similarity(output.text_embeds, aesthetic), output.last_hidden_state
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Climb:
+class _Capture:
     """The graphs for prompts of one shape, and where their inputs are put."""
 
     input_ids: Tensor
-    rows: Rows
+    rows: PromptTokenEmbedding
     aesthetic: Tensor
     rate: Tensor
     moments: list[Tensor]
     step: Graph[Position]
-    look: Graph[Position]
+    forward: Graph[Position]
 
 
-class GraphPersonaliser(Personaliser):
-    """A Personaliser that replays its steps on a GPU."""
+class GraphedPersonalizer(Personalizer):
+    """A Personalizer that replays its steps on a GPU."""
 
     def __init__(
         self,
@@ -57,58 +57,58 @@ class GraphPersonaliser(Personaliser):
         *,
         tf32: bool = True,
     ) -> None:
-        """As Personaliser. `recorder` records when a prompt of another shape is personalised for the first time.
+        """As Personalizer. `recorder` records when a prompt of another shape is personalised for the first time.
 
         forward: what is recorded, and differentiated: forward_pass, or code compiled of it.
         tf32:    whether products of matrices may be rounded like that.
         """
         super().__init__(encoder)
         self._recorder, self._forward, self._tf32 = recorder, forward, tf32
-        self._climbs: Kept[_Climb] = Kept(LENGTHS)
+        self._captures: LRUCache[_Capture] = LRUCache(LENGTHS)
         self._trained = [weight for weight in self._moving if weight.requires_grad]
         self._moments = {weight: _moments(weight) for weight in self._trained}
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
-        """Personalise the prompt `input_ids` towards `aesthetic`; arguments and stops as in `ascend`."""
-        climb = self._climbs.get(input_ids.shape, lambda: self._record(input_ids, aesthetic))
-        self._begin(climb, input_ids, aesthetic, lr)
+        """Personalise the prompt `input_ids` towards `aesthetic`; arguments and stops as in `personalize`."""
+        capture = self._captures.get(input_ids.shape, lambda: self._record(input_ids, aesthetic))
+        self._begin(capture, input_ids, aesthetic, lr)
         for index in range(steps + 1):
-            cosine, hidden = (climb.step if index < steps else climb.look).replay()
+            cosine, hidden = (capture.step if index < steps else capture.forward).replay()
             yield Step(index=index, similarity=cosine.clone(), conditioning=hidden.clone())
 
     @torch.no_grad()
-    def _begin(self, climb: _Climb, input_ids: Tensor, aesthetic: Tensor, lr: float) -> None:
-        self._reset(climb.rows, input_ids)
-        torch._foreach_zero_(climb.moments)
-        climb.input_ids.copy_(input_ids)
-        climb.aesthetic.copy_(aesthetic)
-        climb.rate.fill_(lr)
+    def _begin(self, capture: _Capture, input_ids: Tensor, aesthetic: Tensor, lr: float) -> None:
+        self._reset(capture.rows, input_ids)
+        torch._foreach_zero_(capture.moments)
+        capture.input_ids.copy_(input_ids)
+        capture.aesthetic.copy_(aesthetic)
+        capture.rate.fill_(lr)
 
-    def _record(self, input_ids: Tensor, aesthetic: Tensor) -> _Climb:
-        ids, target, rows = input_ids.clone(), aesthetic.clone(), Rows()
+    def _record(self, input_ids: Tensor, aesthetic: Tensor) -> _Capture:
+        ids, target, rows = input_ids.clone(), aesthetic.clone(), PromptTokenEmbedding()
         self._reset(rows, ids)
         rate = torch.zeros((), device=ids.device)  # at which the runs before the recording go nowhere
-        optimiser = torch.optim.Adam([rows.weight, *self._trained], lr=rate, fused=True, capturable=True)
-        optimiser.state.update({rows.weight: _moments(rows.weight), **self._moments})
+        optimizer = torch.optim.Adam([rows.weight, *self._trained], lr=rate, fused=True, capturable=True)
+        optimizer.state.update({rows.weight: _moments(rows.weight), **self._moments})
 
         @torch.enable_grad()
         def run(*, moving: bool) -> Position:
             cosine, hidden = self._forward(self._working, ids, target)
             if moving:
                 (-cosine.mean()).backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                optimiser.zero_grad()  # the memory goes to whatever is recorded next
+                optimizer.step()
+                optimizer.zero_grad()  # the memory goes to whatever is recorded next
             return cosine.detach(), hidden.detach()
 
         with products_in_tf32(self._tf32):
-            return _Climb(
+            return _Capture(
                 input_ids=ids,
                 rows=rows,
                 aesthetic=target,
                 rate=rate,
-                moments=[moment for state in optimiser.state.values() for moment in state.values()],
+                moments=[moment for state in optimizer.state.values() for moment in state.values()],
                 step=self._recorder.record(partial(run, moving=True)),
-                look=self._recorder.record(partial(run, moving=False)),
+                forward=self._recorder.record(partial(run, moving=False)),
             )
 
 

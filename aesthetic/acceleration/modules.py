@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from ..models.loading import Model
-from ..personalizer import Personaliser
+from ..personalizer import Personalizer
 from .compiled import Compiled
-from .cuda_graphs import Graphed, Recorder
-from .graphed_personalizer import GraphPersonaliser, forward_pass
+from .cuda_graphs import GraphedCallable, Recorder
+from .graphed_personalizer import GraphedPersonalizer, forward_pass
 
-__all__ = ["Fast"]
+__all__ = ["Accelerated"]
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ COMPILED = ("unet", "vae", "encoder")  # the parts with most of the work; the la
 AHEAD = 2  # calls of the UNet that Python may be ahead of the GPU
 
 
-class Fast:
+class Accelerated:
     """How to draw fast with a model, and with those that differ from it in a part or two."""
 
     def __init__(self, model: Model, recorder: Recorder, compiled: Compiled | None = None) -> None:
@@ -44,30 +44,30 @@ class Fast:
         parts = dict(model.pipeline.components)
         if compiled is not None:
             parts["unet"] = _fused(parts["unet"])
-        self._stands = {name: self._stand(name, parts[name], compiled) for name in ("unet", "vae", "text_encoder")}
+        self._graphed = {name: self._graph(name, parts[name], compiled) for name in ("unet", "vae", "text_encoder")}
         if parts["safety_checker"] is not None:
             # It decides on the CPU; the tower that looks at the pictures is what a GPU can replay.
             tower = parts["safety_checker"].vision_model
-            stand = self._stand("vision_model", tower)
-            self._stands["safety_checker"] = copy.deepcopy(parts["safety_checker"], {id(tower): stand})
-        self._personalise = GraphPersonaliser(model.encoder, recorder, _best("encoder", compiled))
+            graphed = self._graph("vision_model", tower)
+            self._graphed["safety_checker"] = copy.deepcopy(parts["safety_checker"], {id(tower): graphed})
+        self._personalise = GraphedPersonalizer(model.encoder, recorder, _best("encoder", compiled))
 
-    def take(self, model: Model) -> tuple[Model, Personaliser]:
+    def wrap(self, model: Model) -> tuple[Model, Personalizer]:
         """`model` to draw with, and its personaliser.
 
         Of what is not the first model's, as with a LoRA, only the UNet is called often enough for recording to pay.
         """
         own, parts = self._model.pipeline.components, dict(model.pipeline.components)
-        for name, stand in self._stands.items():
+        for name, graphed in self._graphed.items():
             if parts[name] is own[name]:
-                parts[name] = stand
+                parts[name] = graphed
             elif name == "unet":
-                parts[name] = self._stand(name, parts[name])
+                parts[name] = self._graph(name, parts[name])
         fast = replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
-        return fast, self._personalise if model.encoder is self._model.encoder else Personaliser(model.encoder)
+        return fast, self._personalise if model.encoder is self._model.encoder else Personalizer(model.encoder)
 
-    def _stand(self, name: str, part: Any, compiled: Compiled | None = None) -> Any:
-        return STANDS[name](part, Graphed(partial(_best(name, compiled), part), self._recorder))
+    def _graph(self, name: str, part: Any, compiled: Compiled | None = None) -> Any:
+        return GRAPHED[name](part, GraphedCallable(partial(_best(name, compiled), part), self._recorder))
 
 
 def _best(name: str, compiled: Compiled | None) -> Callable[..., Any]:
@@ -86,10 +86,10 @@ def _best(name: str, compiled: Compiled | None) -> Callable[..., Any]:
     return best
 
 
-class _Stand(nn.Module):
+class GraphedModule(nn.Module):
     """Stands for a part: whatever is asked of it is the part's own, but for what a subclass does."""
 
-    def __init__(self, part: nn.Module, function: Graphed) -> None:
+    def __init__(self, part: nn.Module, function: GraphedCallable) -> None:
         super().__init__()
         self.part, self.function = part, function
 
@@ -104,14 +104,14 @@ class _Stand(nn.Module):
         return copy.deepcopy(self.part, memo)
 
 
-class _Unet(_Stand):
+class _Unet(GraphedModule):
     """Python stays only a little ahead of the GPU.
 
     It launches a step in no time, and would be through with all of them long before the pictures are: the bar would say
     nothing, and after a cancelled prediction the next one would have to wait for all that was launched.
     """
 
-    def __init__(self, part: nn.Module, function: Graphed) -> None:
+    def __init__(self, part: nn.Module, function: GraphedCallable) -> None:
         super().__init__(part, function)
         self._launched: deque[torch.Event] = deque()
 
@@ -125,18 +125,18 @@ class _Unet(_Stand):
         return (noise,)
 
 
-class _Vae(_Stand):
+class _Vae(GraphedModule):
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         assert not return_dict
         return (self.function(latents),)
 
 
-class _TextEncoder(_Stand):
+class _TextEncoder(GraphedModule):
     def forward(self, input_ids: Tensor) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=self.function(input_ids))
 
 
-class _VisionModel(_Stand):
+class _VisionModel(GraphedModule):
     def forward(self, pixels: Tensor) -> tuple[None, Tensor]:
         return None, self.function(pixels)
 
@@ -161,7 +161,7 @@ def _pooled(vision_model: Any, pixels: Tensor) -> Tensor:
     return pooled
 
 
-STANDS = {"unet": _Unet, "vae": _Vae, "text_encoder": _TextEncoder, "vision_model": _VisionModel}
+GRAPHED = {"unet": _Unet, "vae": _Vae, "text_encoder": _TextEncoder, "vision_model": _VisionModel}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "encoder": forward_pass,
     "unet": _noise,

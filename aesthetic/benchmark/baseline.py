@@ -58,7 +58,7 @@ class Original:
         self.encoder = encoder
         self.clip = _whole(encoder)
 
-    def personalise(self, tokens: Tensor, target: Tensor, *, steps: int, lr: float) -> Tensor:
+    def personalize(self, tokens: Tensor, target: Tensor, *, steps: int, lr: float) -> Tensor:
         """The conditioning, from the encoder's weights."""
         self.clip.text_model.load_state_dict(self.encoder.text_model.state_dict())
         return conditioning(self.clip, tokens, target, steps=steps, lr=lr)

@@ -165,7 +165,7 @@ def build(size: str, device: torch.device) -> Model:
         pipeline=drawing,
         encoder=encoder,
         scheduler=shapes["scheduler"],
-        space="random",
+        clip_space="random",
         vision=None,
     )
 
@@ -198,8 +198,8 @@ def _snapshot(name: str) -> Snapshot:
         name=name,
         revision="local",
         bundled=False,
-        space=None,
+        clip_space=None,
         folder=Path(),
         clip=None,
-        clip_space="random",
+        openai_clip_space="random",
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..embeddings import embedding
 from ..images import metadata
 from ..models.loading import Model
-from ..personalizer import Personaliser
+from ..personalizer import Personalizer
 from ..pipeline import conditioning, prompt, sampling, schedulers
 from ..request import Request
 from ..service import WORKERS, Service
@@ -43,7 +43,7 @@ class Stages:
         self.model, self.services, self.folder = model, services, folder
         self.request = followed(request, self.model, folder)
         assert self.request.aesthetic_embedding_file is not None
-        self.target = embedding.read(self.request.aesthetic_embedding_file).vector.to(self.model.device)
+        self.target = embedding.load_aesthetic(self.request.aesthetic_embedding_file).vector.to(self.model.device)
         self.tokens = prompt.tokenize(self.model, request.prompt)
         scheduler = schedulers.build(request.scheduler, self.model.scheduler)
         self.original = Original(self.model.pipeline, self.model.encoder, scheduler)
@@ -52,7 +52,7 @@ class Stages:
 
     def _draw(self) -> None:
         """Once from end to end, for what each stage starts from."""
-        _, [stop] = conditioning.condition(self.model, Personaliser(self.model.encoder), self.request, self.target)
+        _, [stop] = conditioning.condition(self.model, Personalizer(self.model.encoder), self.request, self.target)
         self.conditioning = stop.conditioning
         self.noise = sampling.starting_noise(self.model, self.request, sampling.generators(self.request))
         self.latents = sampling.denoise(self.model, self.conditioning, self.request)
@@ -82,7 +82,7 @@ class Stages:
         """Each stage as a service does it."""
         step = self._step(self.request.num_outputs)
         return {
-            "personalisation": lambda: self._personalisation(service.personalise),
+            "personalisation": lambda: self._personalisation(service.personalizer),
             "UNet step": lambda: self._unet(service.drawn, step),
             "denoising": lambda: sampling.denoise(service.drawn, self.conditioning, self.request),
             "decoding": lambda: self._decoding(service.drawn),
@@ -93,13 +93,13 @@ class Stages:
 
     def _plain_personalisation(self) -> Tensor:
         request = self.request
-        return self.original.personalise(
+        return self.original.personalize(
             self.tokens.input_ids, self.target, steps=request.aesthetic_steps, lr=request.aesthetic_lr
         )
 
-    def _personalisation(self, personalise: Personaliser, steps: int | None = None) -> Tensor:
+    def _personalisation(self, personalizer: Personalizer, steps: int | None = None) -> Tensor:
         request = self.request
-        run = personalise(
+        run = personalizer(
             self.tokens.input_ids,
             self.target,
             steps=request.aesthetic_steps if steps is None else steps,
@@ -164,7 +164,7 @@ class Stages:
         """How far what a service draws is from what plain diffusers draws."""
         latents = sampling.denoise(service.drawn, self.conditioning, self.request)
         return {
-            "conditioning": difference(self._personalisation(service.personalise), self._plain_personalisation()),
+            "conditioning": difference(self._personalisation(service.personalizer), self._plain_personalisation()),
             "latents": difference(latents.float(), self._plain_denoising().float()),
         }
 
@@ -198,9 +198,9 @@ class Stages:
     def _personalising_work(self) -> Work:
         """A step moves the weights ten times: forward, backward, as gradients, and Adam reads four and writes three."""
         steps, tower = self.request.aesthetic_steps, self.model.encoder.text_model
-        personalise = Personaliser(self.model.encoder)
+        personalizer = Personalizer(self.model.encoder)
         forward, step = (
-            roofline.operations(lambda steps=steps: self._personalisation(personalise, steps))  # type: ignore[misc]
+            roofline.operations(lambda steps=steps: self._personalisation(personalizer, steps))  # type: ignore[misc]
             for steps in (0, 1)
         )
         weights = roofline.bytes_of(tower) - roofline.bytes_of(tower.get_input_embeddings())
@@ -224,5 +224,5 @@ class Stages:
 def followed(request: Request, model: Model, folder: Path) -> Request:
     """`request` with an aesthetic of whatever kind, which is written to `folder`."""
     path, dice = folder / "aesthetic.safetensors", torch.Generator().manual_seed(0)
-    embedding.save(path, torch.nn.functional.normalize(torch.randn(1, model.dim, generator=dice)), {})
+    embedding.save_aesthetic(path, torch.nn.functional.normalize(torch.randn(1, model.dim, generator=dice)), {})
     return replace(request, aesthetic_embedding_file=path)

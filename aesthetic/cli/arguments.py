@@ -91,20 +91,20 @@ def check_drawing(request: Request, model: str | None) -> None:
     from ..images import init_image
     from ..models import checkpoint, lora_file
 
-    init_image.read(request)
+    init_image.load_init_image(request)
     if request.lora is not None:
-        lora_file.read(request.lora)
+        lora_file.load_lora(request.lora)
     if request.is_plain:
         return
     if request.aesthetic_embedding_file is not None:
-        embedding.read(request.aesthetic_embedding_file)
+        embedding.load_aesthetic(request.aesthetic_embedding_file)
     names = [name for name in (request.aesthetic_embedding, *request.mix) if name is not None]
     if names:
         home = settings.home()
-        space = checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), home / "weights").space
+        clip_space = checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), home / "weights").clip_space
         registry = Registry(home / "embeddings")
         for name in names:
-            registry.read(name, space)
+            registry.load(name, clip_space)
 
 
 def given_path(text: str) -> Path:

@@ -47,14 +47,14 @@ def embed(options: argparse.Namespace) -> None:
     vision = clip.load_vision(snapshot, default_device())
     vector, sha256s = target.encode_pictures(vision, options.pictures, user_images.LOCAL, skip_unreadable=skip)
     notes = {
-        "space": vision.space,
+        "space": vision.clip_space,
         "model": snapshot.name,
         "pictures": str(len(sha256s)),
         "pictures_sha256": embedding.digest_of(sha256s),
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
     }
-    embedding.save(options.output, vector, notes)
-    print(f"{options.output}: the mean of {len(sha256s)} pictures in the CLIP space {vision.space}")
+    embedding.save_aesthetic(options.output, vector, notes)
+    print(f"{options.output}: the mean of {len(sha256s)} pictures in the CLIP space {vision.clip_space}")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +69,10 @@ def convert(options: argparse.Namespace) -> None:
     require_writable(options.output, ".pt", ".safetensors")
     from ..embeddings import embedding
 
-    aesthetic = embedding.read(options.aesthetic)
-    embedding.save(options.output, aesthetic.vector, aesthetic.notes or {"converted_from_sha256": aesthetic.sha256})
+    aesthetic = embedding.load_aesthetic(options.aesthetic)
+    embedding.save_aesthetic(
+        options.output, aesthetic.vector, aesthetic.notes or {"converted_from_sha256": aesthetic.sha256}
+    )
     print(f"{options.output}: {aesthetic.dim} dimensions, from sha256 {aesthetic.sha256}")
     for name, note in aesthetic.notes.items():
         print(f"{escaped(name):<24}{escaped(note)}")
@@ -95,10 +97,10 @@ def embeddings(options: argparse.Namespace) -> None:
         return
     registry = Registry(settings.home() / "embeddings")
     manifest = read_manifest(settings.home() / "weights")
-    for space in dict.fromkeys(entry.space for entry in registry.entries.values()):
-        models = [name for name, source in manifest.items() if source.space == space]
-        print(f"For {' and '.join([*models, 'any other model'])} of the CLIP space {space}:\n")
-        for name in registry.names(space):
+    for clip_space in dict.fromkeys(entry.clip_space for entry in registry.entries.values()):
+        models = [name for name, source in manifest.items() if source.clip_space == clip_space]
+        print(f"For {' and '.join([*models, 'any other model'])} of the CLIP space {clip_space}:\n")
+        for name in registry.names(clip_space):
             entry = registry.entries[name]
             label = name + (" (default)" if entry.default else "")
             print(f"  {label:<24}{_state(registry, name):<16}{entry.made_of}")

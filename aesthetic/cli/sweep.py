@@ -70,10 +70,10 @@ def preview(options: argparse.Namespace) -> None:
     from ..service import Service
 
     service = Service.load(options.ckpt)
-    registry, space = service.registry, service.model.space
-    names = [name for name, entry in registry.entries.items() if entry.space == space and registry.path(name).is_file()]
+    registry, clip_space = service.registry, service.model.clip_space
+    names = [name for name in registry.names(clip_space) if registry.path(name).is_file()]
     if not names:
-        raise RequestError(f"no named aesthetic of the model's CLIP space {space} is here")
+        raise RequestError(f"no named aesthetic of the model's CLIP space {clip_space} is here")
     requests = [
         Request(
             prompt="a castle",

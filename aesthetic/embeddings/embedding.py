@@ -21,7 +21,7 @@ from ..errors import EmbeddingError
 from ..writing import whole
 from . import torch_pickle
 
-__all__ = ["Aesthetic", "digest_of", "mean", "read", "require_fit", "save", "unit"]
+__all__ = ["Aesthetic", "digest_of", "load_aesthetic", "mean", "require_fit", "save_aesthetic", "unit"]
 
 MAX_DIM = 8192
 KEY = "aesthetic"
@@ -47,7 +47,7 @@ class Aesthetic:
     name: str
     sha256: str
     source: str = "file"
-    space: str | None = None
+    clip_space: str | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -56,7 +56,7 @@ class Aesthetic:
         return self.vector.shape[-1]
 
 
-def read(path: Path, name: str | None = None, *, label: str | None = None) -> Aesthetic:
+def load_aesthetic(path: Path, name: str | None = None, *, label: str | None = None) -> Aesthetic:
     """The aesthetic in a .pt or .safetensors file; its first bytes say which of the two it is.
 
     name:  what to call the aesthetic; the start of its sha256 if None.
@@ -66,7 +66,7 @@ def read(path: Path, name: str | None = None, *, label: str | None = None) -> Ae
     finite floats that are not all zero.
     """
     label = label or path.name
-    data = torch_pickle.contents(path, label, expected=FILE, error=EmbeddingError)
+    data = torch_pickle.read_bytes(path, label, expected=FILE, error=EmbeddingError)
     is_pt = data.startswith((torch_pickle.ZIP_MAGIC, torch_pickle.LEGACY))
     vector, notes = (_read_pt(label, data), {}) if is_pt else _read_safetensors(label, path)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -74,12 +74,12 @@ def read(path: Path, name: str | None = None, *, label: str | None = None) -> Ae
         vector=unit(_checked(label, vector)),
         name=name or sha256[:12],
         sha256=sha256,
-        space=notes.get("space"),
+        clip_space=notes.get("space"),
         notes=notes,
     )
 
 
-def save(path: Path, vector: Tensor, notes: Mapping[str, str]) -> None:
+def save_aesthetic(path: Path, vector: Tensor, notes: Mapping[str, str]) -> None:
     """Write `vector` [1, D], in fp32.
 
     As .safetensors with `notes`, which under "space" name its CLIP space; as .pt, as the original code saved them,
@@ -117,22 +117,22 @@ def digest_of(sha256s: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{one}\n" for one in sorted(sha256s)).encode()).hexdigest()
 
 
-def require_fit(aesthetic: Aesthetic, *, space: str, dim: int) -> None:
-    """Raise EmbeddingError unless a model of CLIP space `space`, of `dim` dimensions, can follow `aesthetic`."""
+def require_fit(aesthetic: Aesthetic, *, clip_space: str, dim: int) -> None:
+    """Raise EmbeddingError unless a model of CLIP space `clip_space`, of `dim` dimensions, can follow `aesthetic`."""
     if aesthetic.dim != dim:
         raise EmbeddingError(
             f"the aesthetic {aesthetic.name} has {aesthetic.dim} dimensions "
-            f"(CLIP space {brief(aesthetic.space or 'not named')}), the model's CLIP space {space} has {dim}"
+            f"(CLIP space {brief(aesthetic.clip_space or 'not named')}), the model's CLIP space {clip_space} has {dim}"
         )
-    if aesthetic.space is not None and aesthetic.space != space:
+    if aesthetic.clip_space is not None and aesthetic.clip_space != clip_space:
         raise EmbeddingError(
-            f"the aesthetic {aesthetic.name} was made in the CLIP space {brief(aesthetic.space)}, "
-            f"and the model works in {space}: their directions have nothing to do with one another"
+            f"the aesthetic {aesthetic.name} was made in the CLIP space {brief(aesthetic.clip_space)}, "
+            f"and the model works in {clip_space}: their directions have nothing to do with one another"
         )
 
 
 def _read_pt(label: str, data: bytes) -> object:
-    return torch_pickle.read(label, data, expected=EXPECTED, error=EmbeddingError)
+    return torch_pickle.load_pickle(label, data, expected=EXPECTED, error=EmbeddingError)
 
 
 def _read_safetensors(label: str, path: Path) -> tuple[object, dict[str, str]]:

@@ -25,7 +25,7 @@ class Entry:
 
     file: str  # in the folder of the index
     sha256: str
-    space: str
+    clip_space: str
     made_of: str
     url: str | None = None
     default: bool = False
@@ -47,55 +47,55 @@ class Registry:
         """Where the file of `name` is, or belongs once it has been downloaded."""
         return self.folder / self.entries[name].file
 
-    def names(self, space: str | None = None) -> list[str]:
-        """The aesthetics that a model of CLIP space `space` can follow; all of them for None."""
-        return [name for name, entry in self.entries.items() if space in (None, entry.space)]
+    def names(self, clip_space: str | None = None) -> list[str]:
+        """The aesthetics that a model of CLIP space `clip_space` can follow; all of them for None."""
+        return [name for name, entry in self.entries.items() if clip_space in (None, entry.clip_space)]
 
-    def read(self, name: str, space: str | None = None) -> "Aesthetic":
-        """The aesthetic called `name`, for a model of CLIP space `space` if that is known.
+    def load(self, name: str, clip_space: str | None = None) -> "Aesthetic":
+        """The aesthetic called `name`, for a model of CLIP space `clip_space` if that is known.
 
         Raises RequestError for an unknown name, EmbeddingError if it is one of another space, or if its file is not
         there or not the one that the index describes.
         """
         if name not in self.entries:
-            raise RequestError(f"there is no aesthetic {brief(name)}; {self._choice(space)}")
+            raise RequestError(f"there is no aesthetic {brief(name)}; {self._choice(clip_space)}")
         entry, path = self.entries[name], self.path(name)
-        if space not in (None, entry.space):
+        if clip_space not in (None, entry.clip_space):
             raise EmbeddingError(
-                f"the aesthetic {name} was made in the CLIP space {entry.space}, and the model works in {space}: "
-                f"{self._choice(space)}"
+                f"the aesthetic {name} was made in the CLIP space {entry.clip_space}, and the model works in "
+                f"{clip_space}: {self._choice(clip_space)}"
             )
         if not path.is_file():
             state = "is missing" if entry.url is None else "has not been downloaded"
             raise EmbeddingError(f"the aesthetic {name} {state}: {self._remedy(name)}")
         from . import embedding  # and torch with it, which who only wants the list need not wait for
 
-        aesthetic = embedding.read(path, name)
+        aesthetic = embedding.load_aesthetic(path, name)
         if aesthetic.sha256 != entry.sha256:
             raise EmbeddingError(
                 f"{path} has the sha256 {aesthetic.sha256}, and the index says {entry.sha256}: {self._remedy(name)}"
             )
-        return replace(aesthetic, space=entry.space, source="name")
+        return replace(aesthetic, clip_space=entry.clip_space, source="name")
 
-    def default(self, space: str) -> str:
+    def default(self, clip_space: str) -> str:
         """The name of the aesthetic that models of a CLIP space follow if nothing else is asked for.
 
         Raises RequestError if the space has none.
         """
         for name, entry in self.entries.items():
-            if entry.default and entry.space == space:
+            if entry.default and entry.clip_space == clip_space:
                 return name
         raise RequestError(
-            f"the CLIP space {space} has no default aesthetic: give aesthetic_embedding, "
+            f"the CLIP space {clip_space} has no default aesthetic: give aesthetic_embedding, "
             "aesthetic_embedding_file or aesthetic_images, or set aesthetic_steps to 0"
         )
 
-    def _choice(self, space: str | None) -> str:
+    def _choice(self, clip_space: str | None) -> str:
         """What there is to choose from."""
-        names = self.names(space)
+        names = self.names(clip_space)
         if not names:
             return "no named aesthetic fits this model: give aesthetic_embedding_file or aesthetic_images"
-        return f"{'there are' if space is None else 'this model can follow'} {', '.join(names)}"
+        return f"{'there are' if clip_space is None else 'this model can follow'} {', '.join(names)}"
 
     def _remedy(self, name: str) -> str:
         """What to do about a file that is not there or is another one."""

@@ -17,7 +17,7 @@ import torch
 
 from ..errors import AestheticError
 
-__all__ = ["LEGACY", "LIST", "MAX_BYTES", "TEXTUAL_INVERSION", "ZIP", "ZIP_MAGIC", "contents", "kind", "read"]
+__all__ = ["LEGACY", "LIST", "MAX_BYTES", "TEXTUAL_INVERSION", "ZIP", "ZIP_MAGIC", "kind", "load_pickle", "read_bytes"]
 
 MAX_BYTES = 10**6  # of a file, and of what it unpacks to
 MAX_START = 4096  # bytes that tell the kind of a file
@@ -42,7 +42,7 @@ BESIDE = frozenset({"PROTO", "FRAME", "BINPUT", "MARK", "EMPTY_TUPLE", "REDUCE"}
 FIRST_KEYS = {r"string_to_(token|param)|<.+>": TEXTUAL_INVERSION, r"layers\.0\.weight": MLP}
 
 
-def contents(path: Path, label: str, *, expected: str, error: type[AestheticError]) -> bytes:
+def read_bytes(path: Path, label: str, *, expected: str, error: type[AestheticError]) -> bytes:
     """The bytes of a small file.
 
     label, expected: what messages call the file, and what they say would be right.
@@ -74,7 +74,9 @@ def kind(path: Path) -> str:
     return "a pickle" if start.startswith(b"\x80") else "of an unknown kind"
 
 
-def read(label: str, data: bytes, *, expected: str, error: type[AestheticError], by_name: bool = False) -> object:
+def load_pickle(
+    label: str, data: bytes, *, expected: str, error: type[AestheticError], by_name: bool = False
+) -> object:
     """What is in a file, on the CPU.
 
     label, expected: what messages call the file, and what they say would be right.

@@ -17,7 +17,7 @@ from ..embeddings.embedding import unit
 from ..errors import CheckpointError
 from ..models.manifest import missing, read_manifest
 
-__all__ = ["NAME", "Predictor", "locate", "read"]
+__all__ = ["NAME", "Predictor", "load_predictor", "locate"]
 
 NAME = "laion-aesthetic-predictor"  # in the manifest
 EXPECTED = (
@@ -53,14 +53,14 @@ def locate(weights: Path) -> Path | None:
     return weights / NAME / name
 
 
-def read(path: Path, dim: int) -> Predictor:
+def load_predictor(path: Path, dim: int) -> Predictor:
     """The layer in a file, for a CLIP of `dim` dimensions: what torch.save makes of a torch.nn.Linear's state.
 
     Raises CheckpointError for anything else.
     """
     expected = EXPECTED.format(dim=dim)
-    data = torch_pickle.contents(path, str(path), expected=expected, error=CheckpointError)
-    found = torch_pickle.read(str(path), data, expected=expected, error=CheckpointError, by_name=True)
+    data = torch_pickle.read_bytes(path, str(path), expected=expected, error=CheckpointError)
+    found = torch_pickle.load_pickle(str(path), data, expected=expected, error=CheckpointError, by_name=True)
     shapes = {"weight": (1, dim), "bias": (1,)}
     if not isinstance(found, dict) or set(found) != set(shapes):
         raise CheckpointError(f"{path} holds {_shown(found)}; {expected}")

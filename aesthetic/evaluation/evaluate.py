@@ -142,16 +142,16 @@ def prepare(
         raise RequestError(f"--seeds must be 1 to {MAX_SEEDS}, not {seeds}")
     Request(num_outputs=seeds, **drawing)  # which raises if the last seed is too large
     snapshot = locate(model)
-    space, dim = clip.clip_space(snapshot)
+    clip_space, dim = clip.read_clip_space(snapshot)
     plan = Plan(
         model=model,
         snapshot=snapshot,
         prompts=tuple(dict.fromkeys(prompts)),
-        aesthetics=_fitting(space, dim, aesthetics),
+        aesthetics=_fitting(clip_space, dim, aesthetics),
         steps=rising,
         seeds=seeds,
         drawing=drawing,
-        predictor=_predictor(dim) if space == snapshot.clip_space else None,
+        predictor=_predictor(dim) if clip_space == snapshot.clip_space else None,
     )
     for job in plan.jobs():
         plan.request(job)
@@ -205,22 +205,22 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _fitting(
-    space: str, dim: int, wanted: Mapping[str, Mapping[str, Any]] | None
+    clip_space: str, dim: int, wanted: Mapping[str, Mapping[str, Any]] | None
 ) -> dict[str, tuple[Mapping[str, Any], Aesthetic]]:
     """The aesthetics that were asked for, or all there are, if a model of that CLIP space can follow them."""
     registry = Registry(settings.home() / "embeddings")
     if wanted is None:
-        here = [name for name in registry.names(space) if registry.path(name).is_file()]
+        here = [name for name in registry.names(clip_space) if registry.path(name).is_file()]
         wanted = {name: {"aesthetic_embedding": name} for name in here}
         if not here:
-            raise RequestError(f"no named aesthetic of the model's CLIP space {space} is here: give --aesthetics")
+            raise RequestError(f"no named aesthetic of the model's CLIP space {clip_space} is here: give --aesthetics")
     found = {}
     for name, inputs in wanted.items():
         if "aesthetic_embedding_file" in inputs:
-            aesthetic = embedding.read(inputs["aesthetic_embedding_file"])
+            aesthetic = embedding.load_aesthetic(inputs["aesthetic_embedding_file"])
         else:
-            aesthetic = registry.read(name, space)
-        embedding.require_fit(aesthetic, space=space, dim=dim)
+            aesthetic = registry.load(name, clip_space)
+        embedding.require_fit(aesthetic, clip_space=clip_space, dim=dim)
         found[name] = (inputs, aesthetic)
     return found
 
@@ -228,7 +228,7 @@ def _fitting(
 def _predictor(dim: int) -> Predictor | None:
     """LAION's predictor, where it has been downloaded, for a CLIP of `dim` dimensions."""
     path = aesthetic_score.locate(settings.home() / "weights")
-    return None if path is None else aesthetic_score.read(path, dim)
+    return None if path is None else aesthetic_score.load_predictor(path, dim)
 
 
 def _begin(plan: Plan, folder: Path) -> Plan:

@@ -105,7 +105,7 @@ def _tradeoff(found: Sequence[Effect]) -> Figure:
     """Gain against loss: up is good, right is bad; a point for each number of steps."""
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes, ways = figure.subplots(), _ways(found)
-    _colour(axes, len(ways))
+    _color(axes, len(ways))
     for name, way in ways.items():
         x, y = [one.loss for one in way], [one.gain for one in way]
         axes.errorbar(_means(x), _means(y), xerr=_bars(x), yerr=_bars(y), **_style(name))
@@ -126,7 +126,7 @@ def _by_steps(found: Sequence[Effect]) -> Figure:
     figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")
     columns, ways = figure.subplots(1, len(panels)), _ways(found)
     for axes, (title, unit, change) in zip(columns, panels, strict=True):
-        _colour(axes, len(ways))
+        _color(axes, len(ways))
         for name, way in ways.items():
             values = [change(one) for one in way]
             axes.errorbar([one.steps for one in way], _means(values), yerr=_bars(values), **_style(name))
@@ -165,7 +165,7 @@ def _bars(values: Sequence[Interval]) -> list[list[float]]:
     ]
 
 
-def _colour(axes: Axes, count: int) -> None:
+def _color(axes: Axes, count: int) -> None:
     """As many colours as there are ways: matplotlib's own begin again after ten."""
     axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0.05, 0.95, count)))
 

@@ -18,7 +18,7 @@ from pathlib import Path, PureWindowsPath
 from typing import IO, BinaryIO
 
 from ..cancellation import check
-from ..errors import PictureError
+from ..errors import ImageError
 from .formats import NAMES, format_of, is_image
 
 __all__ = ["LOCAL", "UPLOAD", "Caps", "Member", "members", "read_file", "shown"]
@@ -56,37 +56,35 @@ def members(path: Path, caps: Caps, label: str) -> Iterator[Member]:
     A member of an archive or a folder is an image if its name says so; its reader must be called before the next
     member is asked for. Names may be anything: nothing is written under them.
 
-    Raises PictureError if the archive goes beyond `caps` or is damaged; readers raise it for one file alone.
+    Raises ImageError if the archive goes beyond `caps` or is damaged; readers raise it for one file alone.
     """
     if path.is_dir():
         yield from _folder(path, caps)
         return
     if not path.is_file():
-        raise PictureError(f"there is no file {path}; an image, a zip, a tar or a folder was expected")
+        raise ImageError(f"there is no file {path}; an image, a zip, a tar or a folder was expected")
     with path.open("rb", buffering=0) as raw, _Bounded(raw, label, caps) as file:
         start = file.read(512)
         file.seek(0)
         if not start:
-            raise PictureError(f"{label} is empty; an image, a zip or a tar was expected")
+            raise ImageError(f"{label} is empty; an image, a zip or a tar was expected")
         archive = _kind(start)
         if archive is not None:
             _check_size(label, path.stat().st_size, caps)
             yield from archive(label, file, caps)
         elif format_of(start) is None:
-            raise PictureError(
-                f"{label} is neither an image ({NAMES}) nor a zip or tar of images (plain, gzip or bzip2)"
-            )
+            raise ImageError(f"{label} is neither an image ({NAMES}) nor a zip or tar of images (plain, gzip or bzip2)")
         else:
             yield label, partial(_read, label, file, caps.picture_bytes)
 
 
 def read_file(path: Path, name: str, limit: int) -> bytes:
-    """The content of a file. Raises PictureError, which calls it `name`, if it has more than `limit` bytes."""
+    """The content of a file. Raises ImageError, which calls it `name`, if it has more than `limit` bytes."""
     try:
         with path.open("rb") as file:
             return _read(name, file, limit)
     except OSError as error:
-        raise PictureError(f"{shown(name)} can't be read: {error.strerror}") from error
+        raise ImageError(f"{shown(name)} can't be read: {error.strerror}") from error
 
 
 def shown(name: str) -> str:
@@ -128,9 +126,9 @@ def _read_zipped(archive: str, content: zipfile.ZipFile, info: zipfile.ZipInfo, 
     name = f"{shown(info.filename)} in {archive}"
     # zipfile also knows LZMA, whose headers may ask for gigabytes of memory.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise PictureError(f"{name} is not stored or deflated")
+        raise ImageError(f"{name} is not stored or deflated")
     if info.flag_bits & 0x1:
-        raise PictureError(f"{name} is encrypted")
+        raise ImageError(f"{name} is encrypted")
     with _readable(f"{name} can't be read"), content.open(info) as member:
         return _read(info.filename, member, limit)
 
@@ -141,7 +139,7 @@ def _tar(archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> Iterator[
         for number, info in enumerate(content, start=1):
             _check_entries(archive, number, caps)
             if info.issparse():  # its holes are not in the archive, and would not be counted
-                raise PictureError(f"{archive} holds {shown(info.name)}, which is a sparse file")
+                raise ImageError(f"{archive} holds {shown(info.name)}, which is a sparse file")
             if info.isdir() or _is_hidden(info.name):
                 continue
             reader = partial(_read_tarred, archive, content, info, caps.picture_bytes)
@@ -150,21 +148,21 @@ def _tar(archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> Iterator[
 
 
 def _require_end(archive: str, content: tarfile.TarFile) -> None:
-    """Raise PictureError unless only zeros follow, at least a block: tarfile takes damage and cuts for the end."""
+    """Raise ImageError unless only zeros follow, at least a block: tarfile takes damage and cuts for the end."""
     assert content.fileobj is not None
     ending = content.fileobj.read(PIECE)
     if not ending:
-        raise PictureError(f"{archive} is a tar that was cut short")
+        raise ImageError(f"{archive} is a tar that was cut short")
     while ending:
         check()
         if ending.strip(b"\0"):
-            raise PictureError(f"{archive} is a tar with a damaged header, or with data after its end")
+            raise ImageError(f"{archive} is a tar with a damaged header, or with data after its end")
         ending = content.fileobj.read(PIECE)  # to the very end, where gzip has its checksum
 
 
 def _read_tarred(archive: str, content: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:
     if not info.isfile():
-        raise PictureError(f"{shown(info.name)} in {archive} is a link, not a file")
+        raise ImageError(f"{shown(info.name)} in {archive} is a link, not a file")
     with _readable(f"{archive} is a tar that can't be read"):  # after damage, the rest of the stream is lost
         member = content.extractfile(info)
         assert member is not None  # it is a file
@@ -184,7 +182,7 @@ class _Bounded(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > max(MEGABYTE, LISTING * self._entries):
-            raise PictureError(
+            raise ImageError(
                 f"{self._archive} needs {size:,} bytes to list its files; "
                 f"{LISTING * self._entries:,} are read, for at most {self._entries} files"
             )
@@ -212,13 +210,13 @@ class _Counted(io.RawIOBase):
 
 @contextmanager
 def _readable(message: str) -> Iterator[None]:
-    """Raise every failure of zipfile, tarfile, zlib and bz2 as PictureError, with `message` before its own."""
+    """Raise every failure of zipfile, tarfile, zlib and bz2 as ImageError, with `message` before its own."""
     try:
         yield
-    except (PictureError, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # damaged files make these libraries raise almost anything
-        raise PictureError(f"{message}: {error}") from error
+        raise ImageError(f"{message}: {error}") from error
 
 
 def _is_hidden(name: str) -> bool:
@@ -228,19 +226,19 @@ def _is_hidden(name: str) -> bool:
 
 def _check_size(archive: str, size: int, caps: Caps) -> None:
     if caps.total_bytes is not None and size > caps.total_bytes:
-        raise PictureError(
+        raise ImageError(
             f"{archive} has {size // MEGABYTE} MB; an archive may have at most {caps.total_bytes // MEGABYTE} MB"
         )
 
 
 def _check_entries(archive: str, count: int, caps: Caps) -> None:
     if count > caps.entries:
-        raise PictureError(f"{archive} holds more than {caps.entries} files")
+        raise ImageError(f"{archive} holds more than {caps.entries} files")
 
 
 def _check_total(archive: str, total: int, caps: Caps) -> None:
     if caps.total_bytes is not None and total > caps.total_bytes:
-        raise PictureError(f"{archive} unpacks to more than {caps.total_bytes // MEGABYTE} MB")
+        raise ImageError(f"{archive} unpacks to more than {caps.total_bytes // MEGABYTE} MB")
 
 
 def _read(name: str, file: IO[bytes], limit: int) -> bytes:
@@ -249,5 +247,5 @@ def _read(name: str, file: IO[bytes], limit: int) -> bytes:
         check()
         data += piece
         if len(data) > limit:
-            raise PictureError(f"{shown(name)} is larger than {limit // MEGABYTE} MB")
+            raise ImageError(f"{shown(name)} is larger than {limit // MEGABYTE} MB")
     return bytes(data)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import PictureError, blaming
+from ..errors import ImageError, naming_input
 from ..request import SIZES, Request
 from . import user_images
 
-__all__ = ["Canvas", "fitted", "read"]
+__all__ = ["InitImage", "fitted", "load_init_image"]
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ SAME = 16  # levels of 255, on average, by which a mask may differ from the imag
 
 
 @dataclass(frozen=True, kw_only=True)
-class Canvas:
+class InitImage:
     """What is drawn over.
 
     image: RGB, in the size that is drawn.
@@ -37,20 +37,20 @@ class Canvas:
     files: dict[str, str]
 
 
-def read(request: Request) -> Canvas | None:
-    """The canvas of a request; None if it has no image. Raises PictureError."""
+def load_init_image(request: Request) -> InitImage | None:
+    """The canvas of a request; None if it has no image. Raises ImageError."""
     if request.image is None:
         return None
     picture = _read("image", user_images.read_picture, request.image)
     size = fitted(picture.size, (request.width, request.height))
     image, files = ImageOps.fit(picture.image, size), {"image": picture.sha256}
     if request.mask is None:
-        return Canvas(image=image, mask=None, files=files)
+        return InitImage(image=image, mask=None, files=files)
     mask = _read("mask", user_images.read_mask, request.mask)
     _require_one_shape(mask.size, picture.size)
-    with blaming("mask"):
-        grey = _grey(mask.image, image)
-    return Canvas(image=image, mask=grey, files={**files, "mask": mask.sha256})
+    with naming_input("mask"):
+        gray = _gray(mask.image, image)
+    return InitImage(image=image, mask=gray, files={**files, "mask": mask.sha256})
 
 
 def fitted(picture: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
@@ -59,7 +59,7 @@ def fitted(picture: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
     That is the greatest area × (share of the picture that is kept)⁴. Of a frame that was the answer, the answer is
     that frame: a recipe may name either.
 
-    Raises PictureError if less than half of the picture would be left.
+    Raises ImageError if less than half of the picture would be left.
     """
 
     def kept(size: tuple[int, int]) -> Fraction:
@@ -69,7 +69,7 @@ def fitted(picture: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
     widths, heights = ([side for side in SIZES if side <= most] for most in frame)
     best = max(product(widths, heights), key=lambda size: (size[0] * size[1] * kept(size) ** 4, size))
     if kept(best) < Fraction(1, 2):
-        raise PictureError(
+        raise ImageError(
             f"image: of {picture[0]} × {picture[1]} pixels, less than half would be left within "
             f"{frame[0]} × {frame[1]}, whose sides are multiples of 64 from {SIZES[0]}: crop it first"
         )
@@ -77,11 +77,11 @@ def fitted(picture: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
 
 
 def _read(name: str, read: Callable[..., user_images.Picture], path: Path) -> user_images.Picture:
-    with blaming(name):
+    with naming_input(name):
         return read(path, user_images.UPLOAD, label="the file")  # uploads have no telling names
 
 
-def _grey(mask: Image.Image, image: Image.Image) -> Image.Image:
+def _gray(mask: Image.Image, image: Image.Image) -> Image.Image:
     """The mask, RGBA, as grey of the size of `image`, where white is redrawn.
 
     An opaque mask is its brightness. In one with transparent places, the alpha channel is what was drawn:
@@ -89,19 +89,19 @@ def _grey(mask: Image.Image, image: Image.Image) -> Image.Image:
     - visible places are all white: they were painted on a transparent layer, and are redrawn;
     - visible places are all black, or show the image itself: the transparent places were erased, and are redrawn.
 
-    Raises PictureError for other transparent masks, and if nothing is white; warns if nothing is black.
+    Raises ImageError for other transparent masks, and if nothing is white; warns if nothing is black.
     """
-    grey = _from_alpha(ImageOps.fit(mask, image.size), image)
-    if grey is None:
+    gray = _from_alpha(ImageOps.fit(mask, image.size), image)
+    if gray is None:
         white = Image.new("L", mask.size, "white")
         white.paste(mask.convert("L"), mask=mask.getchannel("A"))
-        grey = ImageOps.fit(white, image.size)
-    least, most = (int(level) for level in grey.getextrema())  # type: ignore[arg-type]
+        gray = ImageOps.fit(white, image.size)
+    least, most = (int(level) for level in gray.getextrema())  # type: ignore[arg-type]
     if most < HALF:
-        raise PictureError("nothing in it is white, and only what is white is redrawn")
+        raise ImageError("nothing in it is white, and only what is white is redrawn")
     if least >= HALF:
         log.warning("mask: nothing in it is black, so all of the image is redrawn")
-    return grey
+    return gray
 
 
 def _from_alpha(mask: Image.Image, image: Image.Image) -> Image.Image | None:
@@ -118,7 +118,7 @@ def _from_alpha(mask: Image.Image, image: Image.Image) -> Image.Image | None:
     if visible.min() >= HALF:
         log.info("mask: redraws what is white on its transparent layer")
         return Image.fromarray(alpha)
-    raise PictureError(
+    raise ImageError(
         "it is transparent in places, and elsewhere neither white, nor black, nor the image: paint what to redraw in "
         "white, on black or on a transparent layer, or erase it from a copy of the image"
     )
@@ -126,6 +126,6 @@ def _from_alpha(mask: Image.Image, image: Image.Image) -> Image.Image | None:
 
 def _require_one_shape(mask: tuple[int, int], image: tuple[int, int]) -> None:
     if abs(mask[0] * image[1] - mask[1] * image[0]) > max(image):  # a pixel, which scaling may have cost
-        raise PictureError(
+        raise ImageError(
             f"mask: it has {mask[0]} × {mask[1]} pixels and image {image[0]} × {image[1]}: give both the same shape"
         )

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from PIL import ExifTags, Image, PngImagePlugin
 
-from ..errors import PictureError, RequestError
+from ..errors import ImageError, RequestError
 from ..request import Request
 from ..writing import whole
 
@@ -153,7 +153,7 @@ def _encode(image: Image.Image, request: Mapping[str, Any], **texts: Any) -> byt
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a picture. Raises PictureError if there is none that can be read."""
+    """The recipe in a picture. Raises ImageError if there is none that can be read."""
     try:
         with Image.open(path, formats=["PNG", "WEBP", "JPEG"]) as image:
             facts = json.loads(
@@ -174,9 +174,9 @@ def read_recipe(path: Path) -> Recipe:
             versions=_strings(facts["versions"]),
         )
     except FileNotFoundError as error:
-        raise PictureError(f"there is no file {path}") from error
+        raise ImageError(f"there is no file {path}") from error
     except Exception as error:  # the file is anybody's
-        raise PictureError(f"{path.name} carries no recipe: it is no picture that this service drew") from error
+        raise ImageError(f"{path.name} carries no recipe: it is no picture that this service drew") from error
 
 
 def _strings(facts: Mapping[str, Any], required: Sequence[str] = ()) -> dict[str, str]:

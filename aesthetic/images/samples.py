@@ -40,9 +40,9 @@ def in_8_bits(image: Image.Image) -> Image.Image:
     if image.mode != "F" and not image.mode.startswith("I;16"):
         return image
     tags, values = getattr(image, "tag_v2", {}), np.asarray(image)
-    grey = _from_floats(values) if image.mode == "F" else values >> (tags.get(BITS, (16,))[0] - 8)
+    gray = _from_floats(values) if image.mode == "F" else values >> (tags.get(BITS, (16,))[0] - 8)
     white_is_zero = tags and tags.get(PHOTOMETRIC, 0) == 0
-    scaled = Image.fromarray((255 - grey if white_is_zero else grey).astype(np.uint8))
+    scaled = Image.fromarray((255 - gray if white_is_zero else gray).astype(np.uint8))
     if "transparency" in image.info:
         scaled.putalpha(Image.fromarray(values != image.info["transparency"]).convert("L"))
     scaled.info["icc_profile"] = image.info.get("icc_profile")

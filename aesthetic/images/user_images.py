@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
-from ..errors import PictureError
+from ..errors import ImageError
 from . import color, samples
 from .archives import LOCAL, UPLOAD, Caps, members, read_file, shown
 from .formats import NAMES, SUFFIXES, format_of, open_image
@@ -63,7 +63,7 @@ def read_pictures(
     where they are transparent. The first frame of an animation counts. A JPEG of more than 100 million pixels is
     decoded at a half, a quarter or an eighth of its width and height.
 
-    Raises PictureError for images that can't be read, for whatever goes beyond `caps`, and if there is no image.
+    Raises ImageError for images that can't be read, for whatever goes beyond `caps`, and if there is no image.
     """
     label = label or path.name
     pixels, unreadable, passed_over, count = 0, list[str](), list[str](), 0
@@ -75,7 +75,7 @@ def read_pictures(
         _check_count(label, count, caps)
         try:
             picture = _decoded(shown(name), read(), caps, color.on_white)
-        except PictureError as error:
+        except ImageError as error:
             unreadable.append(str(error))
             continue
         pixels += picture.size[0] * picture.size[1]
@@ -83,23 +83,23 @@ def read_pictures(
         if skip_unreadable or not unreadable:
             yield picture
     if unreadable and not skip_unreadable:
-        raise PictureError("\n".join(unreadable))
+        raise ImageError("\n".join(unreadable))
     _report(label, count, unreadable, passed_over)
 
 
 def read_picture(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
-    """The one image that `path` is, as `read_pictures` prepares it. Raises PictureError."""
+    """The one image that `path` is, as `read_pictures` prepares it. Raises ImageError."""
     return _read_one(path, caps, label, color.on_white)
 
 
 def read_mask(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
-    """The one image that `path` is, in RGBA with the values of the file: no color profile. Raises PictureError."""
+    """The one image that `path` is, in RGBA with the values of the file: no color profile. Raises ImageError."""
     return _read_one(path, caps, label, color.with_alpha)
 
 
 def _read_one(path: Path, caps: Caps, label: str | None, finish: Callable[[Image.Image], Image.Image]) -> Picture:
     if not path.is_file():
-        raise PictureError(f"there is no file {path}; an image was expected")
+        raise ImageError(f"there is no file {path}; an image was expected")
     label = label or path.name
     return _decoded(label, read_file(path, label, caps.picture_bytes), caps, finish)
 
@@ -108,7 +108,7 @@ def _decoded(name: str, data: bytes, caps: Caps, finish: Callable[[Image.Image],
     kind = format_of(data)
     if kind is None:
         problem = f"is not an image of a format that is read ({NAMES})" if data else "is empty"
-        raise PictureError(f"{name} {problem}")
+        raise ImageError(f"{name} {problem}")
     with _explained(name, kind), open_image(kind, data) as image:
         size = image.size
         _check_size(name, size, caps)
@@ -125,33 +125,33 @@ def _decoded(name: str, data: bytes, caps: Caps, finish: Callable[[Image.Image],
 
 @contextmanager
 def _explained(name: str, kind: str) -> Iterator[None]:
-    """Raise whatever Pillow raises as PictureError, with Pillow's own reason: only some of them are damage."""
+    """Raise whatever Pillow raises as ImageError, with Pillow's own reason: only some of them are damage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes below Pillow's limit
             yield
-    except PictureError:
+    except ImageError:
         raise
     except MemoryError as error:
-        raise PictureError(f"{name} needs more memory than is left") from error
+        raise ImageError(f"{name} needs more memory than is left") from error
     except Exception as error:
-        raise PictureError(f"{name} can't be read as {kind}: {str(error) or type(error).__name__}") from error
+        raise ImageError(f"{name} can't be read as {kind}: {str(error) or type(error).__name__}") from error
 
 
 def _check_size(name: str, size: tuple[int, int], caps: Caps) -> None:
     if size[0] * size[1] > caps.picture_pixels:
-        raise PictureError(
+        raise ImageError(
             f"{name} has {size[0]} × {size[1]} pixels; at most {caps.picture_pixels:,} are read of one image"
         )
     if max(size) > MAX_ASPECT * min(size):
-        raise PictureError(
+        raise ImageError(
             f"{name} has {size[0]} × {size[1]} pixels; one side may be at most {MAX_ASPECT} times the other"
         )
 
 
 def _check_count(label: str, count: int, caps: Caps) -> None:
     if caps.pictures is not None and count > caps.pictures:
-        raise PictureError(
+        raise ImageError(
             f"{label} holds more than {caps.pictures} images; make an aesthetic from so many with "
             "'python -m aesthetic embed' and send the file"
         )
@@ -159,15 +159,15 @@ def _check_count(label: str, count: int, caps: Caps) -> None:
 
 def _check_pixels(label: str, pixels: int, caps: Caps) -> None:
     if caps.total_pixels is not None and pixels > caps.total_pixels:
-        raise PictureError(f"{label} holds more than {caps.total_pixels:,} pixels in all")
+        raise ImageError(f"{label} holds more than {caps.total_pixels:,} pixels in all")
 
 
 def _report(label: str, count: int, unreadable: list[str], passed_over: list[str]) -> None:
-    """Log what was left out. Raises PictureError if nothing is left."""
+    """Log what was left out. Raises ImageError if nothing is left."""
     if count == 0:
-        raise PictureError(f"{label} holds no image ({', '.join(SUFFIXES)})")
+        raise ImageError(f"{label} holds no image ({', '.join(SUFFIXES)})")
     if count == len(unreadable):
-        raise PictureError(f"{label} holds no image that can be read:\n" + "\n".join(unreadable))
+        raise ImageError(f"{label} holds no image that can be read:\n" + "\n".join(unreadable))
     if unreadable:
         log.warning("Left out %d images that can't be read:\n%s", len(unreadable), "\n".join(unreadable))
     if passed_over:

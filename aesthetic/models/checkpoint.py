@@ -31,16 +31,16 @@ class Snapshot:
     file:       its weights, where they are one file in the original layout; `folder` is then `BASE`, for all else.
     clip:       the snapshot of OpenAI's CLIP, for models that don't bring a projection and a vision tower of
                 their own; None where it has not been downloaded.
-    clip_space: what the CLIP space of `clip` is called.
+    openai_clip_space: what the CLIP space of `clip` is called.
     """
 
     name: str
     revision: str
     bundled: bool
-    space: str | None
+    clip_space: str | None
     folder: Path
     clip: Path | None
-    clip_space: str
+    openai_clip_space: str
     file: Path | None = None
 
 
@@ -83,10 +83,10 @@ def locate(model: str | None, weights: Path) -> Snapshot:
         name=file.stem if file else folder.resolve().name,
         revision=source.revision if source else "local",
         bundled=source is not None and source.bundled,
-        space=source.space if source else None,
+        clip_space=source.clip_space if source else None,
         folder=folder,
         clip=clip if has_clip else None,
-        clip_space=(manifest[CLIP].repo_id if CLIP in manifest else None) or CLIP,
+        openai_clip_space=(manifest[CLIP].repo_id if CLIP in manifest else None) or CLIP,
         file=file,
     )
 

@@ -26,9 +26,9 @@ __all__ = [
     "OPENCLIP",
     "PROJECTION",
     "Vision",
-    "clip_space",
     "load_vision",
     "quiet_loading",
+    "read_clip_space",
     "read_projection",
 ]
 
@@ -50,7 +50,7 @@ LACKING = (
 class Vision:
     """CLIP's vision tower in fp32, and its own way of preparing pictures."""
 
-    space: str
+    clip_space: str
     _model: Any
     _processor: Any
 
@@ -67,10 +67,10 @@ class Vision:
         return embeds
 
 
-def clip_space(snapshot: Snapshot) -> tuple[str, int]:
+def read_clip_space(snapshot: Snapshot) -> tuple[str, int]:
     """The name of a snapshot's CLIP space and its dimensions, before anything is loaded. Raises CheckpointError."""
-    projection, space = _projection(snapshot)
-    return space, projection.shape[0]
+    projection, clip_space = _projection(snapshot)
+    return clip_space, projection.shape[0]
 
 
 @contextmanager
@@ -94,8 +94,8 @@ def quiet_loading() -> Iterator[None]:
 @quiet_loading()
 def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
     """The vision tower alone, for making aesthetics without drawing. Raises CheckpointError if there is none."""
-    _, space = _projection(snapshot)
-    vision = _load_vision(snapshot, space, device)
+    _, clip_space = _projection(snapshot)
+    vision = _load_vision(snapshot, clip_space, device)
     if vision is None:
         raise CheckpointError(f"{snapshot.name} has no vision tower (image_encoder) to look at pictures with")
     return vision
@@ -164,16 +164,16 @@ def _load_tower(kind: Any, folder: Path, may_lack: Set[str] = frozenset(), **cha
     return tower.requires_grad_(False)
 
 
-def _load_vision(snapshot: Snapshot, space: str, device: torch.device) -> Vision | None:
+def _load_vision(snapshot: Snapshot, clip_space: str, device: torch.device) -> Vision | None:
     own = snapshot.folder / "image_encoder"
     if own.is_dir():
         folder, processor = own, snapshot.folder / "feature_extractor"
-    elif snapshot.clip is not None and space == snapshot.clip_space:
+    elif snapshot.clip is not None and clip_space == snapshot.openai_clip_space:
         folder = processor = snapshot.clip
     else:
         return None
     model = _load_tower(transformers.CLIPVisionModelWithProjection, folder).to(device)
-    return Vision(space=space, _model=model, _processor=_processor(processor))
+    return Vision(clip_space=clip_space, _model=model, _processor=_processor(processor))
 
 
 def _projection(snapshot: Snapshot) -> tuple[Tensor, str]:
@@ -189,7 +189,7 @@ def _projection(snapshot: Snapshot) -> tuple[Tensor, str]:
             f"{snapshot.name} brings no CLIP projection of its own and needs {CLIP}, which is not there "
             f"in full: run script/download-weights {CLIP}"
         )
-    return read_projection(snapshot.clip), snapshot.clip_space
+    return read_projection(snapshot.clip), snapshot.openai_clip_space
 
 
 def _require_openai(snapshot: Snapshot) -> None:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .. import settings
 from ..embeddings import registry
-from ..errors import INCOMPLETE, AestheticError, DownloadError, blaming
+from ..errors import INCOMPLETE, AestheticError, DownloadError, naming_input
 from .manifest import File, Source, read_manifest
 
 __all__ = ["main"]
@@ -128,7 +128,7 @@ def _verify(bundled: list[_Wanted]) -> None:
 
 def _fetch(wanted: _Wanted, home: Path) -> None:
     """Download a file to its place unless it is there. Raises DownloadError."""
-    with blaming(str(wanted.path.relative_to(home))), _explained():
+    with naming_input(str(wanted.path.relative_to(home))), _explained():
         if _is_right(wanted.path, wanted):
             return
         with _staging(home) as folder:

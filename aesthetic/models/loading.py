@@ -56,7 +56,7 @@ class Model:
     pipeline: Any
     encoder: Any
     scheduler: Mapping[str, Any]
-    space: str
+    clip_space: str
     vision: Vision | None
     lora: str | None = None
 
@@ -80,7 +80,7 @@ def load(snapshot: Snapshot, device: torch.device) -> Model:
     SettingError for a GPU on which torch can't compute.
     """
     require_kernels(device)
-    projection, space = _projection(snapshot)
+    projection, clip_space = _projection(snapshot)
     if snapshot.file is not None:
         encoder, pipeline = _load_file(snapshot.file, snapshot.folder, projection, device)
     else:
@@ -91,8 +91,8 @@ def load(snapshot: Snapshot, device: torch.device) -> Model:
         pipeline=pipeline,
         encoder=encoder,
         scheduler=dict(pipeline.scheduler.config),
-        space=space,
-        vision=_load_vision(snapshot, space, device),
+        clip_space=clip_space,
+        vision=_load_vision(snapshot, clip_space, device),
     )
 
 

@@ -21,17 +21,17 @@ from . import lora_file
 from .loading import Model, in_precision
 from .lora_file import Pair
 
-__all__ = ["graft"]
+__all__ = ["apply_lora"]
 
 ADAPTER = "lora"
 
 
-def graft(model: Model, path: Path, scale: float) -> Model:
+def apply_lora(model: Model, path: Path, scale: float) -> Model:
     """`model` with the LoRA in a file at `scale`; 0 leaves it as it is, once the file has been found to fit.
 
     Raises CheckpointError, before anything is copied, if it does not.
     """
-    added = lora_file.read(path)
+    added = lora_file.load_lora(path)
     for_unet, for_text = lora_file.fit(added, model.pipeline.unet, model.encoder.text_model)
     grafted = replace(model, lora=added.sha256)
     if scale == 0:

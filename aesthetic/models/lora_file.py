@@ -27,10 +27,10 @@ import safetensors
 from torch import Tensor, nn
 
 from ..embeddings import torch_pickle
-from ..errors import CheckpointError, blaming
+from ..errors import CheckpointError, naming_input
 from .single_file import CONVERT
 
-__all__ = ["Lora", "Pair", "fit", "read"]
+__all__ = ["Lora", "Pair", "fit", "load_lora"]
 
 MAX_BYTES = 10**9  # of a file; one of rank 128 for every layer has a third of that
 MAX_HEADER = 2**24  # bytes; trainers note every tag of every picture there
@@ -129,9 +129,9 @@ def _readable() -> Iterator[None]:
         raise CheckpointError(f"the file is damaged, or no .safetensors file: {brief(str(error))}") from error
 
 
-@blaming("lora")
+@naming_input("lora")
 @_readable()
-def read(path: Path) -> Lora:
+def load_lora(path: Path) -> Lora:
     """The LoRA in a file. Raises CheckpointError, saying what was found, for anything else."""
     _require_small(path)
     with safetensors.safe_open(path, framework="pt") as file:
@@ -148,7 +148,7 @@ def read(path: Path) -> Lora:
         return Lora(pairs=pairs, sha256=hashlib.file_digest(data, "sha256").hexdigest())
 
 
-@blaming("lora")
+@naming_input("lora")
 def fit(lora: Lora, unet: Any, text_encoder: Any) -> tuple[dict[str, Pair], dict[str, Pair]]:
     """The changes of the UNet and of the text encoder (CLIPTextModel), by their own names of layers, in their shapes.
 

@@ -38,7 +38,7 @@ class Source:
     revision: str
     license: str
     files: Mapping[str, File]
-    space: str | None = None
+    clip_space: str | None = None
 
     @property
     def bundled(self) -> bool:

@@ -14,26 +14,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images.init_image import HALF, Canvas
+from ..images.init_image import HALF, InitImage
 from ..models.loading import Model
 from . import schedulers
 
-__all__ = ["Redrawing", "Start", "encode", "put_back"]
+__all__ = ["Img2ImgPipeline", "InitLatents", "encode_init_image", "paste_kept_pixels"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class InitLatents:
     """latents: [1, channels, height / f, width / f], scaled; mask: [1, 1, height / f, width / f], 1 is redrawn."""
 
-    canvas: Canvas
+    canvas: InitImage
     latents: Tensor
     mask: Tensor | None
 
 
-class Redrawing(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
+class Img2ImgPipeline(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
     """diffusers' own, but that it is given the image's latents, the noise, the same on every device, and the steps."""
 
-    def begin(self, start: Start, noise: Tensor, steps: int) -> dict[str, Any]:
+    def begin(self, start: InitLatents, noise: Tensor, steps: int) -> dict[str, Any]:
         """Arguments of the call. noise: [images, channels, height / f, width / f]; steps: to take, 1 or more."""
         self.start, self.noise, self.steps = start, noise, steps
         return {"image": start.canvas.image}
@@ -49,7 +49,7 @@ class Redrawing(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
         latents: Tensor = self.noise * self.scheduler.init_noise_sigma if self.from_noise else self._noisy(timestep)
         return latents
 
-    def keep(self, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def restore_kept_latents(self, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Put back what is not redrawn, as noisy as the step after this one will take it. Without a mask, nothing."""
         if self.start.mask is None:
             return {}
@@ -63,7 +63,7 @@ class Redrawing(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
         return noisy
 
 
-def encode(model: Model, canvas: Canvas) -> Start:
+def encode_init_image(model: Model, canvas: InitImage) -> InitLatents:
     """The canvas as the model sees it: the mode of the VAE's posterior, so that it takes no noise."""
     vae, factor = model.pipeline.vae, model.pipeline.vae_scale_factor
     pixels = _pixels(canvas.image).to(model.device)
@@ -71,10 +71,10 @@ def encode(model: Model, canvas: Canvas) -> Start:
         mode = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
         if not mode.isfinite().all():  # fp16 can overflow, as in sample.decode
             mode = copy.deepcopy(vae).float().encode(pixels).latent_dist.mode().to(vae.dtype)
-    return Start(canvas=canvas, latents=mode * vae.config.scaling_factor, mask=_by_latents(canvas, factor, mode))
+    return InitLatents(canvas=canvas, latents=mode * vae.config.scaling_factor, mask=_by_latents(canvas, factor, mode))
 
 
-def put_back(image: Tensor, canvas: Canvas) -> Tensor:
+def paste_kept_pixels(image: Tensor, canvas: InitImage) -> Tensor:
     """A decoded picture [1, 3, height, width] with the canvas's own pixels where the mask is black, in fp32.
 
     Grey mixes the two, as a soft edge. Without a mask the picture stays as it is.
@@ -90,7 +90,7 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image) / np.float32(127.5) - 1).permute(2, 0, 1)[None]
 
 
-def _by_latents(canvas: Canvas, factor: int, like: Tensor) -> Tensor | None:
+def _by_latents(canvas: InitImage, factor: int, like: Tensor) -> Tensor | None:
     """The mask with every latent white that has a white pixel, of the type of `like`."""
     if canvas.mask is None:
         return None

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import parsing
 from ..models.loading import Model
 
-__all__ = ["Conditioning", "Tokens", "embed", "encode", "read", "tokenize", "warn_of_lost"]
+__all__ = ["Conditioning", "Tokens", "embed", "encode", "read", "tokenize", "warn_of_truncation"]
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Tokens:
 
     input_ids: Tensor
     weights: Tensor
-    lost: str
+    truncated: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +79,8 @@ def read(tokenizer: Any, prompt: str, device: torch.device, *, long: bool = Fals
     ids, expanded, _ = provider.get_token_ids_and_expand_weights(texts, weights, device)
     ids, expanded = ids.view(-1, room), expanded.view(-1, room)
     kept = MAX_CHUNKS if long else 1
-    lost = tokenizer.decode(ids[kept:].flatten(), skip_special_tokens=True).strip()
-    return Tokens(input_ids=ids[:kept], weights=expanded[:kept], lost=lost)
+    truncated = tokenizer.decode(ids[kept:].flatten(), skip_special_tokens=True).strip()
+    return Tokens(input_ids=ids[:kept], weights=expanded[:kept], truncated=truncated)
 
 
 @torch.no_grad()
@@ -124,7 +124,7 @@ def _join(hidden: Tensor, weights: Tensor, empty: Tensor, length: int) -> Tensor
     return torch.cat([weighted, empty.expand(missing, -1, -1)]).flatten(0, 1).unsqueeze(0)
 
 
-def warn_of_lost(kind: str, tokens: Tokens) -> None:
+def warn_of_truncation(kind: str, tokens: Tokens) -> None:
     """Log what of a text did not fit."""
-    if tokens.lost:
-        log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, tokens.lost)
+    if tokens.truncated:
+        log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, tokens.truncated)

@@ -37,7 +37,7 @@ def prompt_embeds(
 
     pipe:       any pipeline of diffusers with a CLIP text encoder and its tokenizer, as all of the Stable Diffusion
                 1.x family have.
-    aesthetic:  [1, dim], as `embedding.read(path).vector` gives it.
+    aesthetic:  [1, dim], as `embedding.load_aesthetic(path).vector` gives it.
     steps, lr:  as in `gradient.ascend`; 0 steps give what the pipeline makes of the words itself, and so does an empty
                 prompt.
     projection: CLIP's text projection [dim, hidden]; None takes that of the CLIP which script/download-weights fetches.
@@ -65,7 +65,7 @@ def prompt_embeds(
         weight = clip.read_projection() if projection is None else projection
         encoder = _Encoder(pipe.text_encoder, weight, aesthetic).to(device)
         target = unit(aesthetic).to(device)
-        *_, last = gradient.ascend(encoder, tokens.input_ids, target, steps=steps, lr=lr)
+        *_, last = gradient.personalize(encoder, tokens.input_ids, target, steps=steps, lr=lr)
         positive = plain.joined(last.conditioning, tokens).to(positive.dtype)
         if not positive.isfinite().all():
             raise DrawingError(f"the personalization diverged: lower lr ({lr}) or steps ({steps})")

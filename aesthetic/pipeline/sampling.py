@@ -30,7 +30,9 @@ def generators(request: Request) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(request.seed + i) for i in range(request.num_outputs)]
 
 
-def denoise(model: Model, conditioning: Conditioning, request: Request, start: img2img.Start | None = None) -> Tensor:
+def denoise(
+    model: Model, conditioning: Conditioning, request: Request, start: img2img.InitLatents | None = None
+) -> Tensor:
     """The pictures as latents [num_outputs, channels, height / f, width / f], f being the VAE's factor.
 
     On a GPU all pictures go through the UNet together. On a CPU they go one after the other, which makes each
@@ -92,7 +94,7 @@ def _denoise(
     request: Request,
     sources: Sequence[torch.Generator],
     title: str,
-    start: img2img.Start | None,
+    start: img2img.InitLatents | None,
 ) -> Tensor:
     """Latents of as many pictures as there are sources of noise, through the UNet together."""
     scheduler = schedulers.on_cpu(schedulers.build(request.scheduler, model.scheduler, eta=request.ddim_eta))
@@ -100,8 +102,8 @@ def _denoise(
     noise = starting_noise(model, request, sources)
     pipeline: Any
     if start is not None:
-        pipeline = img2img.Redrawing(**components, requires_safety_checker=False)
-        given = pipeline.begin(start, noise, request.redrawn_steps)
+        pipeline = img2img.Img2ImgPipeline(**components, requires_safety_checker=False)
+        given = pipeline.begin(start, noise, request.img2img_steps)
     else:
         pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
         given = {"latents": noise, "width": request.width, "height": request.height}
@@ -124,7 +126,9 @@ def _denoise(
 def _after_step(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What diffusers calls after each step: it goes on with what this gives."""
     check()
-    return pipeline.keep(step, timestep, tensors) if isinstance(pipeline, img2img.Redrawing) else {}
+    return (
+        pipeline.restore_kept_latents(step, timestep, tensors) if isinstance(pipeline, img2img.Img2ImgPipeline) else {}
+    )
 
 
 def starting_noise(model: Model, request: Request, sources: Sequence[torch.Generator]) -> Tensor:

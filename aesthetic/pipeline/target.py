@@ -11,46 +11,46 @@ from ..cancellation import check
 from ..embeddings import embedding, interpolation
 from ..embeddings.embedding import Aesthetic
 from ..embeddings.registry import Registry
-from ..errors import RequestError, blaming
+from ..errors import RequestError, naming_input
 from ..images import user_images
 from ..models.clip import Vision
 from ..models.loading import Model
 from ..request import Request
 from . import prompt
-from .prompt import warn_of_lost
+from .prompt import warn_of_truncation
 
-__all__ = ["direction", "encode_pictures", "find"]
+__all__ = ["encode_pictures", "requested_aesthetic", "target_embedding"]
 
 BATCH = 32  # pictures through the vision tower at once
 UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
 
 
-def find(request: Request, model: Model, registry: Registry) -> Aesthetic | None:
+def requested_aesthetic(request: Request, model: Model, registry: Registry) -> Aesthetic | None:
     """The aesthetic to follow; None if the plain model is to draw.
 
-    Raises RequestError, EmbeddingError or PictureError, naming the input, if there is none that `model` can follow.
+    Raises RequestError, EmbeddingError or ImageError, naming the input, if there is none that `model` can follow.
     """
     if request.is_plain:
         return None
     if request.mix:
-        with blaming("aesthetic_mix"):
+        with naming_input("aesthetic_mix"):
             return _mixed(request.mix, model, registry)
     if request.aesthetic_images is not None:
-        with blaming("aesthetic_images"):
+        with naming_input("aesthetic_images"):
             return _from_pictures(request.aesthetic_images, model)
     if request.aesthetic_embedding_file is not None:
-        with blaming("aesthetic_embedding_file"):
-            return _fitting(embedding.read(request.aesthetic_embedding_file, label=UPLOAD), model)
-    with blaming("aesthetic_embedding"):
-        return _named(request.aesthetic_embedding or registry.default(model.space), model, registry)
+        with naming_input("aesthetic_embedding_file"):
+            return _fitting(embedding.load_aesthetic(request.aesthetic_embedding_file, label=UPLOAD), model)
+    with naming_input("aesthetic_embedding"):
+        return _named(request.aesthetic_embedding or registry.default(model.clip_space), model, registry)
 
 
-def direction(request: Request, model: Model, aesthetic: Aesthetic) -> Tensor:
+def target_embedding(request: Request, model: Model, aesthetic: Aesthetic) -> Tensor:
     """The direction [1, D] to follow, fp32 of unit norm: the aesthetic's, turned if a phrase is given."""
     if not request.aesthetic_text:
         return aesthetic.vector
     tokens = prompt.tokenize(model, request.aesthetic_text)
-    warn_of_lost("aesthetic_text", tokens)
+    warn_of_truncation("aesthetic_text", tokens)
     phrase = prompt.embed(model, tokens).cpu()
     return interpolation.turn(
         aesthetic.vector, phrase, request.aesthetic_text_angle, away=request.aesthetic_text_negative
@@ -79,12 +79,12 @@ def encode_pictures(
 
 
 def _named(name: str, model: Model, registry: Registry) -> Aesthetic:
-    return _fitting(registry.read(name, model.space), model)
+    return _fitting(registry.load(name, model.clip_space), model)
 
 
 def _fitting(aesthetic: Aesthetic, model: Model) -> Aesthetic:
     """`aesthetic`, if the model can follow it. Raises EmbeddingError."""
-    embedding.require_fit(aesthetic, space=model.space, dim=model.dim)
+    embedding.require_fit(aesthetic, clip_space=model.clip_space, dim=model.dim)
     return aesthetic
 
 
@@ -97,7 +97,7 @@ def _mixed(weights: Mapping[str, float], model: Model, registry: Registry) -> Ae
             f"{part.sha256} {weight}" for part, weight in zip(parts, weights.values(), strict=True)
         ),
         source="mix",
-        space=model.space,
+        clip_space=model.clip_space,
     )
 
 
@@ -111,7 +111,7 @@ def _from_pictures(path: Path, model: Model) -> Aesthetic:
         name=sha256[:12],
         sha256=sha256,
         source="pictures",
-        space=model.space,
+        clip_space=model.clip_space,
     )
 
 

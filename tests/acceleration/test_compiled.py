@@ -13,9 +13,9 @@ from torch._inductor.utils import fresh_cache
 
 from aesthetic.acceleration import accelerate, modules
 from aesthetic.acceleration.compiled import Compiled
-from aesthetic.acceleration.graphed_personalizer import GraphPersonaliser
+from aesthetic.acceleration.graphed_personalizer import GraphedPersonalizer
 from aesthetic.models.loading import Model
-from aesthetic.personalizer import Personaliser
+from aesthetic.personalizer import Personalizer
 from aesthetic.pipeline import prompt
 from tests.acceleration.recorder import EagerRecorder
 from tests.original import difference
@@ -93,7 +93,7 @@ def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
     assert not any("atomic_add" in source for source in sources)  # which a GPU does in any order
     forward = modules._best("encoder", Compiled(tmp_path))
     target = nn.functional.normalize(torch.randn(1, model.dim))
-    ours, theirs = GraphPersonaliser(model.encoder, EagerRecorder(), forward), Personaliser(model.encoder)
+    ours, theirs = GraphedPersonalizer(model.encoder, EagerRecorder(), forward), Personalizer(model.encoder)
     for text in ("the cat and the dog and the cat and the dog", "a cat", "the cat and the dog and the cat and the dog"):
         ids = prompt.tokenize(model, text).input_ids
         *_, one = ours(ids, target, steps=5, lr=1e-3)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from aesthetic.acceleration.cuda_graphs import Graphed, Kept
+from aesthetic.acceleration.cuda_graphs import GraphedCallable, LRUCache
 from tests.acceleration.recorder import EagerRecorder
 
 
 def test_each_set_of_shapes_is_recorded_once() -> None:
     recorder = EagerRecorder()
-    double = Graphed(lambda x, y: 2 * x + y, recorder)
+    double = GraphedCallable(lambda x, y: 2 * x + y, recorder)
     for width in (3, 4, 3, 3, 4):
         x, y = torch.randn(2, width), torch.randn(width)
         assert torch.equal(double(x, y), 2 * x + y)
@@ -22,7 +22,7 @@ def test_each_set_of_shapes_is_recorded_once() -> None:
 
 
 def test_what_it_gives_is_the_callers_own() -> None:
-    same = Graphed(lambda x: x + 0, EagerRecorder())
+    same = GraphedCallable(lambda x: x + 0, EagerRecorder())
     first = same(torch.ones(3))
     assert torch.equal(same(torch.zeros(3)), torch.zeros(3))
     assert torch.equal(first, torch.ones(3))
@@ -30,7 +30,7 @@ def test_what_it_gives_is_the_callers_own() -> None:
 
 def test_the_latest_few_are_kept() -> None:
     made: list[int] = []
-    kept = Kept[int](2)
+    kept = LRUCache[int](2)
 
     def make(key: int) -> int:
         made.append(key)
@@ -48,7 +48,7 @@ def test_what_could_not_be_recorded_is_tried_again() -> None:
             raise torch.OutOfMemoryError
         return x
 
-    function = Graphed(full, EagerRecorder())
+    function = GraphedCallable(full, EagerRecorder())
     with pytest.raises(torch.OutOfMemoryError):
         function(torch.ones(1))
     assert torch.equal(function(torch.ones(1)), torch.ones(1))

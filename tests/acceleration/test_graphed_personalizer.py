@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from aesthetic.acceleration import graphed_personalizer
-from aesthetic.acceleration.graphed_personalizer import GraphPersonaliser
+from aesthetic.acceleration.graphed_personalizer import GraphedPersonalizer
 from aesthetic.gradient import Step
 from aesthetic.models.loading import Model
-from aesthetic.personalizer import Personaliser
+from aesthetic.personalizer import Personalizer
 from aesthetic.pipeline import prompt
 from tests.acceleration.recorder import EagerRecorder
 from tests.original import difference
@@ -28,8 +28,8 @@ def tokens(model: Model, *texts: str) -> torch.Tensor:
 @pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:2], TEXTS])
 def test_every_stop_is_the_plain_loops(model: Model, target: torch.Tensor, texts: tuple[str, ...]) -> None:
     ids = tokens(model, *texts)
-    ours = list(GraphPersonaliser(model.encoder, EagerRecorder())(ids, target, steps=4, lr=1e-3))
-    theirs = list(Personaliser(model.encoder)(ids, target, steps=4, lr=1e-3))
+    ours = list(GraphedPersonalizer(model.encoder, EagerRecorder())(ids, target, steps=4, lr=1e-3))
+    theirs = list(Personalizer(model.encoder)(ids, target, steps=4, lr=1e-3))
     assert [step.index for step in ours] == [0, 1, 2, 3, 4]
     for one, other in zip(ours, theirs, strict=True):
         assert difference(one.conditioning, other.conditioning) <= 1e-5
@@ -38,17 +38,17 @@ def test_every_stop_is_the_plain_loops(model: Model, target: torch.Tensor, texts
 
 def test_each_run_starts_from_the_untouched_weights(model: Model, target: torch.Tensor) -> None:
     recorder = EagerRecorder()
-    personalise = GraphPersonaliser(model.encoder, recorder)
+    personalizer = GraphedPersonalizer(model.encoder, recorder)
     before = [weight.clone() for weight in model.encoder.parameters()]
 
     def run(text: str, *, lr: float, steps: int = 3) -> Step:
-        *_, last = personalise(tokens(model, text), target, steps=steps, lr=lr)
+        *_, last = personalizer(tokens(model, text), target, steps=steps, lr=lr)
         return last
 
     first = run("the cat", lr=1e-3)
-    next(iter(personalise(tokens(model, "a dog"), target, steps=9, lr=0.1)))  # and given up
+    next(iter(personalizer(tokens(model, "a dog"), target, steps=9, lr=0.1)))  # and given up
     run("a dog", lr=0.1)
-    list(personalise(tokens(model, "the cat", "a dog"), target, steps=1, lr=0.1))
+    list(personalizer(tokens(model, "the cat", "a dog"), target, steps=1, lr=0.1))
     assert torch.equal(run("the cat", lr=1e-3).conditioning, first.conditioning)
     assert not torch.equal(run("the cat", lr=1e-2).conditioning, first.conditioning)
     assert recorder.recorded == 4  # a step and a look, of one chunk and of two
@@ -63,20 +63,20 @@ def test_it_follows_whatever_looks_for_it(model: Model, target: torch.Tensor) ->
     ids, recorder = tokens(model, "the cat"), EagerRecorder()
     untouched = graphed_personalizer.forward_pass(model.encoder, ids, target)[0]
     for looking, sign in ((graphed_personalizer.forward_pass, 1), (away, -1)):
-        steps = GraphPersonaliser(model.encoder, recorder, looking)(ids, target, steps=3, lr=1e-3)
+        steps = GraphedPersonalizer(model.encoder, recorder, looking)(ids, target, steps=3, lr=1e-3)
         rising = [step.similarity.item() for step in steps]
         assert rising[0] == pytest.approx(sign * untouched.item(), abs=1e-6)
         assert rising == sorted(rising)
 
 
 def test_whoever_compiles_it_begins_with_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:
-    personalise = GraphPersonaliser(model.encoder, EagerRecorder())
-    list(personalise(tokens(model, "the cat"), target, steps=2, lr=0.1))
+    personalizer = GraphedPersonalizer(model.encoder, EagerRecorder())
+    list(personalizer(tokens(model, "the cat"), target, steps=2, lr=0.1))
     ids = tokens(model, "a dog")
-    assert torch.equal(personalise.start(ids)(ids).last_hidden_state, model.encoder(ids).last_hidden_state)
+    assert torch.equal(personalizer.start(ids)(ids).last_hidden_state, model.encoder(ids).last_hidden_state)
 
 
 def test_no_steps_are_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:
     ids = tokens(model, "the cat")
-    [only] = GraphPersonaliser(model.encoder, EagerRecorder())(ids, target, steps=0, lr=1.0)
+    [only] = GraphedPersonalizer(model.encoder, EagerRecorder())(ids, target, steps=0, lr=1.0)
     assert torch.equal(only.conditioning, model.encoder(ids).last_hidden_state)

@@ -16,7 +16,7 @@ from torch import Tensor
 from aesthetic import settings
 from aesthetic.acceleration import accelerate, modules
 from aesthetic.acceleration.compiled import Compiled, _label
-from aesthetic.acceleration.modules import Fast
+from aesthetic.acceleration.modules import Accelerated
 from aesthetic.errors import SettingError
 from aesthetic.models.loading import Model
 from aesthetic.request import SCHEDULERS, Request
@@ -46,7 +46,7 @@ def nhwc(model: Model) -> Model:
 
 @pytest.fixture
 def fast_service(nhwc: Model, service: Service, launched: list[str]) -> Service:
-    return Service(nhwc, service.registry, Fast(nhwc, EagerRecorder()))
+    return Service(nhwc, service.registry, Accelerated(nhwc, EagerRecorder()))
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -68,11 +68,11 @@ def test_after_a_rehearsal_nothing_is_left_to_record(
     fast_service: Service, nhwc: Model, quick: Request, launched: list[str]
 ) -> None:
     recorder = EagerRecorder()
-    rehearsed = Service(nhwc, fast_service.registry, Fast(nhwc, recorder))
+    warmed_up = Service(nhwc, fast_service.registry, Accelerated(nhwc, recorder))
     request = replace(quick, num_outputs=2)
-    rehearsed.rehearse(request)
+    warmed_up.warm_up(request)
     recorded = recorder.recorded
-    ours, theirs = (one.draw(request).pictures for one in (rehearsed, fast_service))
+    ours, theirs = (one.draw(request).pictures for one in (warmed_up, fast_service))
     assert recorder.recorded == recorded > 0
     assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
 
@@ -138,7 +138,7 @@ def test_compiled_code_is_used_where_it_fits_and_never_for_a_lora(
     path = tmp_path / "style.safetensors"
     lora.write(path, lora.changes(nhwc))
     compiled: Any = Doubling()
-    doubled = Service(nhwc, service.registry, Fast(nhwc, EagerRecorder(), compiled))
+    doubled = Service(nhwc, service.registry, Accelerated(nhwc, EagerRecorder(), compiled))
     assert any(name.endswith(".to_qkv") for name, _ in doubled.drawn.pipeline.unet.part.named_modules())
     plain, request = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0)
     for wanted, least, most in (

@@ -260,7 +260,7 @@ def test_embed_makes_an_aesthetic_from_a_folder(
     assert len(notes["pictures_sha256"]) == 64
     assert notes["date"].startswith("20")
     assert main(["txt2img", "--aesthetic_embedding=mine.safetensors", "--n_samples=1", "--n_iter=1", *SMALL]) == 0
-    assert embedding.read(tmp_path / "mine.safetensors").space == "openai/clip-vit-large-patch14"
+    assert embedding.load_aesthetic(tmp_path / "mine.safetensors").clip_space == "openai/clip-vit-large-patch14"
 
 
 def test_an_aesthetic_goes_from_one_kind_of_file_to_the_other_and_back(
@@ -270,13 +270,13 @@ def test_an_aesthetic_goes_from_one_kind_of_file_to_the_other_and_back(
     for source, target in ((published, "a.safetensors"), ("a.safetensors", "b.pt"), ("b.pt", "c.safetensors")):
         assert main(["convert", str(source), "-o", target]) == 0
         assert target in capsys.readouterr().out
-        there, here = embedding.read(Path(source)), embedding.read(Path(target))
+        there, here = embedding.load_aesthetic(Path(source)), embedding.load_aesthetic(Path(target))
         torch.testing.assert_close(here.vector, there.vector, rtol=1e-6, atol=1e-7)
     assert torch.load("b.pt", weights_only=True).shape == (1, 24)
-    embedding.save(Path("noted.safetensors"), torch.ones(1, 24), {"space": "here", "evil\x1b": "\n"})
+    embedding.save_aesthetic(Path("noted.safetensors"), torch.ones(1, 24), {"space": "here", "evil\x1b": "\n"})
     assert main(["convert", "noted.safetensors", "-o", "again.safetensors"]) == 0
     assert "space                   here\n" in capsys.readouterr().out
-    assert embedding.read(Path("again.safetensors")).space == "here"
+    assert embedding.load_aesthetic(Path("again.safetensors")).clip_space == "here"
     assert main(["convert", "noted.safetensors", "-o", "b.pt"]) == 0
     shown = capsys.readouterr().out
     assert "they stay behind" in shown
@@ -306,11 +306,15 @@ def test_embeddings_says_which_model_each_fits(
     capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder, file, own in (
-        ("weights", "manifest.json", {"repo_id": None, "revision": "1", "license": "MIT", "files": {}, "space": "own"}),
+        (
+            "weights",
+            "manifest.json",
+            {"repo_id": None, "revision": "1", "license": "MIT", "files": {}, "clip_space": "own"},
+        ),
         (
             "embeddings",
             "index.json",
-            {"file": "small.pt", "sha256": "0", "space": "own", "made_of": "", "default": True},
+            {"file": "small.pt", "sha256": "0", "clip_space": "own", "made_of": "", "default": True},
         ),
     ):
         entries = json.loads((home / folder / file).read_text())
@@ -328,7 +332,7 @@ def test_a_name_for_another_model_is_refused_before_one_is_loaded(
 ) -> None:
     folder = shutil.copytree(home / "embeddings", tmp_path / "embeddings")
     index = json.loads((folder / "index.json").read_text())
-    index["fantasy"]["space"] = "elsewhere"
+    index["fantasy"]["clip_space"] = "elsewhere"
     snapshot.write_json(folder / "index.json", index)
     (tmp_path / "weights").symlink_to(home / "weights")
     monkeypatch.setenv("AESTHETIC_HOME", str(tmp_path))

@@ -26,7 +26,7 @@ NAMES = ("aivazovsky", "cloudcore", "fantasy", "flower_plant", "gloomcore", "glo
 
 def refusal(path: Path) -> str:
     with pytest.raises(EmbeddingError) as error:
-        embedding.read(path)
+        embedding.load_aesthetic(path)
     return str(error.value)
 
 
@@ -38,7 +38,7 @@ def saved(path: Path, content: object) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_all_published_embeddings_load(name: str) -> None:
     path = published(name)
-    aesthetic = embedding.read(path, name)
+    aesthetic = embedding.load_aesthetic(path, name)
     assert aesthetic.vector.shape == (1, 768)
     assert aesthetic.vector.dtype == torch.float32
     assert aesthetic.vector.norm().item() == pytest.approx(1, abs=1e-6)
@@ -50,7 +50,7 @@ def test_all_published_embeddings_load(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(768,), (1, 768)])
 def test_any_float_type_and_either_shape_will_do(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    vector = embedding.read(saved(tmp_path / "a.pt", torch.randn(shape).to(dtype))).vector
+    vector = embedding.load_aesthetic(saved(tmp_path / "a.pt", torch.randn(shape).to(dtype))).vector
     assert vector.shape == (1, 768)
     assert vector.dtype == torch.float32
     assert vector.norm().item() == pytest.approx(1, abs=1e-6)
@@ -60,20 +60,22 @@ def test_any_float_type_and_either_shape_will_do(tmp_path: Path, dtype: torch.dt
     ("value", "dtype"), [(60000.0, torch.float16), (1e300, torch.float64), (5e-324, torch.float64)]
 )
 def test_extreme_values_have_a_direction(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
-    vector = embedding.read(saved(tmp_path / "a.pt", torch.full((768,), value, dtype=dtype))).vector
+    vector = embedding.load_aesthetic(saved(tmp_path / "a.pt", torch.full((768,), value, dtype=dtype))).vector
     assert vector.norm().item() == pytest.approx(1, abs=1e-6)
 
 
 def test_a_parameter_is_a_tensor(tmp_path: Path) -> None:
-    assert not embedding.read(saved(tmp_path / "a.pt", torch.nn.Parameter(torch.randn(8)))).vector.requires_grad
+    assert not embedding.load_aesthetic(
+        saved(tmp_path / "a.pt", torch.nn.Parameter(torch.randn(8)))
+    ).vector.requires_grad
 
 
 def test_saved_and_read_again(tmp_path: Path) -> None:
     vector, path = torch.randn(1, 24), tmp_path / "mine.safetensors"
-    embedding.save(path, vector, {"space": "somewhere", "pictures": "12"})
-    aesthetic = embedding.read(path)
+    embedding.save_aesthetic(path, vector, {"space": "somewhere", "pictures": "12"})
+    aesthetic = embedding.load_aesthetic(path)
     torch.testing.assert_close(aesthetic.vector, vector / vector.norm())
-    assert aesthetic.space == "somewhere"
+    assert aesthetic.clip_space == "somewhere"
     assert aesthetic.notes["pictures"] == "12"
     assert aesthetic.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert aesthetic.name == aesthetic.sha256[:12]
@@ -81,8 +83,10 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
 
 def test_the_first_bytes_say_what_it_is_not_the_name(tmp_path: Path) -> None:
     torch.save(torch.randn(8), tmp_path / "upload.bin")
-    embedding.save(tmp_path / "upload", torch.randn(1, 8), {})
-    assert embedding.read(tmp_path / "upload.bin").dim == embedding.read(tmp_path / "upload").dim == 8
+    embedding.save_aesthetic(tmp_path / "upload", torch.randn(1, 8), {})
+    assert (
+        embedding.load_aesthetic(tmp_path / "upload.bin").dim == embedding.load_aesthetic(tmp_path / "upload").dim == 8
+    )
 
 
 class Bomb:
@@ -205,7 +209,7 @@ def test_a_tensor_from_a_gpu_is_read_without_one(tmp_path: Path) -> None:
     path = repacked(tmp_path / "a.pt", torch.ones(8), b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0")
     with zipfile.ZipFile(path) as archive:
         assert any(b"cuda:0" in archive.read(info) for info in archive.infolist())
-    assert embedding.read(path).vector.device.type == "cpu"
+    assert embedding.load_aesthetic(path).vector.device.type == "cpu"
 
 
 def pickled(path: Path, program: bytes) -> Path:
@@ -266,7 +270,7 @@ def test_damage_of_any_kind_is_refused_or_harmless(
     at %= len(whole)
     path.write_bytes(whole[:at] + new + whole[at + len(new) :])
     try:
-        aesthetic = embedding.read(path)
+        aesthetic = embedding.load_aesthetic(path)
     except EmbeddingError:
         return
     assert aesthetic.vector.norm().item() == pytest.approx(1, abs=1e-5)
@@ -284,16 +288,16 @@ def test_the_mean_loses_nothing_to_the_number_of_batches() -> None:
     assert embedding.mean(features).item() == torch.tensor((2**24 + 7) / 8).item()
 
 
-def aesthetic(width: int, space: str | None) -> Aesthetic:
-    return Aesthetic(vector=torch.ones(1, width), name="mine", sha256="", space=space)
+def aesthetic(width: int, clip_space: str | None) -> Aesthetic:
+    return Aesthetic(vector=torch.ones(1, width), name="mine", sha256="", clip_space=clip_space)
 
 
 def test_another_width_and_another_space_name_both_sides() -> None:
-    embedding.require_fit(aesthetic(24, "here"), space="here", dim=24)
-    embedding.require_fit(aesthetic(24, None), space="here", dim=24)
+    embedding.require_fit(aesthetic(24, "here"), clip_space="here", dim=24)
+    embedding.require_fit(aesthetic(24, None), clip_space="here", dim=24)
     with pytest.raises(
         EmbeddingError, match=r"mine has 768 dimensions \(CLIP space 'there'\), the model's CLIP space here has 24"
     ):
-        embedding.require_fit(aesthetic(768, "there"), space="here", dim=24)
+        embedding.require_fit(aesthetic(768, "there"), clip_space="here", dim=24)
     with pytest.raises(EmbeddingError, match="mine was made in the CLIP space 'there', and the model works in here"):
-        embedding.require_fit(aesthetic(24, "there"), space="here", dim=24)
+        embedding.require_fit(aesthetic(24, "there"), clip_space="here", dim=24)

@@ -67,27 +67,27 @@ def test_there_is_no_way_to_the_opposite(seed: int) -> None:
 
 def test_tokens_without_a_way_on_the_sphere_go_straight() -> None:
     plain = unit(3, 1, 3)
-    personalised = torch.stack([plain[:, 0], -2 * plain[:, 1], 0 * plain[:, 2]], dim=1)
-    blended = conditioning.blend(plain, personalised, 0.25, spherical=True)
-    torch.testing.assert_close(blended, torch.lerp(plain, personalised, 0.25))
+    personalized = torch.stack([plain[:, 0], -2 * plain[:, 1], 0 * plain[:, 2]], dim=1)
+    blended = conditioning.blend(plain, personalized, 0.25, spherical=True)
+    torch.testing.assert_close(blended, torch.lerp(plain, personalized, 0.25))
     assert torch.equal(blended[:, 0], plain[:, 0])
 
 
 @pytest.mark.parametrize("spherical", [False, True])
 def test_the_ends_of_a_blend_are_exact(spherical: bool) -> None:
-    plain, personalised = 3 * unit(3, 1, 7), 5 * unit(4, 1, 7)
-    assert torch.equal(conditioning.blend(plain, personalised, 0, spherical=spherical), plain)
-    assert torch.equal(conditioning.blend(plain, personalised, 1, spherical=spherical), personalised)
+    plain, personalized = 3 * unit(3, 1, 7), 5 * unit(4, 1, 7)
+    assert torch.equal(conditioning.blend(plain, personalized, 0, spherical=spherical), plain)
+    assert torch.equal(conditioning.blend(plain, personalized, 1, spherical=spherical), personalized)
     same = conditioning.blend(plain, plain, 0.5, spherical=spherical)
     torch.testing.assert_close(same, plain)
 
 
 def test_a_straight_blend_is_shorter_than_one_on_the_sphere() -> None:
-    plain, personalised = 3 * unit(3, 1, 7), 5 * unit(4, 1, 7)
-    straight = conditioning.blend(plain, personalised, 0.5)
-    torch.testing.assert_close(straight, (plain + personalised) / 2)
-    around = conditioning.blend(plain, personalised, 0.5, spherical=True)
+    plain, personalized = 3 * unit(3, 1, 7), 5 * unit(4, 1, 7)
+    straight = conditioning.blend(plain, personalized, 0.5)
+    torch.testing.assert_close(straight, (plain + personalized) / 2)
+    around = conditioning.blend(plain, personalized, 0.5, spherical=True)
     torch.testing.assert_close(around.norm(dim=-1), torch.full((1, 7), 4.0))
     assert (straight.norm(dim=-1) < around.norm(dim=-1)).all()
-    cosines = [torch.cosine_similarity(around, end, dim=-1) for end in (plain, personalised)]
+    cosines = [torch.cosine_similarity(around, end, dim=-1) for end in (plain, personalized)]
     torch.testing.assert_close(*cosines)

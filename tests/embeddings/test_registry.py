@@ -20,7 +20,7 @@ def two_spaces(home: Path, tmp_path: Path) -> Registry:
     """The published ones, and one of another space that comes with the checkout."""
     folder = shutil.copytree(home / "embeddings", tmp_path / "embeddings")
     index = json.loads((folder / "index.json").read_text())
-    index["ink"] = {"file": "ink.pt", "sha256": "0" * 64, "space": "elsewhere", "made_of": "ink", "default": True}
+    index["ink"] = {"file": "ink.pt", "sha256": "0" * 64, "clip_space": "elsewhere", "made_of": "ink", "default": True}
     snapshot.write_json(folder / "index.json", index)
     return Registry(folder)
 
@@ -29,9 +29,9 @@ def two_spaces(home: Path, tmp_path: Path) -> Registry:
 def test_the_index_knows_the_published_files(name: str, tmp_path: Path) -> None:
     shutil.copy(OURS.folder / "index.json", tmp_path)
     shutil.copy(published(name), tmp_path)
-    aesthetic = Registry(tmp_path).read(name)
+    aesthetic = Registry(tmp_path).load(name)
     assert aesthetic.name == name
-    assert aesthetic.space == SPACE
+    assert aesthetic.clip_space == SPACE
     assert aesthetic.vector.shape == (1, 768)
 
 
@@ -39,14 +39,14 @@ def test_every_entry_is_pinned() -> None:
     for entry in OURS.entries.values():
         assert len(entry.sha256) == 64
         assert entry.url is None or "30ca347d39eb7c92dd651a513cf4f795ed995708" in entry.url
-        assert (entry.url is None) == (entry.space != SPACE)
+        assert (entry.url is None) == (entry.clip_space != SPACE)
         assert entry.made_of
 
 
 def test_there_is_one_default_for_a_space(two_spaces: Registry) -> None:
     for registry in (OURS, two_spaces):
-        defaults = [entry.space for entry in registry.entries.values() if entry.default]
-        assert sorted(defaults) == sorted({entry.space for entry in registry.entries.values()})
+        defaults = [entry.clip_space for entry in registry.entries.values() if entry.default]
+        assert sorted(defaults) == sorted({entry.clip_space for entry in registry.entries.values()})
     assert OURS.default(SPACE) == "sac_8plus"
     assert two_spaces.default("elsewhere") == "ink"
     with pytest.raises(RequestError, match="the CLIP space nowhere has no default aesthetic"):
@@ -55,13 +55,13 @@ def test_there_is_one_default_for_a_space(two_spaces: Registry) -> None:
 
 def test_what_it_reads_is_of_the_space_that_the_index_says(home: Path) -> None:
     registry = Registry(home / "embeddings")
-    found = registry.read("fantasy")
-    assert (found.space, found.source, found.name) == (registry.entries["fantasy"].space, "name", "fantasy")
+    found = registry.load("fantasy")
+    assert (found.clip_space, found.source, found.name) == (registry.entries["fantasy"].clip_space, "name", "fantasy")
 
 
 def test_an_unknown_name_lists_the_known_ones(home: Path) -> None:
     with pytest.raises(RequestError, match="there is no aesthetic 'nonsense'; there are sac_8plus, laion_7plus"):
-        Registry(home / "embeddings").read("nonsense")
+        Registry(home / "embeddings").load("nonsense")
 
 
 def test_a_name_that_does_not_fit_the_model_lists_those_that_do(two_spaces: Registry) -> None:
@@ -70,27 +70,27 @@ def test_a_name_that_does_not_fit_the_model_lists_those_that_do(two_spaces: Regi
         EmbeddingError,
         match=rf"fantasy was made in the CLIP space {SPACE}, and the model works in elsewhere: this model .* ink$",
     ):
-        two_spaces.read("fantasy", "elsewhere")
+        two_spaces.load("fantasy", "elsewhere")
     with pytest.raises(
         EmbeddingError, match=rf"space elsewhere, and the model works in {SPACE}: .* sac_8plus, laion_7"
     ):
-        two_spaces.read("ink", SPACE)
+        two_spaces.load("ink", SPACE)
     with pytest.raises(RequestError, match=r"there is no aesthetic 'nonsense'; this model can follow ink$"):
-        two_spaces.read("nonsense", "elsewhere")
+        two_spaces.load("nonsense", "elsewhere")
     with pytest.raises(
         RequestError, match="'nonsense'; no named aesthetic fits this model: give aesthetic_embedding_f"
     ):
-        two_spaces.read("nonsense", "nowhere")
+        two_spaces.load("nonsense", "nowhere")
 
 
 def test_what_comes_with_the_checkout_is_not_to_be_downloaded(two_spaces: Registry) -> None:
     with pytest.raises(
         EmbeddingError, match=r"ink is missing: the checkout is incomplete, and git checkout -- .*ink\.pt"
     ):
-        two_spaces.read("ink", "elsewhere")
+        two_spaces.load("ink", "elsewhere")
     shutil.copy(two_spaces.path("fantasy"), two_spaces.path("ink"))
     with pytest.raises(EmbeddingError, match=r"and the index says 0000.* git checkout -- .*ink\.pt"):
-        two_spaces.read("ink")
+        two_spaces.load("ink")
 
 
 def test_says_what_to_do_if_the_file_is_missing_or_another(home: Path, tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_says_what_to_do_if_the_file_is_missing_or_another(home: Path, tmp_path:
     registry = Registry(tmp_path / "embeddings")
     shutil.copy(registry.path("fantasy"), registry.path("gloomcore"))
     with pytest.raises(EmbeddingError, match=r"and the index says .* run script/download-weights"):
-        registry.read("gloomcore")
+        registry.load("gloomcore")
     registry.path("gloomcore").unlink()
     with pytest.raises(EmbeddingError, match="gloomcore has not been downloaded: run script/download-weights"):
-        registry.read("gloomcore")
+        registry.load("gloomcore")
 
 
 def test_a_folder_without_an_index_is_no_registry(tmp_path: Path) -> None:
@@ -111,4 +111,4 @@ def test_a_folder_without_an_index_is_no_registry(tmp_path: Path) -> None:
 
 def test_the_index_is_what_the_design_says() -> None:
     for entry in json.loads((OURS.folder / "index.json").read_text()).values():
-        assert {"file", "sha256", "space", "made_of"} <= entry.keys()
+        assert {"file", "sha256", "clip_space", "made_of"} <= entry.keys()

@@ -34,14 +34,14 @@ def saved(path: Path, content: object, **options: Any) -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(CheckpointError) as error:
-        aesthetic_score.read(path, DIM)
+        aesthetic_score.load_predictor(path, DIM)
     return str(error.value)
 
 
 def test_it_scores_as_the_original_does(tmp_path: Path) -> None:
     """As in the README of LAION-AI/aesthetic-predictor."""
     layer, features = nn.Linear(DIM, 1), torch.randn(3, DIM) * 7
-    found = aesthetic_score.read(saved(tmp_path / "head.pth", layer.state_dict()), DIM)
+    found = aesthetic_score.load_predictor(saved(tmp_path / "head.pth", layer.state_dict()), DIM)
     with torch.no_grad():
         theirs = layer(features / features.norm(dim=-1, keepdim=True)).flatten().tolist()
     assert [found.score(one[None]) for one in features] == pytest.approx(theirs, abs=1e-6)
@@ -68,7 +68,7 @@ def test_however_a_layer_is_saved_it_is_read(tmp_path: Path) -> None:
         saved(tmp_path / "reversed", OrderedDict(bias=layer.bias.data, weight=layer.weight.data)),
         saved(tmp_path / "double", {name: weight.double() for name, weight in layer.state_dict().items()}),
     ):
-        found = aesthetic_score.read(path, DIM)
+        found = aesthetic_score.load_predictor(path, DIM)
         assert torch.equal(found.weight, layer.weight.data)
         assert torch.equal(found.bias, layer.bias.data)
         assert found.weight.dtype == found.bias.dtype == torch.float32
@@ -190,7 +190,7 @@ def test_damage_of_any_kind_is_refused_or_harmless(
     at %= len(whole)
     path.write_bytes(whole[:at] + new + whole[at + len(new) :])
     try:
-        found = aesthetic_score.read(path, DIM)
+        found = aesthetic_score.load_predictor(path, DIM)
     except CheckpointError:
         return
     assert (found.weight.shape, found.bias.shape) == ((1, DIM), (1,))

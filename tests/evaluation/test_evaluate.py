@@ -25,7 +25,7 @@ from aesthetic.embeddings import embedding
 from aesthetic.evaluation import aesthetic_score, evaluate
 from aesthetic.evaluation.results import Row, read_rows
 from aesthetic.images.metadata import read_recipe
-from aesthetic.personalizer import Personaliser
+from aesthetic.personalizer import Personalizer
 from aesthetic.pipeline import sampling
 from aesthetic.service import Service
 from tests import snapshot
@@ -114,7 +114,7 @@ def test_the_similarities_are_those_of_the_untouched_clip(whole: Path, clip: CLI
         with torch.no_grad():
             seen = clip(input_ids=tokens, pixel_values=pixels)
         [features], [words] = seen.image_embeds, seen.text_embeds
-        aesthetic = service.registry.read(row.aesthetic).vector[0]
+        aesthetic = service.registry.load(row.aesthetic).vector[0]
         assert row.similarity_to_prompt == pytest.approx((features @ words / words.norm()).item(), abs=1e-5)
         assert row.similarity_to_aesthetic == pytest.approx((features @ aesthetic).item(), abs=1e-5)
 
@@ -197,7 +197,7 @@ def test_the_predictor_says_nothing_of_what_another_clip_sees(
 ) -> None:
     monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
     path = sd2.write(scoring, tmp_path / "second")
-    embedding.save(tmp_path / "mine.safetensors", torch.randn(1, sd2.DIM), {})
+    embedding.save_aesthetic(tmp_path / "mine.safetensors", torch.randn(1, sd2.DIM), {})
     plans = [
         evaluate.prepare(
             model=model, prompts=["the cat"], aesthetics=aesthetics, steps=[0, 1], seeds=1, drawing={"seed": 1}
@@ -235,13 +235,13 @@ def test_each_picture_is_the_one_that_its_recipe_draws(whole: Path, service: Ser
 
 def test_one_personalisation_serves_all_steps_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
-    personalise = Personaliser.__call__
+    personalizer = Personalizer.__call__
 
-    def counted(self: Personaliser, *inputs: Any, steps: int, lr: float) -> Iterator[Any]:
+    def counted(self: Personalizer, *inputs: Any, steps: int, lr: float) -> Iterator[Any]:
         runs.append(steps)
-        yield from personalise(self, *inputs, steps=steps, lr=lr)
+        yield from personalizer(self, *inputs, steps=steps, lr=lr)
 
-    monkeypatch.setattr(Personaliser, "__call__", counted)
+    monkeypatch.setattr(Personalizer, "__call__", counted)
     assert main([*ARGUMENTS, "--outdir=out"]) == 0
     assert runs == [3] * 2 * 2
 
@@ -316,14 +316,14 @@ def test_what_has_no_picture_is_counted_and_stops_nothing(monkeypatch: pytest.Mo
 def test_a_personalisation_that_diverges_costs_its_own_rows_only(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    personalise, runs = Personaliser.__call__, iter([1])
+    personalizer, runs = Personalizer.__call__, iter([1])
 
-    def diverging(self: Personaliser, *inputs: Any, **options: Any) -> Iterator[Any]:
+    def diverging(self: Personalizer, *inputs: Any, **options: Any) -> Iterator[Any]:
         is_first = next(runs, None)
-        for step in personalise(self, *inputs, **options):
+        for step in personalizer(self, *inputs, **options):
             yield replace(step, conditioning=step.conditioning * math.nan) if is_first and step.index else step
 
-    monkeypatch.setattr(Personaliser, "__call__", diverging)
+    monkeypatch.setattr(Personalizer, "__call__", diverging)
     assert main([*ARGUMENTS, "--outdir=out"]) == 0
     assert "000-fantasy: the personalization diverged" in caplog.text
     lost = {(row.prompt, row.aesthetic) for row in read_rows(Path("out/results.csv")) if not row.picture}
@@ -350,8 +350,8 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(
     monkeypatch.delattr(Service, "load")
     Path("long.txt").write_text("x" * 2001)
     Path("comments.txt").write_text("# nothing\n")
-    embedding.save(Path("wide.safetensors"), torch.ones(1, 25), {})
-    embedding.save(Path("fantasy.pt"), torch.ones(1, 24), {})
+    embedding.save_aesthetic(Path("wide.safetensors"), torch.ones(1, 25), {})
+    embedding.save_aesthetic(Path("fantasy.pt"), torch.ones(1, 24), {})
     Path("settings.json").write_text("{")
     for arguments, message in (
         (["--prompts=nothing.txt"], "--prompts nothing.txt can't be read"),

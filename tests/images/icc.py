@@ -10,13 +10,13 @@ SRGB = ((0.4363, 0.2227, 0.0141), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7
 ADOBE = ((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446))
 
 
-def profile(space: bytes, tags: Tags, *, pcs: bytes = b"XYZ ", kind: bytes = b"mntr") -> bytes:
+def profile(clip_space: bytes, tags: Tags, *, pcs: bytes = b"XYZ ", kind: bytes = b"mntr") -> bytes:
     """A profile of a color space, with its tags."""
     table, data, start = b"", b"", 132 + 12 * len(tags)
     for name, value in tags.items():
         table += struct.pack(">4sII", name, start + len(data), len(value))
         data += value + b"\0" * (-len(value) % 4)
-    head = struct.pack(">I4sI4s4s4s", start + len(data), b"none", 0x04300000, kind, space, pcs)
+    head = struct.pack(">I4sI4s4s4s", start + len(data), b"none", 0x04300000, kind, clip_space, pcs)
     head += struct.pack(">6H", 2020, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
     return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + data
 
@@ -29,7 +29,7 @@ def rgb(primaries: tuple[tuple[float, ...], ...], gamma: float | None, **more: b
     return profile(b"RGB ", {**_WHITE, **colors, **curves, **{name.encode(): data for name, data in more.items()}})
 
 
-def grey(gamma: float) -> bytes:
+def gray(gamma: float) -> bytes:
     """A profile of grey with a gamma."""
     return profile(b"GRAY", {**_WHITE, b"kTRC": _gamma(gamma)})
 

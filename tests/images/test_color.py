@@ -55,10 +55,10 @@ def test_transparent_and_palette_images_are_converted_before_they_are_laid_on_wh
 
 @pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
 def test_grey_has_its_gamma(tmp_path: Path, mode: str) -> None:
-    grey = Image.new(mode, (8, 8), {"L": 100, "LA": (100, 255), "I;16": 100 << 8}[mode])  # type: ignore[arg-type]
+    gray = Image.new(mode, (8, 8), {"L": 100, "LA": (100, 255), "I;16": 100 << 8}[mode])  # type: ignore[arg-type]
     linear = (100 / 255) ** 1.0
     expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
-    assert abs(colors(tmp_path / "a", grey, icc_profile=icc.grey(1.0)) - expected).max() <= 1
+    assert abs(colors(tmp_path / "a", gray, icc_profile=icc.gray(1.0)) - expected).max() <= 1
 
 
 def test_cmyk_is_what_its_profile_says(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_cmyk_is_what_its_profile_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "own", [SRGB, icc.rgb(icc.SRGB, None), icc.rgb(icc.SRGB, 2.2)[:-8], b"", b"nonsense", icc.cmyk(), icc.grey(1.8)]
+    "own", [SRGB, icc.rgb(icc.SRGB, None), icc.rgb(icc.SRGB, 2.2)[:-8], b"", b"nonsense", icc.cmyk(), icc.gray(1.8)]
 )
 def test_without_another_usable_profile_no_value_changes(tmp_path: Path, own: bytes) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))

@@ -10,7 +10,7 @@ import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
-from aesthetic.errors import PictureError
+from aesthetic.errors import ImageError
 from aesthetic.images.formats import is_image
 from aesthetic.images.user_images import UPLOAD, read_picture
 from tests.images.test_color import P3
@@ -65,8 +65,8 @@ def test_deep_and_transparent_heic_is_read(tmp_path: Path) -> None:
     deep = pillow_heif.from_bytes("RGB;16", (64, 64), b"\x00\x80" * 3 * 64 * 64)
     buffer = io.BytesIO()
     deep.save(buffer, quality=-1)
-    [(_, grey)] = read(tmp_path, buffer.getvalue())
-    assert abs(grey.getpixel((32, 32))[0] - 128) <= 2  # type: ignore[index]
+    [(_, gray)] = read(tmp_path, buffer.getvalue())
+    assert abs(gray.getpixel((32, 32))[0] - 128) <= 2  # type: ignore[index]
 
 
 def test_a_damaged_heic_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -166,5 +166,5 @@ def test_says_how_many_pixels_are_too_many_for_pillow(tmp_path: Path) -> None:
     size = (14000, 13000)  # 182 million, which Pillow's own check in its WebP plugin refuses
     header = b"VP8X\x0a\0\0\0\0\0\0\0" + (size[0] - 1).to_bytes(3, "little") + (size[1] - 1).to_bytes(3, "little")
     (tmp_path / "a.webp").write_bytes(b"RIFF\x40\0\0\0WEBP" + header + bytes(40))
-    with pytest.raises(PictureError, match=r"a\.webp can't be read as WEBP: Image size \(182000000 pixels\) exceeds"):
+    with pytest.raises(ImageError, match=r"a\.webp can't be read as WEBP: Image size \(182000000 pixels\) exceeds"):
         read_picture(tmp_path / "a.webp", UPLOAD)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, PngImagePlugin
 
-from aesthetic.errors import AestheticError, PictureError, RequestError
+from aesthetic.errors import AestheticError, ImageError, RequestError
 from aesthetic.images import metadata
 from aesthetic.images.metadata import Recipe
 from aesthetic.images.sheet import grid, steps_label
@@ -161,9 +161,9 @@ def test_a_picture_without_a_recipe_says_so(tmp_path: Path) -> None:
     RED.save(tmp_path / "plain.png")
     (tmp_path / "text.png").write_text("text")
     for name in ("plain.png", "text.png"):
-        with pytest.raises(PictureError, match=f"{name} carries no recipe"):
+        with pytest.raises(ImageError, match=f"{name} carries no recipe"):
             metadata.read_recipe(tmp_path / name)
-    with pytest.raises(PictureError, match="there is no file"):
+    with pytest.raises(ImageError, match="there is no file"):
         metadata.read_recipe(tmp_path / "nothing.png")
 
 
@@ -196,16 +196,16 @@ def test_a_tampered_request_is_refused(tmp_path: Path) -> None:
     path = forged(
         tmp_path / "a.png", json.dumps({**facts, "aesthetic": {"name": "a", "source": "evil", "sha256": "b"}})
     )
-    with pytest.raises(PictureError, match="carries no recipe"):
+    with pytest.raises(ImageError, match="carries no recipe"):
         metadata.read_recipe(path)
     path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"seed": None}}))
     with pytest.raises(RequestError, match="the recipe names no seed"):
         metadata.read_recipe(path).rebuild()
     facts["model"]["name"] = "\x1b[31m"
     path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {}}))
-    with pytest.raises(PictureError, match="carries no recipe"):
+    with pytest.raises(ImageError, match="carries no recipe"):
         metadata.read_recipe(path)
-    with pytest.raises(PictureError, match="carries no recipe"):
+    with pytest.raises(ImageError, match="carries no recipe"):
         metadata.read_recipe(forged(tmp_path / "a.png", "[" * 100_000))
 
 

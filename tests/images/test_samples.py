@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from aesthetic.errors import PictureError
+from aesthetic.errors import ImageError
 from aesthetic.images.user_images import UPLOAD, read_picture
 from tests.images.test_user_images import chunk
 
@@ -30,7 +30,7 @@ def read(folder: Path, data: bytes) -> Any:
 
 
 def refusal(folder: Path, data: bytes) -> str:
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         read(folder, data)
     return str(error.value)
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from aesthetic.errors import PictureError
+from aesthetic.errors import ImageError
 from aesthetic.images import user_images
 from aesthetic.images.user_images import LOCAL, UPLOAD, Caps, read_pictures
 
@@ -64,7 +64,7 @@ def read(tmp_path: Path, data: bytes, caps: Caps = UPLOAD) -> list[tuple[str, Im
 
 
 def refusal(tmp_path: Path, data: bytes, caps: Caps = UPLOAD) -> str:
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         read(tmp_path, data, caps)
     return str(error.value)
 
@@ -127,9 +127,9 @@ def test_a_palette_is_converted(tmp_path: Path) -> None:
 
 
 def test_16_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    grey = Image.fromarray(np.full((8, 8), 0x8000, dtype=np.uint16))
+    gray = Image.fromarray(np.full((8, 8), 0x8000, dtype=np.uint16))
     for kind in ("PNG", "TIFF"):
-        [(_, image)] = read(tmp_path, encoded(grey, kind))
+        [(_, image)] = read(tmp_path, encoded(gray, kind))
         assert pixel(image) == (128, 128, 128)
 
 
@@ -146,7 +146,7 @@ def test_pictures_are_turned_upright(tmp_path: Path) -> None:
 
 
 def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     [(_, image)] = read(tmp_path, encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert pixel(image) == (255, 0, 0)
 
@@ -298,10 +298,10 @@ def test_what_is_wrong_with_one_file_in_an_archive_concerns_no_other(tmp_path: P
 
 def test_what_is_wrong_with_an_archive_is_never_skipped(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(tarred({"a.png": encoded(), "b.png": encoded()})[:1600])
-    with pytest.raises(PictureError, match="file is a tar that can't be read"):
+    with pytest.raises(ImageError, match="file is a tar that can't be read"):
         list(read_pictures(tmp_path / "file", UPLOAD, skip_unreadable=True))
     (tmp_path / "file").write_bytes(zipped({"a.png": b"text"}))
-    with pytest.raises(PictureError, match=r"file holds no image that can be read:\na.png is not an image"):
+    with pytest.raises(ImageError, match=r"file holds no image that can be read:\na.png is not an image"):
         list(read_pictures(tmp_path / "file", UPLOAD, skip_unreadable=True))
 
 
@@ -342,7 +342,7 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_says_so_if_there_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="there is no file"):
+    with pytest.raises(ImageError, match="there is no file"):
         list(read_pictures(tmp_path / "nothing", LOCAL))
 
 
@@ -360,7 +360,7 @@ def test_damage_to_a_tar_never_loses_images_unsaid(
         for damaged in (whole[:at], whole[:at] + b"\xff" * 8 + whole[at + 8 :]):
             (tmp_path / "file").write_bytes(damaged)
             caplog.clear()
-            with suppress(PictureError):
+            with suppress(ImageError):
                 found = list(read_pictures(tmp_path / "file", UPLOAD, skip_unreadable=skip))
                 said = sum(record.args[0] for record in caplog.records)  # type: ignore[index, misc]
                 assert len(found) + said == len(LIKES)
@@ -374,5 +374,5 @@ def test_damage_of_any_kind_is_refused_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, whole: bytes, at: int, new: bytes
 ) -> None:
     at %= len(whole)
-    with suppress(PictureError):
+    with suppress(ImageError):
         read(tmp_path_factory.mktemp("damaged"), whole[:at] + new + whole[at + len(new) :], SMALL)

@@ -39,7 +39,7 @@ def test_finds_a_model_by_name_and_by_default(weights: Path) -> None:
         found = checkpoint.locate(model, weights)
         assert (found.name, found.folder, found.clip) == (MODEL, weights / MODEL, weights / CLIP)
         assert found.revision == "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
-        assert (found.space, found.bundled) == ("openai/clip-vit-large-patch14", False)
+        assert (found.clip_space, found.bundled) == ("openai/clip-vit-large-patch14", False)
         assert found.clip_space == "openai/clip-vit-large-patch14"
 
 
@@ -47,7 +47,7 @@ def test_finds_a_model_by_path(weights: Path, tmp_path: Path) -> None:
     shutil.copytree(weights / MODEL, tmp_path / "tuned")
     found = checkpoint.locate(str(tmp_path / "tuned"), weights)
     assert (found.name, found.revision, found.clip) == ("tuned", "local", weights / CLIP)
-    assert (found.space, found.bundled) == (None, False)
+    assert (found.clip_space, found.bundled) == (None, False)
 
 
 def test_the_first_model_that_is_there_is_the_default(weights: Path) -> None:
@@ -61,13 +61,13 @@ def test_the_first_model_that_is_there_is_the_default(weights: Path) -> None:
 
 def test_what_comes_with_the_checkout_draws_until_another_is_downloaded(weights: Path) -> None:
     manifest = json.loads((weights / "manifest.json").read_text())
-    manifest["small"] = manifest[MODEL] | {"repo_id": None, "space": "its own"}
+    manifest["small"] = manifest[MODEL] | {"repo_id": None, "clip_space": "its own"}
     (weights / "manifest.json").write_text(json.dumps(manifest))
     shutil.copytree(weights / MODEL, weights / "small")
     assert checkpoint.locate(None, weights).name == MODEL
     (weights / MODEL / "model_index.json").unlink()
     found = checkpoint.locate(None, weights)
-    assert (found.name, found.space, found.bundled) == ("small", "its own", True)
+    assert (found.name, found.clip_space, found.bundled) == ("small", "its own", True)
     (weights / "small" / "model_index.json").unlink()
     with pytest.raises(CheckpointError, match=r"small is not in .* git checkout -- .*/weights/small mends it"):
         checkpoint.locate(None, weights)

@@ -82,7 +82,7 @@ def test_on_a_cpu_everything_is_fp32(model: Model) -> None:
 def test_the_projection_and_the_vision_tower_are_clips(model: Model, home: Path) -> None:
     clip = CLIPModel.from_pretrained(home / "weights" / CLIP)
     assert torch.equal(model.encoder.text_projection.weight, clip.text_projection.weight)
-    assert model.space == "openai/clip-vit-large-patch14"
+    assert model.clip_space == "openai/clip-vit-large-patch14"
     assert model.dim == 24
     image = Image.effect_noise((70, 50), 80).convert("RGB")
     processor = CLIPImageProcessorPil.from_pretrained(home / "weights" / CLIP)
@@ -106,12 +106,12 @@ def test_a_snapshot_may_bring_a_clip_of_its_own(weights: Path) -> None:
     shutil.rmtree(weights / CLIP)
     model = load(weights)
     assert torch.equal(model.encoder.text_projection.weight, own.half().float())
-    assert model.space.startswith("clip-")
+    assert model.clip_space.startswith("clip-")
     assert model.dim == 20
     assert model.vision is not None
     image = Image.new("RGB", (40, 40))
     assert model.vision.features([model.vision.prepare(image)]).shape == (1, 20)
-    assert clip.load_vision(model.snapshot, CPU).space == model.space
+    assert clip.load_vision(model.snapshot, CPU).clip_space == model.clip_space
 
 
 def test_without_a_vision_tower_there_is_none(weights: Path) -> None:

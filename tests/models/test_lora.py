@@ -18,8 +18,8 @@ from aesthetic.errors import CheckpointError, DrawingError, RequestError
 from aesthetic.images import metadata
 from aesthetic.models import checkpoint, loading
 from aesthetic.models.loading import Model
-from aesthetic.models.lora import graft
-from aesthetic.personalizer import Personaliser
+from aesthetic.models.lora import apply_lora
+from aesthetic.personalizer import Personalizer
 from aesthetic.pipeline import sampling, target
 from aesthetic.pipeline.conditioning import condition
 from aesthetic.request import Request
@@ -87,10 +87,10 @@ def test_it_equals_weights_merged_by_hand(
 ) -> None:
     request = replace(strong, lora=file, lora_scale=scale, aesthetic_steps=steps, negative_prompt="the dog")
     merged = lora.by_hand(service.model, changes, scale)
-    grafted = graft(service.model, file, scale)
-    target = service.registry.read("sac_8plus").vector if steps else None
+    grafted = apply_lora(service.model, file, scale)
+    target = service.registry.load("sac_8plus").vector if steps else None
     ours, theirs = (
-        condition(one, Personaliser(one.encoder), request, target)[1][-1].conditioning for one in (grafted, merged)
+        condition(one, Personalizer(one.encoder), request, target)[1][-1].conditioning for one in (grafted, merged)
     )
     for name in ("positive", "negative", "empty"):
         assert difference(getattr(ours, name), getattr(theirs, name)) < 1e-5
@@ -172,7 +172,7 @@ def test_every_precision_of_a_file_is_read(
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_what_it_does_not_change_is_shared(service: Service, tmp_path: Path, part: str) -> None:
     path = lora.write(tmp_path / "style.safetensors", lora.changes(service.model, parts=(part,)))
-    model, found = service.model, graft(service.model, path, 1)
+    model, found = service.model, apply_lora(service.model, path, 1)
     assert (found.pipeline.unet is model.pipeline.unet) == (part != "unet")
     assert (found.encoder is model.encoder) == (part == "unet")
     assert found.pipeline.text_encoder is found.encoder.text_model
@@ -188,7 +188,7 @@ def test_in_half_precision_the_encoder_stays_whole(
 ) -> None:
     monkeypatch.setattr(loading, "precision", lambda _: torch.float16)  # as on a GPU
     half = loading.load(checkpoint.locate(None, home / "weights"), CPU)
-    found, merged = graft(half, file, 0.5), lora.by_hand(half, changes, 0.5)
+    found, merged = apply_lora(half, file, 0.5), lora.by_hand(half, changes, 0.5)
     for part in (found.pipeline.unet, found.pipeline.text_encoder):
         assert {weight.dtype for weight in part.parameters()} == {torch.float16}
     for name, weight in found.encoder.state_dict().items():
@@ -236,13 +236,13 @@ def test_aesthetics_are_the_business_of_the_untouched_clip(
     service: Service, strong: Request, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     followed: list[Any] = []
-    direction = target.direction
+    direction = target.target_embedding
 
     def recording(*inputs: Any) -> Any:
         followed.append(direction(*inputs))
         return followed[-1]
 
-    monkeypatch.setattr(target, "direction", recording)
+    monkeypatch.setattr(target, "target_embedding", recording)
     for path in (None, file):
         service.draw(replace(strong, aesthetic_text="the dog", lora=path))
     assert torch.equal(followed[0], followed[1])
@@ -314,6 +314,6 @@ def test_diffusers_is_asked_for_nothing_but_numbers(
         diffusers.StableDiffusionPipeline, "load_lora_into_unet", lambda factors, **rest: asked.append(rest)
     )
     monkeypatch.setattr(type(service.model.pipeline.unet), "set_adapters", lambda *_: None)
-    graft(service.model, file, 1)
+    apply_lora(service.model, file, 1)
     assert asked[0].keys() == {"network_alphas", "unet", "adapter_name", "low_cpu_mem_usage"}
     assert {type(alpha) for alpha in asked[0]["network_alphas"].values()} == {float}

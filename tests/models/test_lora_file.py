@@ -32,7 +32,7 @@ def complaint(path: Path, model: Model | None = None) -> str:
     """What is said of a file, by the reader or, if there is a model, when it is fitted to that."""
 
     def look() -> None:
-        found = lora_file.read(path)
+        found = lora_file.load_lora(path)
         if model is not None:
             lora_file.fit(found, model.pipeline.unet, model.encoder.text_model)
 
@@ -56,7 +56,7 @@ def header(content: object, data: bytes = b"") -> bytes:
 
 
 def test_a_whole_one_is_read(tmp_path: Path, model: Model) -> None:
-    found = lora_file.read(saved(tmp_path / "x", WHOLE))
+    found = lora_file.load_lora(saved(tmp_path / "x", WHOLE))
     [(name, pair)] = found.pairs.items()
     assert (name, pair.rank, pair.alpha) == ("lora_unet_conv_in", 2, 2.0)
     for_unet, for_text = lora_file.fit(found, model.pipeline.unet, model.encoder.text_model)
@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused(model: Model, changes: dict[str, Tensor], 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bfloat16])
 def test_alpha_may_be_of_any_type(dtype: torch.dtype, tmp_path: Path) -> None:
     """Scripts that write the rank there write an integer."""
-    [pair] = lora_file.read(saved(tmp_path / "x", WHOLE | {ALPHA: torch.tensor(3, dtype=dtype)})).pairs.values()
+    [pair] = lora_file.load_lora(saved(tmp_path / "x", WHOLE | {ALPHA: torch.tensor(3, dtype=dtype)})).pairs.values()
     assert (pair.alpha, type(pair.alpha)) == (3.0, float)
 
 
@@ -164,7 +164,9 @@ def test_the_names_of_every_trainer_are_of_the_same_layers(model: Model, tmp_pat
     given_changes = {place: change for place, change in plain.items() if place[1].endswith(old)}
     modules = model.pipeline.unet, model.encoder.text_model
     found, expected = (
-        lora_file.fit(lora_file.read(files.write(tmp_path / layout.__name__, given_changes, names=layout)), *modules)
+        lora_file.fit(
+            lora_file.load_lora(files.write(tmp_path / layout.__name__, given_changes, names=layout)), *modules
+        )
         for layout in (names, files.kohya)
     )
     for ours, theirs in zip(found, expected, strict=True):
@@ -206,7 +208,7 @@ def test_a_convolution_of_1_by_1_may_be_written_as_a_matrix(model: Model, tmp_pa
     }
     found = []
     for name, given_changes in (("whole", whole), ("turned", turned)):
-        read = lora_file.read(files.write(tmp_path / name, given_changes))
+        read = lora_file.load_lora(files.write(tmp_path / name, given_changes))
         found.append(lora_file.fit(read, unet, model.encoder.text_model)[0])
     for layer in found[0]:
         assert torch.equal(found[0][layer].down, found[1][layer].down)
@@ -232,7 +234,7 @@ def test_notes_that_ask_for_more_than_one_alpha_are_refused(name: str, tmp_path:
 
 def test_all_other_notes_are_nothing(tmp_path: Path) -> None:
     notes = {"ss_network_alpha": "1", "r": "0", "lora_adapter_metadata": '{"unet.r": -1, "unet.target_modules": "x"}'}
-    assert lora_file.read(saved(tmp_path / "x", WHOLE, notes)).pairs["lora_unet_conv_in"].alpha == 2
+    assert lora_file.load_lora(saved(tmp_path / "x", WHOLE, notes)).pairs["lora_unet_conv_in"].alpha == 2
 
 
 TWO = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
@@ -270,7 +272,7 @@ def test_a_file_with_a_few_other_bytes_is_refused_or_read(
     whole = path.read_bytes()
     path.write_bytes(whole[:place] + data + whole[place + len(data) :])
     try:
-        lora_file.read(path)
+        lora_file.load_lora(path)
     except CheckpointError as error:
         assert str(error).startswith("lora: ")  # noqa: PT017
 
@@ -336,7 +338,7 @@ def test_a_length_that_looks_like_a_pickle_is_a_length(tmp_path: Path, start: by
     header = data[8 : 8 + int.from_bytes(data[:8], "little")]
     length = next(size for size in range(len(header), 2**17) if struct.pack("<Q", size).startswith(start))
     (tmp_path / "x").write_bytes(struct.pack("<Q", length) + header.ljust(length) + data[8 + len(header) :])
-    assert lora_file.read(tmp_path / "x").pairs.keys() == {"lora_unet_conv_in"}
+    assert lora_file.load_lora(tmp_path / "x").pairs.keys() == {"lora_unet_conv_in"}
 
 
 def test_the_conversion_that_the_message_describes_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +347,7 @@ def test_the_conversion_that_the_message_describes_works(tmp_path: Path, monkeyp
     program = complaint(tmp_path / "lora.pt").partition("in Python, ")[2]
     exec(program, {})  # noqa: S102
     assert load_file("model.safetensors").keys() == WHOLE.keys()
-    assert lora_file.read(Path("model.safetensors")).pairs.keys() == {"lora_unet_conv_in"}
+    assert lora_file.load_lora(Path("model.safetensors")).pairs.keys() == {"lora_unet_conv_in"}
 
 
 def test_an_aesthetic_and_no_file_say_so(tmp_path: Path) -> None:

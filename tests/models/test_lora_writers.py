@@ -86,7 +86,7 @@ def changed(part: Any) -> dict[str, Any]:
 
 
 def fitted(model: Model, path: Path) -> dict[str, dict[str, lora_file.Pair]]:
-    return dict(zip(TARGETS, lora_file.fit(lora_file.read(path), *plain(model).values()), strict=True))
+    return dict(zip(TARGETS, lora_file.fit(lora_file.load_lora(path), *plain(model).values()), strict=True))
 
 
 WRITERS = [
@@ -116,7 +116,7 @@ def test_each_layer_changes_as_in_peft(
 def test_a_model_with_the_file_is_the_one_that_was_written(model: Model, adapted: Parts, tmp_path: Path) -> None:
     save_both(adapted, tmp_path)
     [path] = tmp_path.glob("*.safetensors")
-    found = lora.graft(model, path, 1)
+    found = lora.apply_lora(model, path, 1)
     inputs = (torch.randn(1, 4, 16, 16), torch.tensor([300]), torch.randn(1, 77, model.encoder.config.hidden_size))
     tokens = torch.randint(100, (1, 77))
     with torch.no_grad():

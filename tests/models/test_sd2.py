@@ -55,8 +55,8 @@ def plain(folder: Path) -> StableDiffusionPipeline:
 @pytest.fixture
 def liked(service: Service, quick: Request, tmp_path: Path) -> Request:
     """Steps towards an aesthetic of the model's own space."""
-    notes = {"space": service.model.space}
-    embedding.save(tmp_path / "mine.safetensors", torch.randn(1, sd2.DIM), notes)
+    notes = {"space": service.model.clip_space}
+    embedding.save_aesthetic(tmp_path / "mine.safetensors", torch.randn(1, sd2.DIM), notes)
     return replace(quick, aesthetic_embedding_file=tmp_path / "mine.safetensors", aesthetic_lr=0.01)
 
 
@@ -72,7 +72,7 @@ def test_it_is_what_is_published_beside_a_projection(service: Service, folder: P
     assert model.pipeline.tokenizer.pad_token_id == 0
     assert model.pipeline.safety_checker is None
     assert model.dim == sd2.DIM
-    assert model.space.startswith("clip-")
+    assert model.clip_space.startswith("clip-")
     assert model.vision is not None
     assert model.vision.features([model.vision.prepare(Image.new("RGB", (40, 40)))]).shape == (1, sd2.DIM)
 
@@ -111,13 +111,13 @@ def test_from_a_picture_it_is_diffusers_image_to_image(
 ) -> None:
     Image.effect_noise((128, 128), 80).save(tmp_path / "picture.png")
     request = replace(quick, aesthetic_steps=0, image=tmp_path / "picture.png", num_inference_steps=5)
-    found = init_image.read(request)
+    found = init_image.load_init_image(request)
     assert found is not None
     scheduler = schedulers.build(request.scheduler, service.model.scheduler)
     pipe = StableDiffusionImg2ImgPipeline(**{**plain.components, "scheduler": scheduler}, requires_safety_checker=False)
     theirs = pipe(
         "the cat",
-        image=img2img.encode(service.model, found).latents,
+        image=img2img.encode_init_image(service.model, found).latents,
         strength=0.8,
         num_inference_steps=5,
         generator=torch.Generator().manual_seed(7),
@@ -136,8 +136,8 @@ def test_it_is_personalised_as_the_original_would(service: Service, folder: Path
     clip.text_model.load_state_dict(model.encoder.text_model.state_dict())
     clip.text_projection.load_state_dict(model.encoder.text_projection.state_dict())
     tokens = prompt.tokenize(model, "the cat!").input_ids
-    target = embedding.read(liked.aesthetic_embedding_file or Path()).vector
-    steps = list(service.personalise(tokens, target, steps=5, lr=1e-4))
+    target = embedding.load_aesthetic(liked.aesthetic_embedding_file or Path()).vector
+    steps = list(service.personalizer(tokens, target, steps=5, lr=1e-4))
     theirs = original.conditioning(clip.eval(), tokens, target, steps=5, lr=1e-4)
     assert original.difference(steps[-1].conditioning, theirs) <= 1e-5
     assert steps[0].similarity.item() < steps[-1].similarity.item()
@@ -204,7 +204,7 @@ def test_without_a_projection_it_says_why_and_what_would_help(home: Path, tmp_pa
     config = json.loads((path / "text_encoder" / "config.json").read_text())
     write_json(path / "text_encoder" / "config.json", config | {"hidden_size": 1024})
     snapshot = checkpoint.locate(str(path), home / "weights")
-    for ask in (lambda one: loading.load(one, CPU), clip.clip_space):
+    for ask in (lambda one: loading.load(one, CPU), clip.read_clip_space):
         with pytest.raises(CheckpointError) as error:
             ask(snapshot if has_clip else replace(snapshot, clip=None))
         message = str(error.value)

@@ -47,7 +47,7 @@ def test_every_weight_is_that_of_the_folder(model: Model, home: Path, tmp_path: 
         weights = parts(found)[part]
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert (found.space, found.dim, found.scheduler) == (model.space, model.dim, model.scheduler)
+    assert (found.clip_space, found.dim, found.scheduler) == (model.clip_space, model.dim, model.scheduler)
     assert found.pipeline.text_encoder is found.encoder.text_model
     assert not found.encoder.training
     assert not any(weight.requires_grad for weight in found.encoder.parameters())

@@ -16,9 +16,9 @@ from aesthetic.gradient import Step
 from aesthetic.images.metadata import read_recipe
 from aesthetic.models.loading import Model
 from aesthetic.pipeline import prompt, sampling, target
-from aesthetic.pipeline.conditioning import Stop, condition
+from aesthetic.pipeline.conditioning import PersonalizedConditioning, condition
 from aesthetic.request import SCHEDULERS, Request
-from aesthetic.service import Drawing, Service
+from aesthetic.service import Result, Service
 from tests import lora
 
 
@@ -28,7 +28,7 @@ def strong(quick: Request) -> Request:
     return replace(quick, aesthetic_lr=0.01)
 
 
-def pixels(drawing: Drawing) -> list[bytes]:
+def pixels(drawing: Result) -> list[bytes]:
     return [image.tobytes() for image, _ in drawing.pictures]
 
 
@@ -62,13 +62,13 @@ def test_the_stops_of_a_sweep_before_it_diverges_are_drawn(
     service: Service, strong: Request, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     expected = service.draw(replace(strong, aesthetic_sweep="0,1"))
-    steps = service.personalise
+    steps = service.personalizer
 
     def diverging(*inputs: Any, **options: Any) -> Iterator[Step]:
         for step in steps(*inputs, **options):
             yield replace(step, conditioning=step.conditioning * (torch.nan if step.index > 1 else 1))
 
-    monkeypatch.setattr(service, "personalise", diverging)
+    monkeypatch.setattr(service, "personalizer", diverging)
     paths, drawing = service.predict(replace(strong, aesthetic_sweep="0,1,3,5"), tmp_path)
     assert pixels(drawing) == pixels(expected)
     assert (len(paths), drawing.steps, drawing.similarity) == (3, 1, expected.similarity)
@@ -110,7 +110,7 @@ def test_a_batch_at_each_stop_of_a_sweep_is_what_single_requests_draw(service: S
 
 def test_no_gradients_are_left_while_the_pictures_are_drawn(service: Service, strong: Request) -> None:
     service.draw(replace(strong, aesthetic_steps=20, aesthetic_until=0.0001))
-    assert all(parameter.grad is None for parameter in service.personalise._working.parameters())
+    assert all(parameter.grad is None for parameter in service.personalizer._working.parameters())
 
 
 def test_a_phrase_that_is_cut_is_named_and_a_blank_one_is_none(
@@ -130,8 +130,10 @@ def test_a_mix_of_one_is_that_one_and_a_negative_weight_steers_away(service: Ser
 
     alone = similarity(aesthetic_embedding="fantasy")
     assert similarity(aesthetic_mix="fantasy:0.3") == pytest.approx(alone, abs=1e-5)
-    [one, other] = (service.registry.read(name).vector for name in ("fantasy", "gloomcore"))
-    mixed = target.find(replace(strong, aesthetic_mix="fantasy:2 gloomcore:-1"), service.model, service.registry)
+    [one, other] = (service.registry.load(name).vector for name in ("fantasy", "gloomcore"))
+    mixed = target.requested_aesthetic(
+        replace(strong, aesthetic_mix="fantasy:2 gloomcore:-1"), service.model, service.registry
+    )
     assert mixed is not None
     expected = 2 * one - other
     torch.testing.assert_close(mixed.vector, expected / expected.norm())
@@ -153,12 +155,12 @@ def test_a_mix_is_in_the_recipe(service: Service, strong: Request, tmp_path: Pat
 
 
 def test_a_phrase_turns_the_aesthetic(service: Service, strong: Request) -> None:
-    aesthetic = service.registry.read("fantasy")
+    aesthetic = service.registry.load("fantasy")
     phrase = prompt.embed(service.model, prompt.tokenize(service.model, "the dog"))
     cosines = []
     for away, angle in ((True, 0.5), (False, 0.0), (False, 0.5), (False, 1.0)):
         request = replace(strong, aesthetic_text="the dog", aesthetic_text_angle=angle, aesthetic_text_negative=away)
-        turned = target.direction(request, service.model, aesthetic)
+        turned = target.target_embedding(request, service.model, aesthetic)
         cosines.append((turned @ phrase.T).item())
     assert cosines == sorted(cosines)
     assert cosines[-1] == pytest.approx(1)
@@ -195,9 +197,9 @@ def test_what_contradicts_is_refused(changes: dict[str, Any], message: str) -> N
 LONG = "the cat and the dog, " * 20
 
 
-def run(service: Service, request: Request) -> tuple[Stop, Stop]:
-    target = service.registry.read("sac_8plus").vector
-    start, stops = condition(service.model, service.personalise, request, target)
+def run(service: Service, request: Request) -> tuple[PersonalizedConditioning, PersonalizedConditioning]:
+    target = service.registry.load("sac_8plus").vector
+    start, stops = condition(service.model, service.personalizer, request, target)
     return start, stops[-1]
 
 
@@ -217,11 +219,11 @@ def test_a_prompt_that_fits_is_drawn_alike_whether_it_may_be_long_or_not(service
 
 def test_every_chunk_is_personalised_towards_the_mean(service: Service, strong: Request) -> None:
     request = replace(strong, prompt=LONG, long_prompt=True)
-    target = service.registry.read("sac_8plus").vector
+    target = service.registry.load("sac_8plus").vector
     tokens = prompt.tokenize(service.model, LONG, long=True)
     count = len(tokens.input_ids)
     assert count > 1
-    *_, last = service.personalise(tokens.input_ids, target, steps=3, lr=0.01)
+    *_, last = service.personalizer(tokens.input_ids, target, steps=3, lr=0.01)
     start, end = run(service, request)
     assert torch.equal(end.conditioning.positive, last.conditioning.reshape(1, 77 * count, -1))
     for one, other in zip(start.conditioning.positive.chunk(count, 1), last.conditioning, strict=True):
@@ -302,8 +304,8 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
 def files(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Mapping[str, Path]:
     """A picture, masks that do and don't let anything be redrawn, and LoRAs that do and don't fit."""
     folder = tmp_path_factory.mktemp("files")
-    for name, colour in (("picture", "red"), ("mask", "white"), ("black", "black")):
-        Image.new("RGB", (150, 140), colour).save(folder / f"{name}.png")
+    for name, color in (("picture", "red"), ("mask", "white"), ("black", "black")):
+        Image.new("RGB", (150, 140), color).save(folder / f"{name}.png")
     found = {name: folder / f"{name}.png" for name in ("picture", "mask", "black")}
     changes = lora.changes(model)
     wide = {

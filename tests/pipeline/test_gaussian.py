@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aesthetic.images.init_image import Canvas
+from aesthetic.images.init_image import InitImage
 from aesthetic.models.loading import Model
 from aesthetic.pipeline import img2img, prompt, sampling, schedulers
 from aesthetic.request import SCHEDULERS, Request
@@ -150,23 +150,25 @@ def test_kept_latents_are_as_noisy_as_redrawn_ones(
     model: Model, name: str, strength: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs: list[tuple[Tensor, Tensor]] = []
-    keep = img2img.Redrawing.keep
+    restore = img2img.Img2ImgPipeline.restore_kept_latents
 
-    def watched(self: img2img.Redrawing, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        redrawn, found = tensors["latents"], keep(self, step, timestep, tensors)
+    def watched(
+        self: img2img.Img2ImgPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        redrawn, found = tensors["latents"], restore(self, step, timestep, tensors)
         pairs.append((redrawn[..., :8], found["latents"][..., :8]))
         return found
 
-    monkeypatch.setattr(img2img.Redrawing, "keep", watched)
+    monkeypatch.setattr(img2img.Img2ImgPipeline, "restore_kept_latents", watched)
     request = Request(width=128, height=128, num_inference_steps=50, scheduler=name, prompt_strength=strength, seed=3)
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 8:] = 1
-    canvas = Canvas(image=Image.new("RGB", (128, 128)), mask=None, files={})
-    start = img2img.Start(canvas=canvas, latents=torch.full((1, 4, 16, 16), MEAN), mask=mask)
+    canvas = InitImage(image=Image.new("RGB", (128, 128)), mask=None, files={})
+    start = img2img.InitLatents(canvas=canvas, latents=torch.full((1, 4, 16, 16), MEAN), mask=mask)
     words = prompt.tokenize(model, "")
     conditioning = prompt.encode(model.pipeline.text_encoder, words, words, words)
     sampling.denoise(ideal(model, std=0.0), conditioning, request, start)
-    assert len(pairs) >= request.redrawn_steps
+    assert len(pairs) >= request.img2img_steps
     for redrawn, kept in pairs[:-1]:
         if name == "K_EULER_ANCESTRAL":  # its noise is another one at each step
             assert ((redrawn - MEAN).std() - (kept - MEAN).std()).abs() < 0.1 * kept.std()

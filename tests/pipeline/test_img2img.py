@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from aesthetic.errors import AestheticError, PictureError, RequestError
+from aesthetic.errors import AestheticError, ImageError, RequestError
 from aesthetic.images import init_image, metadata, user_images
 from aesthetic.pipeline import img2img, schedulers
 from aesthetic.request import SCHEDULERS, SIZES, Request
@@ -33,9 +33,9 @@ def picture(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mask(tmp_path: Path) -> Path:
-    grey = Image.new("L", (300, 200))
-    grey.paste(255, (90, 40, 170, 120))
-    grey.save(tmp_path / "mask.png")
+    gray = Image.new("L", (300, 200))
+    gray.paste(255, (90, 40, 170, 120))
+    gray.save(tmp_path / "mask.png")
     return tmp_path / "mask.png"
 
 
@@ -67,9 +67,9 @@ def plainly(service: Service, request: Request, kind: Any, **inputs: Any) -> byt
 @pytest.mark.parametrize("strength", [0.2, 0.6])
 def test_it_is_diffusers_image_to_image(service: Service, over: Request, scheduler: str, strength: float) -> None:
     request = replace(over, scheduler=scheduler, prompt_strength=strength)
-    found = init_image.read(request)
+    found = init_image.load_init_image(request)
     assert found is not None
-    latents = img2img.encode(service.model, found).latents
+    latents = img2img.encode_init_image(service.model, found).latents
     theirs = plainly(service, request, diffusers.StableDiffusionImg2ImgPipeline, image=latents)
     assert drawn(service, request) == [theirs]
 
@@ -79,13 +79,13 @@ def test_with_a_mask_it_is_diffusers_inpainting(
     service: Service, over: Request, mask: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = replace(over, scheduler=scheduler, mask=mask)
-    found = init_image.read(request)
+    found = init_image.load_init_image(request)
     assert found is not None
-    start = img2img.encode(service.model, found)
+    start = img2img.encode_init_image(service.model, found)
     inputs = {"image": start.latents, "masked_image_latents": start.latents, "mask_image": start.mask}
     size = {"width": found.image.width, "height": found.image.height}
     theirs = plainly(service, request, diffusers.StableDiffusionInpaintPipeline, **inputs, **size)
-    monkeypatch.setattr(img2img, "put_back", lambda image, _: image)
+    monkeypatch.setattr(img2img, "paste_kept_pixels", lambda image, _: image)
     assert drawn(service, request) == [theirs]
 
 
@@ -107,18 +107,18 @@ def test_the_steps_that_redraw_are_counted_exactly(over: Request) -> None:
         (0.01, 100, 1),
     ):
         request = replace(over, prompt_strength=strength, num_inference_steps=steps)
-        assert request.redrawn_steps == redrawn
+        assert request.img2img_steps == redrawn
 
 
 def test_so_many_steps_are_taken(service: Service, over: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    keep = img2img.Redrawing.keep
+    restore = img2img.Img2ImgPipeline.restore_kept_latents
 
-    def counting(self: img2img.Redrawing, step: int, *arguments: Any) -> dict[str, torch.Tensor]:
+    def counting(self: img2img.Img2ImgPipeline, step: int, *arguments: Any) -> dict[str, torch.Tensor]:
         taken.append(step)
-        return keep(self, step, *arguments)
+        return restore(self, step, *arguments)
 
-    monkeypatch.setattr(img2img.Redrawing, "keep", counting)
+    monkeypatch.setattr(img2img.Img2ImgPipeline, "restore_kept_latents", counting)
     service.draw(replace(over, scheduler="DDIM", num_inference_steps=50, prompt_strength=0.58))
     assert len(taken) == 29
 
@@ -133,7 +133,7 @@ def test_a_batch_is_its_pictures_alone(service: Service, over: Request, mask: Pa
 
 def test_outside_of_the_mask_no_pixel_changes(service: Service, over: Request, mask: Path) -> None:
     request = replace(over, mask=mask)
-    found = init_image.read(request)
+    found = init_image.load_init_image(request)
     assert found is not None
     assert found.mask is not None
     [(ours, _)] = service.draw(request).pictures
@@ -201,8 +201,8 @@ def test_what_cannot_be_redrawn_is_refused(over: Request, quick: Request, mask: 
         ("mask: nothing in it is white", {"mask": tmp_path / "black"}),
     ]
     for name, changes in refused:
-        with pytest.raises(PictureError, match=name):
-            init_image.read(replace(over, **changes))
+        with pytest.raises(ImageError, match=name):
+            init_image.load_init_image(replace(over, **changes))
 
 
 def masked(over: Request, mask: Image.Image) -> Any:
@@ -210,7 +210,7 @@ def masked(over: Request, mask: Image.Image) -> Any:
     assert over.image is not None
     path = over.image.with_name("given.png")
     path.write_bytes(encoded(mask))
-    found = init_image.read(replace(over, mask=path))
+    found = init_image.load_init_image(replace(over, mask=path))
     assert found is not None
     return np.asarray(found.mask)
 
@@ -223,42 +223,42 @@ HOLE = (90, 40, 170, 120)
 
 
 def test_white_on_a_transparent_layer_is_what_is_redrawn(over: Request) -> None:
-    grey = Image.new("L", (300, 200))
-    grey.paste(255, HOLE)
+    gray = Image.new("L", (300, 200))
+    gray.paste(255, HOLE)
     for background in ((0, 0, 0), (255, 255, 255), (10, 200, 10)):
         layer = clear(background)
         layer.paste((255, 255, 255, 255), HOLE)
-        assert abs(masked(over, layer).astype(int) - masked(over, grey)).max() <= 1
+        assert abs(masked(over, layer).astype(int) - masked(over, gray)).max() <= 1
     soft = clear((255, 255, 255))
     soft.putalpha(Image.linear_gradient("L").resize((300, 200)))
     assert abs(masked(over, soft).astype(int) - masked(over, soft.getchannel("A"))).max() <= 1
 
 
 def test_what_is_erased_from_the_image_or_from_black_is_redrawn(over: Request, picture: Path) -> None:
-    grey = Image.new("L", (300, 200))
-    grey.paste(255, HOLE)
+    gray = Image.new("L", (300, 200))
+    gray.paste(255, HOLE)
     with Image.open(picture) as image:
         photograph = image.convert("RGBA")
     for whole in (photograph, Image.new("RGBA", (300, 200), "black")):
         for hidden in ((0, 0, 0, 0), (255, 255, 255, 0)):
             erased = whole.copy()
             erased.paste(hidden, HOLE)
-            assert abs(masked(over, erased).astype(int) - masked(over, grey)).max() <= 1
+            assert abs(masked(over, erased).astype(int) - masked(over, gray)).max() <= 1
 
 
 def test_white_paint_and_a_bright_image_are_told_apart(over: Request, picture: Path) -> None:
-    grey = Image.new("L", (300, 200))
-    grey.paste(255, HOLE)
+    gray = Image.new("L", (300, 200))
+    gray.paste(255, HOLE)
     with Image.open(picture) as image:
         bright = image.point(lambda level: 200 + level // 5)
     bright.save(picture)
     erased = bright.convert("RGBA")
     erased.paste((0, 0, 0, 0), HOLE)
-    assert abs(masked(over, erased).astype(int) - masked(over, grey)).max() <= 1
+    assert abs(masked(over, erased).astype(int) - masked(over, gray)).max() <= 1
     Image.new("RGB", (300, 200), "white").save(picture)
     layer = clear((0, 0, 0))
     layer.paste((255, 255, 255, 255), HOLE)
-    assert abs(masked(over, layer).astype(int) - masked(over, grey)).max() <= 1
+    assert abs(masked(over, layer).astype(int) - masked(over, gray)).max() <= 1
 
 
 def test_what_a_transparent_mask_means_is_clear_or_asked_for(over: Request) -> None:
@@ -269,7 +269,7 @@ def test_what_a_transparent_mask_means_is_clear_or_asked_for(over: Request) -> N
     other = Image.effect_noise((300, 200), 80).convert("RGBA")
     other.paste((0, 0, 0, 0), HOLE)
     for mask in (red, stripes, other):
-        with pytest.raises(PictureError, match="mask: it is transparent in places, and elsewhere neither white, nor"):
+        with pytest.raises(ImageError, match="mask: it is transparent in places, and elsewhere neither white, nor"):
             masked(over, mask)
 
 
@@ -280,7 +280,7 @@ def test_a_mask_that_keeps_nothing_says_so(over: Request, color: Any, caplog: py
 
 
 def test_a_mask_that_keeps_something_says_nothing(over: Request, mask: Path, caplog: pytest.LogCaptureFixture) -> None:
-    init_image.read(replace(over, mask=mask))
+    init_image.load_init_image(replace(over, mask=mask))
     assert caplog.text == ""
 
 
@@ -293,7 +293,7 @@ def test_the_shape_of_the_file_counts_for_a_photograph_that_is_decoded_smaller(
     white = Image.new("L", (301, 201), "white")
     white.paste(0, (0, 0, 100, 100))
     assert masked(replace(over, image=tmp_path / "large.jpg"), white).shape == (128, 192)
-    with pytest.raises(PictureError, match="mask: it has 50 × 50 pixels and image 301 × 201"):
+    with pytest.raises(ImageError, match="mask: it has 50 × 50 pixels and image 301 × 201"):
         masked(replace(over, image=tmp_path / "large.jpg"), Image.new("L", (50, 50), "white"))
 
 

@@ -55,14 +55,14 @@ def test_tokens_are_padded_and_framed(model: Model) -> None:
     assert tokens.input_ids.shape == (1, 77)
     assert tokens.input_ids[0, 0] == start
     assert tokens.input_ids[0, 3:].eq(end).all()
-    assert tokens.lost == ""
+    assert tokens.truncated == ""
 
 
 def test_what_does_not_fit_is_lost_and_known(model: Model) -> None:
-    assert prompt.tokenize(model, "cat " * 75).lost == ""
-    assert prompt.tokenize(model, "cat " * 75 + "dog").lost == "dog"
+    assert prompt.tokenize(model, "cat " * 75).truncated == ""
+    assert prompt.tokenize(model, "cat " * 75 + "dog").truncated == "dog"
     tokens = prompt.tokenize(model, "cat " * 75 + "dog the")
-    assert tokens.lost == "dog the"
+    assert tokens.truncated == "dog the"
     assert tokens.input_ids.shape == (1, 77)
 
 
@@ -77,13 +77,13 @@ def test_a_long_prompt_is_chunks_that_end_with_a_phrase(model: Model) -> None:
     comma = model.pipeline.tokenizer(",", add_special_tokens=False).input_ids[-1]
     for chunk in tokens.input_ids:
         assert chunk[chunk != end][-1] == comma
-    assert tokens.lost == ""
+    assert tokens.truncated == ""
 
 
 def test_there_are_ten_chunks_at_most(model: Model) -> None:
     tokens = prompt.tokenize(model, "cat " * 750 + "dog", long=True)
     assert tokens.input_ids.shape == tokens.weights.shape == (10, 77)
-    assert tokens.lost == "dog"
+    assert tokens.truncated == "dog"
 
 
 def test_chunks_are_encoded_each_on_its_own(model: Model) -> None:

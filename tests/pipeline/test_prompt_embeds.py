@@ -44,8 +44,8 @@ def draw(pipe: Any, **inputs: Any) -> bytes:
 def test_the_conditioning_is_the_services(
     text_to_image: Any, service: Service, quick: Request, options: dict[str, Any]
 ) -> None:
-    target = service.registry.read("sac_8plus").vector
-    _, [stop] = condition(service.model, service.personalise, quick, target)
+    target = service.registry.load("sac_8plus").vector
+    _, [stop] = condition(service.model, service.personalizer, quick, target)
     embeds = prompt_embeds(text_to_image, "the cat", target, **(options | {"lr": quick.aesthetic_lr}), steps=3)
     torch.testing.assert_close(embeds["prompt_embeds"], stop.conditioning.positive, rtol=1e-5, atol=1e-6)
     assert torch.equal(embeds["negative_prompt_embeds"], stop.conditioning.negative)
@@ -54,7 +54,7 @@ def test_the_conditioning_is_the_services(
 
 @pytest.mark.parametrize("kind", ["text to image", "image to image", "inpainting", "ControlNet"])
 def test_every_pipeline_draws_from_it(text_to_image: Any, service: Service, options: dict[str, Any], kind: str) -> None:
-    target = service.registry.read("sac_8plus").vector
+    target = service.registry.load("sac_8plus").vector
     before = {name: weight.clone() for name, weight in text_to_image.text_encoder.state_dict().items()}
     pipe: Any = text_to_image
     inputs: dict[str, Any] = {"width": 128, "height": 128}
@@ -83,7 +83,7 @@ def test_every_pipeline_draws_from_it(text_to_image: Any, service: Service, opti
 def test_the_projection_is_that_of_the_downloaded_clip(
     text_to_image: Any, service: Service, options: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = service.registry.read("sac_8plus").vector
+    target = service.registry.load("sac_8plus").vector
     monkeypatch.setenv("AESTHETIC_HOME", str(home))
     found = prompt_embeds(text_to_image, "the cat", target, steps=1)["prompt_embeds"]
     given = prompt_embeds(text_to_image, "the cat", target, steps=1, projection=options["projection"])["prompt_embeds"]
@@ -96,7 +96,7 @@ def test_the_projection_is_that_of_the_downloaded_clip(
 def test_textual_inversions_of_several_vectors_are_seen(home: Path, service: Service, options: dict[str, Any]) -> None:
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
     pipe.load_textual_inversion({"<two>": torch.ones(2, 32)}, token="<two>")
-    target = service.registry.read("sac_8plus").vector
+    target = service.registry.load("sac_8plus").vector
     still, plain = (
         prompt_embeds(pipe, "the <two>", target, **(options | {"lr": 0.0}), steps=steps)["prompt_embeds"]
         for steps in (1, 0)
@@ -107,9 +107,9 @@ def test_textual_inversions_of_several_vectors_are_seen(home: Path, service: Ser
 def test_long_prompts_are_the_services(
     text_to_image: Any, service: Service, quick: Request, options: dict[str, Any]
 ) -> None:
-    target = service.registry.read("sac_8plus").vector
+    target = service.registry.load("sac_8plus").vector
     text = "the cat and the dog, " * 20 + "(the cat:1.3)"
-    _, [stop] = condition(service.model, service.personalise, replace(quick, prompt=text, long_prompt=True), target)
+    _, [stop] = condition(service.model, service.personalizer, replace(quick, prompt=text, long_prompt=True), target)
     options |= {"lr": quick.aesthetic_lr, "long_prompt": True}
     embeds = prompt_embeds(text_to_image, text, target, **options, steps=3)
     torch.testing.assert_close(embeds["prompt_embeds"], stop.conditioning.positive, rtol=1e-5, atol=1e-6)
@@ -121,14 +121,14 @@ def test_long_prompts_are_the_services(
 def test_an_empty_prompt_is_left_alone(
     text_to_image: Any, service: Service, options: dict[str, Any], text: str
 ) -> None:
-    target = service.registry.read("sac_8plus").vector
+    target = service.registry.load("sac_8plus").vector
     embeds = prompt_embeds(text_to_image, text, target, **options)
     assert torch.equal(embeds["prompt_embeds"], embeds["negative_prompt_embeds"])
 
 
 def test_an_offloaded_text_encoder_is_personalised(home: Path, service: Service, options: dict[str, Any]) -> None:
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
-    target = service.registry.read("sac_8plus").vector
+    target = service.registry.load("sac_8plus").vector
     expected = prompt_embeds(pipe, "the cat", target, steps=3, **options)
     # What enable_sequential_cpu_offload does, which itself wants a GPU; test_gpu.py has that.
     for part in (pipe.text_encoder, pipe.unet, pipe.vae):

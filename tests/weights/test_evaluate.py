@@ -92,8 +92,8 @@ class FakeServer:
         if steps >= 3:
             style = name if (name := inputs.get("aesthetic_embedding")) in STYLES else "flat"
         subject = int(found[1]) if (found := re.search(r"thing(\d)", words)) else 0
-        colour = (STYLES.index(style), 7 if steps == 20 else subject, 0)
-        return [_data_url(Image.new("RGB", (8, 8), colour), self.model) for _ in range(inputs.get("num_outputs", 1))]
+        color = (STYLES.index(style), 7 if steps == 20 else subject, 0)
+        return [_data_url(Image.new("RGB", (8, 8), color), self.model) for _ in range(inputs.get("num_outputs", 1))]
 
 
 def _data_url(picture: Image.Image, model: str) -> str:

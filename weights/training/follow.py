@@ -19,7 +19,7 @@ from .clip import normalised
 from .library import Library
 from .settings import DEMO, PROMPTS, TOKENS
 
-__all__ = ["ascend", "follow", "load_text", "tokenize"]
+__all__ = ["follow", "load_text", "personalize", "tokenize"]
 
 STEPS = (0, 1, 2, 3, 5, 10, 20)
 RATE = 1e-4  # the service's default
@@ -38,7 +38,7 @@ def follow(library: Library, every: int = 3) -> str:
     found: dict[int, list[tuple[bool, bool, float]]] = {step: [] for step in STEPS}
     pairs = [(prompt, number) for prompt in chosen for number in range(len(targets))]
     for prompt, number in tqdm(pairs, desc="Following", unit=" aesthetics"):
-        way = ascend(load_text(), tokens[prompt : prompt + 1], targets[number : number + 1])
+        way = personalize(load_text(), tokens[prompt : prompt + 1], targets[number : number + 1])
         for step, [unit] in enumerate(islice(way, max(STEPS) + 1)):
             if step not in STEPS:
                 continue
@@ -57,7 +57,7 @@ def _row(step: int, found: list[tuple[bool, bool, float]]) -> str:
     return f"| {step} | {near:.0%} | {kept:.0%} | {cosine:.2f} |"
 
 
-def ascend(text: Any, tokens: Tensor, target: Tensor) -> Iterator[Tensor]:
+def personalize(text: Any, tokens: Tensor, target: Tensor) -> Iterator[Tensor]:
     """Move a text encoder towards a unit vector [1, dim], a step each time more is asked for.
 
     Gives the prompts' unit embeddings [N, dim], first those of the encoder as it came.

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .follow import ascend, load_text, tokenize
+from .follow import load_text, personalize, tokenize
 from .settings import DEMO, PROMPTS
 
 __all__ = ["make"]
@@ -24,7 +24,7 @@ def make(aesthetic: str) -> bytes:
     """The file of the LoRA for an aesthetic of that name."""
     [target] = load_file(EMBEDDINGS / f"{aesthetic}.safetensors").values()
     moved = load_text()
-    way = ascend(moved, tokenize(PROMPTS[:SUBJECTS]), nn.functional.normalize(target.reshape(1, -1)))
+    way = personalize(moved, tokenize(PROMPTS[:SUBJECTS]), nn.functional.normalize(target.reshape(1, -1)))
     deque(islice(way, STEPS + 1), maxlen=0)
     before = dict(load_text().text_model.named_modules())
     tensors: dict[str, Tensor] = {}

@@ -42,14 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def register(home: Path, pictures: Path) -> None:
     """Bring manifest, aesthetics and index of `home` in line with its weights/demo and with the pictures."""
-    write_manifest(home, space=None)  # embed takes nothing that the manifest doesn't know
+    write_manifest(home, clip_space=None)  # embed takes nothing that the manifest doesn't know
     notes = {style: embed(home, pictures / style, style) for style in AESTHETICS}
-    [space] = {note["space"] for note in notes.values()}
-    write_manifest(home, space=space)
+    [clip_space] = {note["space"] for note in notes.values()}
+    write_manifest(home, clip_space=clip_space)
     write_index(home, notes)
 
 
-def write_manifest(home: Path, *, space: str | None) -> None:
+def write_manifest(home: Path, *, clip_space: str | None) -> None:
     """The demo's entry with every file that is there; its licence and revision stay."""
     path = home / "weights" / "manifest.json"
     manifest = read_json(path)
@@ -58,7 +58,7 @@ def write_manifest(home: Path, *, space: str | None) -> None:
         file.relative_to(folder).as_posix(): {"sha256": sha256(file), "bytes": file.stat().st_size}
         for file in model_files(folder)
     }
-    manifest[MODEL] |= {"space": space, "files": files}
+    manifest[MODEL] |= {"clip_space": clip_space, "files": files}
     write_json(path, manifest)
 
 
@@ -90,7 +90,7 @@ def write_index(home: Path, notes: dict[str, dict[str, str]]) -> None:
         index[style] = {
             "file": file,
             "sha256": sha256(path.parent / file),
-            "space": note["space"],
+            "clip_space": note["space"],
             "made_of": f"{note['pictures']} emoji drawn in the style {style}",
         } | ({"default": True} if style == DEFAULT else {})
     write_json(path, index)
