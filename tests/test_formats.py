@@ -4,14 +4,18 @@ import io
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 
 import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
+from aesthetic import cancellation
 from aesthetic.errors import PictureError
-from aesthetic.formats import is_image
+from aesthetic.formats import format_of, is_image, open_image
 from aesthetic.images import UPLOAD, read_picture
 from tests.snapshot import ROOT
 from tests.test_color import P3
@@ -19,6 +23,7 @@ from tests.test_images import chunk, encoded, read, refusal, zipped
 
 SIDEWAYS = Image.Exif()
 SIDEWAYS[0x0112] = 6  # the camera was held on its side
+ENCODED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MEGABYTES = bytes(2 * 10**6)
 
 
@@ -118,6 +123,7 @@ TEXTS: dict[str, list[bytes]] = {
     "XMP": [b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(MEGABYTES)],
     "EXIF as text": [b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(MEGABYTES)],
     "a color profile": [b"iCCP", b"icc\0\0" + zlib.compress(MEGABYTES)],
+    "much XMP": [b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(10**6))] * 80,
     "many": [b"zTXt", b"key\0\0" + zlib.compress(bytes(10**6))] * 80,
 }
 
@@ -132,6 +138,27 @@ def test_texts_are_no_reason_to_refuse_a_png(tmp_path: Path, texts: list[bytes],
         data, at = encoded(), encoded().index(place) - 4
     [(_, image)] = read(tmp_path, data[:at] + chunks + data[at:])
     assert image.getpixel((0, 0)) == ((10, 20, 30) if texts[0] == b"iCCP" else (255, 0, 0))
+
+
+def test_a_png_of_too_many_pieces_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    data = encoded()
+    at = data.index(b"IDAT") - 4
+    [_] = read(tmp_path, data[:at] + 99_000 * chunk(b"skip", b"") + data[at:] + 99_000 * chunk(b"skip", b""))
+    message = refusal(tmp_path, data[:at] + 100_000 * chunk(b"skip", b"") + data[at:])
+    assert message == "file can't be read as PNG: it has more than 100,000 chunks"
+
+
+@pytest.mark.parametrize("write", [heic, avif, *(partial(encoded, kind=kind) for kind in ENCODED)])
+def test_opening_ends_once_it_is_cancelled(write: Callable[[Image.Image], bytes]) -> None:
+    data = write(signpost())
+    kind = format_of(data)
+    assert kind is not None
+    context, wait = copy_context(), cancellation._Wait()
+    context.run(cancellation._wait.set, wait)
+    with context.run(open_image, kind, data):
+        wait.over = True
+    with pytest.raises(cancellation.Cancelled):
+        context.run(open_image, kind, data)
 
 
 def test_the_orientation_of_a_png_is_found_wherever_it_is(tmp_path: Path) -> None:
