@@ -9,8 +9,10 @@ import logging
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import PurePosixPath
 
+from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -28,21 +30,28 @@ __all__ = ["NAMES", "SUFFIXES", "format_of", "is_image", "open_image"]
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
-RARE = r"\.(apng|jpe|jfif|dib|heif|hif)"
-# Of formats that are not read. They count as images, so that none is passed over as other files are.
-UNREAD = (
-    r"\.(3fr|arw|avifs|cr2|cr3|cur|dcr|dds|dng|emf|eps|erf|exr|fff|hdr|heics|heifs|icns|ico|iiq|j2c|j2k|jp2|jpf|jpm|jpx"
-    r"|jxl|jxr|kdc|mef|mos|mrw|nef|nrw|orf|p[abfgnp]m|pcx|pef|psb|psd|qoi|raf|raw|rw2|rwl|sr2|srf|srw|svgz?|tga|wdp|wmf"
-    r"|x3f|xbm|xcf|xpm)"
+# What Pillow registers no suffix for: HEIC, the files of cameras, and other formats, which are not read.
+MORE = (
+    ".heic .heics .heif .heifs .hif .insp .jps .pns .3fr .ari .arq .arw .bay .cr2 .cr3 .crw .dcr .dcs .dng .drf .eip "
+    ".erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .ptx .pxn .raf .raw .rw2 .rwl .rwz .sr2 .srf "
+    ".srw .x3f .bpg .exr .flif .hdr .ief .jls .jph .jpm .jxl .jxr .kra .ora .pam .pct .pict .psb .svg .svgz .wbmp .wdp "
+    ".xcf .xwd"
 )
-
+NO_IMAGES = ".bufr .grib .h5 .hdf .iim .mpeg .mpg .pdf .ps"  # of the suffixes that Pillow registers
 MAX_CHUNKS = 100_000  # of a PNG: a hundred megabytes in pieces of a kilobyte
 
 
 def is_image(name: str) -> bool:
-    """Whether the suffix of `name` is that of an image, of a format that is read or not."""
-    suffix = PurePosixPath(name).suffix.lower()
-    return suffix in SUFFIXES or re.fullmatch(f"{RARE}|{UNREAD}", suffix) is not None
+    """Whether the suffix of `name` is that of an image, of a format that is read or not.
+
+    Those that are not read count, too, so that an error names them, where other files are passed over.
+    """
+    return PurePosixPath(name.rstrip(" .\t\r\n")).suffix.lower() in _suffixes()
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    return frozenset(Image.registered_extensions()) - {*NO_IMAGES.split()} | {*MORE.split()}
 
 
 def format_of(data: bytes) -> str | None:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
+from mimetypes import MimeTypes
 from pathlib import Path
 
 import pillow_heif
@@ -100,15 +101,30 @@ def test_nothing_of_heic_is_imported_before_it_is_needed() -> None:
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("suffix", ["cr2", "nef", "arw", "dng", "psd", "svg", "jxl", "jp2", "tga", "ico", "CR3"])
+@pytest.mark.parametrize(
+    "suffix", ["cr2", "nef", "dng", "gpr", "psd", "svg", "jxl", "jp2", "jpc", "tga", "CR3", "sgi", "ras", "fits", "pcd"]
+)
 def test_an_image_of_another_format_is_no_other_file(tmp_path: Path, suffix: str) -> None:
     message = refusal(tmp_path, zipped({"a.png": encoded(), f"b.{suffix}": b"something else"}))
     assert message.startswith(f"b.{suffix} is not an image of a format that is read (PNG, JPEG, WEBP")
 
 
 def test_other_files_are_no_images() -> None:
-    assert not any(map(is_image, ("a.txt", "a.mov", "a.zip", "a", "png", "a.xmp", "a.json", "Thumbs.db")))
+    others = ("a.txt", "a.mov", "a.mpg", "a.pdf", "a.h5", "a.zip", "a", "png", "a.xmp", "Thumbs.db", "a.png.txt", " ")
+    assert not any(map(is_image, others))
     assert all(map(is_image, ("a.png", "A.JPG", "b/a.heic", "..\\a.Tiff", "C:/a.jfif", "a.pbm", "a.svgz")))
+
+
+@pytest.mark.parametrize("name", ["b.jpg ", "b.JPG.", "b.mpo", "b.insp", "b.jps"])
+def test_a_jpeg_of_a_rare_name_is_read(tmp_path: Path, name: str) -> None:
+    members = {"a.png": encoded(), name: encoded(kind="JPEG")}
+    assert [found for found, _ in read(tmp_path, zipped(members))] == ["a.png", name]
+
+
+def test_every_image_of_python_s_own_list_counts_as_one() -> None:
+    suffixes = [suffix for suffix, kind in MimeTypes().types_map[True].items() if kind.startswith("image/")]
+    assert len(suffixes) > 15
+    assert [suffix for suffix in suffixes if not is_image(f"a{suffix}")] == []
 
 
 def test_raw_files_are_not_read_as_their_thumbnails(tmp_path: Path) -> None:
