@@ -4,9 +4,11 @@ import copy
 import gc
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -19,6 +21,7 @@ from torch._inductor.utils import fresh_cache
 from transformers import CLIPModel
 
 from aesthetic import canvas, checkpoint, embedding, fast, pipeline, prompt, sample
+from aesthetic.cancellation import Predictions
 from aesthetic.climb import GraphPersonaliser
 from aesthetic.compiled import Compiled
 from aesthetic.embeds import prompt_embeds
@@ -28,6 +31,7 @@ from aesthetic.pipeline import Model
 from aesthetic.registry import Registry
 from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
+from predict import Predictor
 from tests import lora, original, second
 from tests.cancelling import cancel
 from tests.original import difference
@@ -159,6 +163,20 @@ def test_a_prediction_that_runs_out_of_memory_leaves_the_next_as_it_is(home: Pat
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert len(service.draw(large).pictures) == 8
+
+
+def test_a_busy_gpu_is_not_asked_whether_it_is_healthy() -> None:
+    predictor, predictions = Predictor(), Predictions()
+    predictor.predictions = predictions
+    predictor.service = SimpleNamespace(is_healthy=torch.cuda.synchronize)  # type: ignore[assignment]
+
+    def answers_at_once() -> bool:
+        torch.cuda._sleep(4 * 10**9)  # type: ignore[no-untyped-call]  # cycles, some two seconds
+        started = time.monotonic()
+        return predictor.healthcheck() and time.monotonic() - started < 0.5
+
+    assert predictions.make(answers_at_once)
+    torch.cuda.synchronize()
 
 
 BROKEN = """
