@@ -7,12 +7,12 @@ the end, everything starts clean instead.
 """
 
 import atexit
-import fcntl
 import logging
 import os
 import shutil
 import stat
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Tuple
@@ -39,7 +39,7 @@ class Predictor(BasePredictor):
     def setup(self) -> None:
         """Load the model, from local files only, and get ready for the form's defaults."""
         _require_writable(COGLET)
-        atexit.register(_remove_empty, COGLET, _share(COGLET))
+        atexit.register(_remove_empty, COGLET, since=time.time())
         silence_libraries()
         from aesthetic.service import Service  # takes seconds to import; the schema is made without it
 
@@ -327,21 +327,12 @@ def _owner(path: LocalPath) -> str:
         return f"the user {path.stat().st_uid}"
 
 
-def _share(folder: LocalPath) -> int:
-    """Share a lock on `folder` with all servers until this process ends; returns its file descriptor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    with suppress(BlockingIOError):  # anybody who may read the folder can hold the lock for ever
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return lock
-
-
-def _remove_empty(folder: LocalPath, lock: int) -> None:
-    """Remove this user's empty folders, which Cog leaves behind in `folder`, unless another server shares the lock."""
+def _remove_empty(folder: LocalPath, since: float) -> None:
+    """Remove the empty folders that Cog has made in `folder` since then, for this user, and leaves behind."""
     with suppress(OSError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for prediction in folder.iterdir():
-            if prediction.stat().st_uid == os.geteuid():
+            state = prediction.stat()
+            if state.st_mtime >= since and state.st_uid == os.geteuid():
                 for path in (prediction / "inputs", prediction / "outputs", prediction):
                     with suppress(OSError):
                         path.rmdir()

@@ -201,7 +201,7 @@ def test_two_runs_at_once_fetch_each_file_once(empty: Path, home: Path, monkeypa
         time.sleep(0.05)
         path = local_dir / filename
         path.parent.mkdir(exist_ok=True)
-        return shutil.copy(home / "weights" / MODEL / filename, path)
+        return Path(shutil.copy(home / "weights" / MODEL / filename, path))
 
     monkeypatch.setattr(download, "hf_hub_download", fetch)
     monkeypatch.setenv("AESTHETIC_HOME", str(empty))

@@ -1,7 +1,6 @@
 """predict's signature, the schema made from it, cog.yaml, and Request: one truth in four places."""
 
 import dataclasses
-import fcntl
 import inspect
 import json
 import os
@@ -261,18 +260,6 @@ def test_what_others_make_of_a_lost_temporary_folder_is_left_alone(tmp_path: Pat
     assert sorted(tmp_path.rglob("precious")) == before
     assert not folder.resolve().is_relative_to(others)
     assert folder.parent.stat().st_mode & 0o777 == 0o700
-
-
-def test_cogs_empty_folders_are_removed_by_the_last_server(tmp_path: Path) -> None:
-    folder = tmp_path / "coglet" / "predictions"
-    locks = [predict._share(folder), predict._share(folder)]
-    for name in ("ended", "running"):
-        (folder / name / "outputs").mkdir(parents=True)
-    predict._remove_empty(folder, locks[0])
-    assert (folder / "running" / "outputs").is_dir()
-    fcntl.flock(locks[0], fcntl.LOCK_UN)  # as at the end of its process
-    predict._remove_empty(folder, locks[1])
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failing_gpu_is_told_to_who_asks(

@@ -22,6 +22,7 @@ from PIL import Image
 
 from aesthetic import output
 from aesthetic.pipeline import Model
+from predict import COGLET
 from script import client, server
 from script.signals import Signals
 from tests import lora
@@ -358,7 +359,11 @@ def test_nothing_is_left_in_temporary_folders(home: Path, tmp_path: Path, monkey
         for folder in tmp_path.iterdir():  # as a cleaner of /tmp does
             shutil.rmtree(folder)
         assert draw(found, aesthetic_images=upload)["status"] == "succeeded"
+        prediction = COGLET / draw(found)["id"]
+        assert prediction.is_dir()
     assert left() == []
+    assert not prediction.exists()
+    assert not (COGLET / "ours").exists()
 
 
 def test_stopped_during_a_prediction_it_finishes_that_and_ends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
