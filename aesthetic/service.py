@@ -120,9 +120,11 @@ class Service:
         return cls(loaded, Registry(), accelerate.choose(loaded, speed, code.result()))
 
     def is_healthy(self) -> bool:
-        """Whether the device still computes. After some CUDA errors nothing works any more in this process."""
+        """Whether the device, idle, still computes. After some CUDA errors nothing works any more in this process."""
         try:
             return bool((torch.ones(2, device=self.model.device).sum() == 2).item())
+        except torch.OutOfMemoryError:  # passes, as the errors that end everything don't
+            return True
         except RuntimeError as error:
             log.error("The GPU fails, and so will every prediction, until the server is started anew: %s", error)  # noqa: TRY400
             return False

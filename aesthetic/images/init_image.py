@@ -18,6 +18,7 @@ __all__ = ["InitImage", "fitted", "load_init_image"]
 
 log = logging.getLogger(__name__)
 
+CORNERS = 0.01  # of a mask's pixels: transparent places smaller than that, as rounded corners, mean nothing
 HALF = 128  # of 256 levels of grey: from here on a mask is white
 PAINT = 250  # of 256 levels: white paint over a white part of the image is paint, and not the image
 SAME = 16  # levels of 255, on average, by which a mask may differ from the image that it was cut out of
@@ -84,7 +85,8 @@ def _read(name: str, read: Callable[..., user_images.Picture], path: Path) -> us
 def _gray(mask: Image.Image, image: Image.Image) -> Image.Image:
     """The mask, RGBA, as grey of the size of `image`, where white is redrawn.
 
-    An opaque mask is its brightness. In one with transparent places, the alpha channel is what was drawn:
+    An opaque mask is its brightness, and faint paint is nearly black. In one with transparent places, the alpha channel
+    is what was drawn:
 
     - visible places are all white: they were painted on a transparent layer, and are redrawn;
     - visible places are all black, or show the image itself: the transparent places were erased, and are redrawn.
@@ -93,19 +95,19 @@ def _gray(mask: Image.Image, image: Image.Image) -> Image.Image:
     """
     gray = _from_alpha(ImageOps.fit(mask, image.size), image)
     if gray is None:
-        white = Image.new("L", mask.size, "white")
-        white.paste(mask.convert("L"), mask=mask.getchannel("A"))
-        gray = ImageOps.fit(white, image.size)
+        black = Image.new("L", mask.size, "black")
+        black.paste(mask.convert("L"), mask=mask.getchannel("A"))
+        gray = ImageOps.fit(black, image.size)
     least, most = (int(level) for level in gray.getextrema())  # type: ignore[arg-type]
     if most < HALF:
-        raise ImageError("nothing in it is white, and only what is white is redrawn")
+        raise ImageError("nothing in it is white and opaque, and only that is redrawn")
     if least >= HALF:
         log.warning("mask: nothing in it is black, so all of the image is redrawn")
     return gray
 
 
 def _from_alpha(mask: Image.Image, image: Image.Image) -> Image.Image | None:
-    """The mask that the alpha channel is; None if it has no transparent or no visible place."""
+    """The mask that the alpha channel is; None if it has no transparent or no visible place, or clear corners only."""
     alpha = np.asarray(mask.getchannel("A"))
     seen = alpha >= HALF
     if seen.all() or not seen.any():
@@ -118,6 +120,8 @@ def _from_alpha(mask: Image.Image, image: Image.Image) -> Image.Image | None:
     if visible.min() >= HALF:
         log.info("mask: redraws what is white on its transparent layer")
         return Image.fromarray(alpha)
+    if 1 - seen.mean() < CORNERS:
+        return None
     raise ImageError(
         "it is transparent in places, and elsewhere neither white, nor black, nor the image: paint what to redraw in "
         "white, on black or on a transparent layer, or erase it from a copy of the image"
