@@ -91,7 +91,9 @@ def test_cmyk_is_what_its_profile_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "own", [SRGB, icc.rgb(icc.SRGB, None), icc.rgb(icc.SRGB, 2.2)[:-8], b"", b"nonsense", icc.cmyk(), icc.gray(1.8)]
+    "own",
+    [SRGB, icc.rgb(icc.SRGB, None), icc.rgb(icc.SRGB, 2.2)[:-8], b"", b"nonsense", icc.cmyk(), icc.gray(1.8)],
+    ids=["sRGB", "no curve", "cut short", "empty", "nonsense", "CMYK", "gray"],
 )
 def test_without_another_usable_profile_no_value_changes(tmp_path: Path, own: bytes) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
