@@ -38,6 +38,7 @@ from .personalizer import Personalizer
 from .pipeline import img2img, sampling, target
 from .pipeline.conditioning import PersonalizedConditioning, condition
 from .request import Request
+from .writing import whole
 
 __all__ = ["WORKERS", "Result", "Service", "locate"]
 
@@ -72,6 +73,21 @@ class Result:
     steps: int
     blocked: int
     seconds: dict[str, float]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What users are told of it, by the names of the API's metrics."""
+        assert self.request.seed is not None
+        metrics = {
+            "seed": self.request.seed,
+            "blocked": self.blocked,
+            "steps": self.steps,
+            "drift": round(self.drift, 4),
+        }
+        if self.similarity is not None:
+            before, after = (round(similarity, 4) for similarity in self.similarity)
+            metrics |= {"similarity.before": before, "similarity.after": after}
+        return metrics | {f"timing.{stage}": round(seconds, 3) for stage, seconds in self.seconds.items()}
 
 
 class Service:
@@ -187,7 +203,8 @@ class Service:
         paths = [folder / f"output.{i}.{request.output_format}" for i in range(len(files))]
         with self._timed(drawing.seconds, "encode"):
             for path, file in zip(paths, files, strict=True):
-                path.write_bytes(file.result())
+                with whole(path) as unfinished:
+                    unfinished.write_bytes(file.result())
         return paths, drawing
 
     def draw_batches(self, request: Request, count: int) -> Iterator[tuple[int, list[Picture]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import settings
-from ..errors import RequestError
+from ..errors import RequestError, naming_input
 from ..request import Request
 
 __all__ = [
@@ -86,25 +86,28 @@ def aesthetic_input(path_or_name: str | None) -> dict[str, Any]:
 
 def check_drawing(request: Request, model: str | None) -> None:
     """Refuse a file or a name that is no good, or not for this model, before the model is loaded."""
-    from ..embeddings import embedding
     from ..embeddings.registry import Registry
-    from ..images import init_image
-    from ..models import checkpoint, lora_file
+    from ..images import init_image, user_images
+    from ..models import checkpoint
 
+    home = settings.home()
+    clip_space = checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), home / "weights").clip_space
     init_image.load_init_image(request)
-    if request.lora is not None:
-        lora_file.load_lora(request.lora)
-    if request.is_plain:
-        return
-    if request.aesthetic_embedding_file is not None:
-        embedding.load_aesthetic(request.aesthetic_embedding_file)
+    if request.aesthetic_images is not None and not request.is_plain:
+        with naming_input("aesthetic_images"):
+            next(user_images.read_pictures(request.aesthetic_images, user_images.UPLOAD, label="the file"))
     names = [name for name in (request.aesthetic_embedding, *request.mix) if name is not None]
-    if names:
-        home = settings.home()
-        clip_space = checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), home / "weights").clip_space
-        registry = Registry(home / "embeddings")
-        for name in names:
-            registry.load(name, clip_space)
+    registry = Registry(home / "embeddings")
+    for name in [] if request.is_plain else names:
+        registry.load(name, clip_space)
+    if request.lora is not None:
+        from ..models import lora_file
+
+        lora_file.load_lora(request.lora)
+    if request.aesthetic_embedding_file is not None and not request.is_plain:
+        from ..embeddings import embedding
+
+        embedding.load_aesthetic(request.aesthetic_embedding_file)
 
 
 def given_path(text: str) -> Path:

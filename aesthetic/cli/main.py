@@ -2,16 +2,18 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 
 from ..errors import AestheticError
 from ..settings import silence_libraries
-from . import benchmark, embeddings, evaluate, recipe, sweep, txt2img
+from . import benchmark, embeddings, evaluate, predict, recipe, sweep, txt2img
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "predict": (predict.add, "draw images, with the inputs of predict.py and the API"),
     "txt2img": (txt2img.add, "draw pictures, with the flags of the original script"),
     "sweep": (sweep.add, "draw a sheet of aesthetics × steps"),
     "evaluate": (evaluate.add, "measure what the steps do, with plots and intervals"),
@@ -28,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, or 1 after an error that was the user's to mend."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     silence_libraries()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # which tqdm reads when it is imported
     options = _parser().parse_args(arguments)
     try:
         options.run(options)

@@ -5,6 +5,7 @@ each prediction gets a scheduler of its own.
 """
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -107,7 +108,8 @@ def _denoise(
     else:
         pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
         given = {"latents": noise, "width": request.width, "height": request.height}
-    pipeline.set_progress_bar_config(desc=title)
+    # diffusers says itself whether there is a bar, in the place of what tqdm takes from the environment.
+    pipeline.set_progress_bar_config(desc=title, disable=bool(os.environ.get("TQDM_DISABLE")))
     latents: Tensor = pipeline(
         prompt_embeds=conditioning.positive,
         negative_prompt_embeds=conditioning.negative,

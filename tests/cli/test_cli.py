@@ -16,7 +16,7 @@ from safetensors import safe_open
 from aesthetic.cli.main import main
 from aesthetic.embeddings import embedding
 from aesthetic.images import metadata
-from aesthetic.models import loading
+from aesthetic.models import clip, loading
 from aesthetic.pipeline import sampling
 from aesthetic.request import Request
 from aesthetic.service import Service
@@ -386,8 +386,8 @@ def test_a_row_of_a_sweep_that_gives_nothing_does_not_cost_the_others(
 def test_errors_are_one_line_and_come_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for load in ("load", "load_vision"):
-        monkeypatch.setattr(loading, load, lambda *_: pytest.fail("loaded"))
+    for room, load in ((loading, "load"), (clip, "load_vision")):
+        monkeypatch.setattr(room, load, lambda *_: pytest.fail("loaded"))
     (tmp_path / "empty.txt").write_text("\n")
     for arguments, message in (
         (["txt2img", "--W=100"], "width must be one of"),
