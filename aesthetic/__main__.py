@@ -2,7 +2,10 @@
 
 import sys
 
-from .cli.main import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from .cli.main import main  # which takes long enough for Ctrl-C
+
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
