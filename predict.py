@@ -38,7 +38,7 @@ class Predictor(BasePredictor):
 
     def setup(self) -> None:
         """Load the model, from local files only, and get ready for the form's defaults."""
-        _require_writable(COGLET)
+        require_writable(COGLET)
         atexit.register(_remove_empty, COGLET, since=time.time())
         silence_libraries()
         from aesthetic.service import Service  # takes seconds to import; the schema is made without it
@@ -257,15 +257,8 @@ class Predictor(BasePredictor):
         """Draw, and return the pictures in order."""
         inputs = {name: value for name, value in locals().items() if name != "self"}
         paths, drawing = self.predictions.make(self._draw, inputs, self._fresh_folder(inputs.values()))
-        self.record_metric("seed", drawing.request.seed)
-        self.record_metric("blocked", drawing.blocked)
-        self.record_metric("steps", drawing.steps)
-        self.record_metric("drift", round(drawing.drift, 4))
-        if drawing.similarity is not None:
-            self.record_metric("similarity.before", round(drawing.similarity[0], 4))
-            self.record_metric("similarity.after", round(drawing.similarity[1], 4))
-        for stage, seconds in drawing.seconds.items():
-            self.record_metric(f"timing.{stage}", round(seconds, 3))
+        for name, value in drawing.metrics.items():
+            self.record_metric(name, value)
         return [Path(path) for path in paths]
 
     def _temporary_folder(self) -> str:
@@ -310,7 +303,7 @@ def _is_safe(folder: LocalPath) -> bool:
     return False
 
 
-def _require_writable(folder: LocalPath) -> None:
+def require_writable(folder: LocalPath) -> None:
     """Raise SettingError if Cog, run by this user, can't make the folder of a prediction in `folder`."""
     found = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK, effective_ids=True))
     if not os.access(found, os.W_OK | os.X_OK, effective_ids=True):

@@ -37,6 +37,7 @@ from .pipeline.img2img import InitLatents
 from .pipeline.sampling import WORKERS
 from .pipeline.stopwatch import Stopwatch
 from .request import Request
+from .writing import whole
 
 __all__ = ["Result", "Service"]
 
@@ -69,6 +70,21 @@ class Result:
     steps: int
     blocked: int
     seconds: dict[str, float]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What users are told of it, by the names of the API's metrics."""
+        assert self.request.seed is not None
+        metrics = {
+            "seed": self.request.seed,
+            "blocked": self.blocked,
+            "steps": self.steps,
+            "drift": round(self.drift, 4),
+        }
+        if self.similarity is not None:
+            before, after = (round(similarity, 4) for similarity in self.similarity)
+            metrics |= {"similarity.before": before, "similarity.after": after}
+        return metrics | {f"timing.{stage}": round(seconds, 3) for stage, seconds in self.seconds.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +211,8 @@ class Service:
         stopwatch = Stopwatch(self.model.device)
         with stopwatch("encode"):
             for path, file in zip(paths, files, strict=True):
-                path.write_bytes(file.result())
+                with whole(path) as unfinished:
+                    unfinished.write_bytes(file.result())
         return paths, replace(result, seconds=result.seconds | stopwatch.seconds)
 
     def draw_batches(self, request: Request, count: int) -> Iterator[tuple[int, list[tuple[Image.Image, Recipe]]]]:

@@ -69,6 +69,7 @@ def _no_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AESTHETIC_HOME", raising=False)
     monkeypatch.delenv("AESTHETIC_MODEL", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TQDM_DISABLE", "")  # a command that a test runs would set it for all that follow
 
 
 def published(name: str) -> Path:

@@ -148,13 +148,13 @@ def _serve_compiled() -> list[str]:
 
 def _predictions(count: int) -> tuple[float, list[dict[str, Any]]]:
     """The seconds until a server is ready, and what it answers to the same request so many times."""
-    from script import client
+    from tests.serving import call, serving
 
     inputs = {name: value for name, value in asdict(REQUEST).items() if value is not None and name != "ddim_eta"}
     started = time.perf_counter()
-    with client.running_server() as address:
+    with serving() as address:
         ready = time.perf_counter() - started
-        return ready, [client.predict(address, inputs) for _ in range(count)]
+        return ready, [call(f"{address}/predictions", {"input": inputs})[1] for _ in range(count)]
 
 
 def _say(what: str, action: Callable[[], object]) -> None:

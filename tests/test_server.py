@@ -5,14 +5,10 @@ import io
 import json
 import queue
 import shutil
-import subprocess
-import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,10 +19,9 @@ from PIL import Image
 from aesthetic.images import metadata
 from aesthetic.models.loading import Model
 from predict import COGLET
-from script import client, server
-from script.signals import Signals
 from tests import lora
 from tests.images.test_user_images import encoded, zipped
+from tests.serving import call, serving, wait_until_idle
 from tests.snapshot import ROOT
 
 QUICK = {"prompt": "the cat", "width": 128, "height": 128, "num_inference_steps": 3, "aesthetic_steps": 3, "seed": 7}
@@ -38,7 +33,7 @@ def address(home: Path) -> Iterator[str]:
     """A server with the schema that `cog build` would write."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AESTHETIC_HOME", str(home))
-        with client.running_server() as found:
+        with serving() as found:
             yield found
 
 
@@ -50,30 +45,8 @@ def bare(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         (folder / name).symlink_to(ROOT / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AESTHETIC_HOME", str(home))
-        patch.setattr(server, "ROOT", folder)
-        with client.running_server() as found:
+        with serving(folder) as found:
             yield found
-
-
-def call(
-    url: str, body: object = None, *, method: str | None = None, timeout: float = 60, **headers: str
-) -> tuple[int, dict[str, Any]]:
-    """The status and JSON of a request; a body makes it a POST. Busy (409) is tried again, as Cog's clients must."""
-    data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    request = urllib.request.Request(
-        url, data=data, method=method, headers={"Content-Type": "application/json", **names}
-    )
-    for _ in range(600):
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as error:
-            content = error.read()
-            if error.code != 409:
-                return error.code, json.loads(content) if content.startswith(b"{") else {"text": content.decode()}
-            time.sleep(0.05)
-    raise TimeoutError(url)
 
 
 def draw(address: str, **inputs: Any) -> dict[str, Any]:
@@ -90,15 +63,6 @@ def files(prediction: dict[str, Any]) -> list[bytes]:
 
 def data_url(data: bytes) -> str:
     return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
-
-
-def wait_until_idle(address: str) -> None:
-    for _ in range(600):
-        with suppress(urllib.error.URLError):  # nobody listens there yet
-            if call(f"{address}/health-check")[1]["status"] == "READY":
-                return
-        time.sleep(0.05)
-    raise TimeoutError("the server stays busy")
 
 
 class _Quiet(BaseHTTPRequestHandler):
@@ -338,9 +302,9 @@ def test_the_log_of_a_bad_input_has_no_traceback(address: str) -> None:
 
 def test_nothing_is_left_in_temporary_folders(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AESTHETIC_HOME", str(home))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     upload = data_url(zipped({"a.png": encoded()}))
-    with client.running_server() as found:
+    with serving() as found:
 
         def left() -> list[Path]:
             return [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -366,39 +330,13 @@ def test_nothing_is_left_in_temporary_folders(home: Path, tmp_path: Path, monkey
     assert not (COGLET / "ours").exists()
 
 
-def test_stopped_during_a_prediction_it_finishes_that_and_ends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AESTHETIC_HOME", str(home))
-    with (
-        server.environment(port=0) as variables,
-        server.start(variables, stderr=subprocess.PIPE, text=True) as process,
-    ):
-        log = client.Log(process)
-        found = log.wait_until_ready()
-        answers: queue.Queue[dict[str, Any]] = queue.Queue()
-        thread = threading.Thread(target=lambda: answers.put(draw(found, num_inference_steps=100)))
-        thread.start()
-        time.sleep(0.3)
-        server.stop(process, server.PATIENCE, Signals())
-        thread.join(timeout=60)
-        assert len(files(answers.get(timeout=1))) == 1
-        assert process.wait(timeout=30) == 0
-        log.wait_until_closed()
-
-
-def test_what_the_server_refuses_is_said_by_the_client(address: str) -> None:
-    with pytest.raises(client.RefusedError, match=r"aesthetic_steps: .*\nseed: "):
-        client.predict(address, {"aesthetic_steps": "many", "seed": -1})
-    with pytest.raises(client.RefusedError, match="width × height must be at most"):
-        client.predict(address, {"width": 1024, "height": 1024})
-
-
 def test_setup_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("AESTHETIC_HOME", str(home))
     monkeypatch.setenv("AESTHETIC_MODEL", str(tmp_path))
     (tmp_path / "model_index.json").write_text(
         '{"_class_name": "StableDiffusionPipeline"}'
     )  # all that is looked at before
-    with pytest.raises(client.RefusedError, match="text_encoder"), client.running_server():
+    with pytest.raises(RuntimeError, match="text_encoder"), serving():
         pass
 
 

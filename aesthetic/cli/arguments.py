@@ -4,10 +4,13 @@ import argparse
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError
+from ..errors import RequestError, naming_input
 from ..request import Request
+
+if TYPE_CHECKING:
+    from ..embeddings.registry import Registry
 
 __all__ = [
     "DEFAULTS",
@@ -84,20 +87,35 @@ def aesthetic_input(path_or_name: str | None) -> dict[str, Any]:
 
 
 def check_drawing(request: Request, model: str | None) -> None:
-    """Refuse a file or a name that is no good, or not for this model, before the model is loaded."""
-    from ..embeddings.registry import Registry
-    from ..embeddings.resolve import resolve
-    from ..images.init_image import load_init_image
-    from ..models import checkpoint, lora_file
+    """Refuse a file or a name that is no good, or not for this model, before the model is loaded.
 
-    load_init_image(request)
+    Checks without torch, which takes seconds to import, come first.
+    """
+    from ..embeddings.registry import Registry
+    from ..images import init_image, user_images
+    from ..models import checkpoint
+
+    registry, clip_space = Registry(), checkpoint.locate(model).clip_space
+    init_image.load_init_image(request)
+    wanted = None if request.is_plain else request
+    if wanted and wanted.aesthetic_images is not None:
+        with naming_input("aesthetic_images"):
+            next(user_images.read_pictures(wanted.aesthetic_images, user_images.UPLOAD, label="the file"))
+    if wanted:
+        for name in filter(None, (wanted.aesthetic_embedding, *wanted.mix)):
+            registry.find(name, clip_space)
+    _check_weights(request, registry, clip_space)
+
+
+def _check_weights(request: Request, registry: "Registry", clip_space: str | None) -> None:
     if request.lora is not None:
-        lora_file.load_lora(request.lora)
-    if request.is_plain:
-        return
-    registry, mix, file = Registry(), request.mix, request.aesthetic_embedding_file
-    if request.aesthetic_embedding or mix or file:
-        clip_space = checkpoint.locate(model).clip_space
+        from ..models.lora_file import load_lora
+
+        load_lora(request.lora)
+    mix, file = request.mix, request.aesthetic_embedding_file
+    if not request.is_plain and (request.aesthetic_embedding or mix or file):
+        from ..embeddings.resolve import resolve
+
         resolve(registry, name=request.aesthetic_embedding, mix=mix, file=file, clip_space=clip_space)
 
 

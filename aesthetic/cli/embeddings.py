@@ -5,7 +5,6 @@ import datetime as dt
 from typing import TYPE_CHECKING
 
 from .. import settings
-from ..models import clip
 from ..models.manifest import read_manifest
 from .arguments import add_ckpt, given_path, require_writable
 from .recipe import escaped
@@ -35,7 +34,7 @@ def embed(options: argparse.Namespace) -> None:
     require_writable(options.output, ".safetensors")
     from ..embeddings import embedding
     from ..images import user_images
-    from ..models import checkpoint
+    from ..models import checkpoint, clip
     from ..models.device import default_device
     from ..pipeline import target
 

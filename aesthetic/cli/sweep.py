@@ -5,8 +5,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from ..errors import DrawingError, RequestError
 from ..images.sheet import contact_sheet, steps_label
 from ..request import SCHEDULERS, Request
@@ -92,6 +90,8 @@ def preview(options: argparse.Namespace) -> None:
 
 def _draw(service: "Service", requests: list[Request], labels: list[str], path: Path) -> None:
     """Draw sweeps, which have the same stops, and write them as the rows of one sheet."""
+    from tqdm import tqdm
+
     stops, rows = requests[0].sweep, []
     for request in tqdm(requests, desc="Aesthetics"):
         shown = {}

@@ -53,24 +53,28 @@ class Registry:
         """The aesthetics that a model of CLIP space `clip_space` can follow; all of them for None."""
         return [name for name, entry in self.entries.items() if clip_space in (None, entry.clip_space)]
 
-    def load(self, name: str, clip_space: str | None = None) -> "Aesthetic":
-        """The aesthetic called `name`, for a model of CLIP space `clip_space` if that is known.
+    def find(self, name: str, clip_space: str | None = None) -> Entry:
+        """The entry of `name`, for a model of CLIP space `clip_space` if that is known.
 
-        Raises RequestError for an unknown name, EmbeddingError if it is one of another space, or if its file is not
-        there or not the one that the index describes.
+        Raises RequestError for an unknown name, EmbeddingError for one of another space or whose file is not there.
         """
         if name not in self.entries:
             raise RequestError(f"there is no aesthetic {brief(name)}; {self._choice(clip_space)}")
-        entry, path = self.entries[name], self.path(name)
+        entry = self.entries[name]
         if clip_space not in (None, entry.clip_space):
             raise EmbeddingError(
                 f"the aesthetic {name} was made in the CLIP space {entry.clip_space}, and the model works in "
                 f"{clip_space}: {self._choice(clip_space)}"
             )
-        if not path.is_file():
+        if not self.path(name).is_file():
             state = "is missing" if entry.url is None else "has not been downloaded"
             raise EmbeddingError(f"the aesthetic {name} {state}: {self._remedy(name)}")
-        from . import embedding  # and torch with it, which who only wants the list need not wait for
+        return entry
+
+    def load(self, name: str, clip_space: str | None = None) -> "Aesthetic":
+        """The aesthetic called `name`. Raises as `find`, and EmbeddingError if the index describes another file."""
+        entry, path = self.find(name, clip_space), self.path(name)
+        from . import embedding  # imports torch, which a list of names does not need
 
         aesthetic = embedding.load_aesthetic(path, name)
         if aesthetic.sha256 != entry.sha256:

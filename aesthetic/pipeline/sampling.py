@@ -6,6 +6,7 @@ each prediction gets a scheduler of its own.
 
 import copy
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -183,7 +184,8 @@ def _denoise(
     else:
         pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
         given = {"latents": noise, "width": request.width, "height": request.height}
-    pipeline.set_progress_bar_config(desc=title)
+    # diffusers says itself whether there is a bar, in the place of what tqdm takes from the environment.
+    pipeline.set_progress_bar_config(desc=title, disable=bool(os.environ.get("TQDM_DISABLE")))
     latents: Tensor = pipeline(
         prompt_embeds=conditioning.positive,
         negative_prompt_embeds=conditioning.negative,

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from aesthetic.__main__ import main
+from aesthetic.cli.main import main
 from aesthetic.embeddings import embedding
 from aesthetic.images import metadata
-from aesthetic.models import loading
+from aesthetic.models import clip, loading
 from aesthetic.pipeline import sampling
 from aesthetic.request import Request
 from aesthetic.service import Service
@@ -386,8 +386,8 @@ def test_a_row_of_a_sweep_that_gives_nothing_does_not_cost_the_others(
 def test_errors_are_one_line_and_come_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for load in ("load", "load_vision"):
-        monkeypatch.setattr(loading, load, lambda *_: pytest.fail("loaded"))
+    for room, load in ((loading, "load"), (clip, "load_vision")):
+        monkeypatch.setattr(room, load, lambda *_: pytest.fail("loaded"))
     (tmp_path / "empty.txt").write_text("\n")
     for arguments, message in (
         (["txt2img", "--W=100"], "width must be one of"),
@@ -435,7 +435,7 @@ def test_a_blank_aesthetic_is_the_default(tmp_path: Path) -> None:
 
 
 def test_help_and_bad_values_answer_without_torch() -> None:
-    probe = "import sys, aesthetic.__main__ as m; m._parser(); print(json.dumps('torch' in sys.modules))"
+    probe = "import sys, aesthetic.cli.main as m; m._parser(); print(json.dumps('torch' in sys.modules))"
     command = [sys.executable, "-c", f"import json; {probe}"]
     answer = subprocess.run(command, cwd=snapshot.ROOT, capture_output=True, text=True, check=True)
     assert json.loads(answer.stdout) is False
