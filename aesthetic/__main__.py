@@ -1,49 +1,8 @@
-"""The command line: python -m aesthetic COMMAND."""
+"""python -m aesthetic: the command line."""
 
-import argparse
-import logging
 import sys
-from collections.abc import Callable
 
-from .cli import benchmark, embeddings, evaluate, recipe, sweep, txt2img
-from .errors import AestheticError
-from .settings import silence_libraries
-
-COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "txt2img": (txt2img.add, "draw pictures, with the flags of the original script"),
-    "sweep": (sweep.add, "draw a sheet of aesthetics × steps"),
-    "evaluate": (evaluate.add, "measure what the steps do, with plots and intervals"),
-    "bench": (benchmark.add_bench, "measure how fast it is, beside plain diffusers"),
-    "warm": (benchmark.add_warm, "compile for the GPU that is here: for AESTHETIC_SPEED=compile"),
-    "embed": (embeddings.add_embed, "make an aesthetic from pictures"),
-    "embeddings": (embeddings.add_embeddings, "list the named aesthetics"),
-    "convert": (embeddings.add_convert, "write an aesthetic as .pt or .safetensors, and show its notes"),
-    "recipe": (recipe.add, "tell what made a picture, and how to make it again"),
-}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, or 1 after an error that was the user's to mend."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    silence_libraries()
-    options = _parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except (AestheticError, OSError) as error:
-        print(f"aesthetic: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m aesthetic", description="Aesthetic gradients.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (add, purpose) in COMMANDS.items():
-        add(commands.add_parser(name, help=purpose))
-    return parser
-
+from .cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

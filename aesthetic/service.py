@@ -320,9 +320,8 @@ def locate(model: str | None = None) -> checkpoint.Snapshot:
     snapshot = checkpoint.locate(wanted, settings.home() / "weights")
     if snapshot.bundled and not wanted:
         log.info(
-            "No model has been downloaded: %s, small and part of the checkout, draws. "
-            "script/download-weights gets Stable Diffusion",
-            snapshot.name,
+            "No model has been downloaded: %s, small and bundled, draws. %s gets Stable Diffusion",
+            *(snapshot.name, settings.DOWNLOAD),
         )
     return snapshot
 

@@ -9,7 +9,7 @@ import diffusers
 import pytest
 from PIL import Image
 
-from aesthetic.__main__ import _parser
+from aesthetic.cli.main import _parser
 from script import schema
 from tests.snapshot import MODEL, ROOT
 

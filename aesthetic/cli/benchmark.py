@@ -5,7 +5,6 @@ import json
 from typing import TYPE_CHECKING
 
 from .. import settings
-from ..acceleration import accelerate
 from ..errors import RequestError
 from ..request import SCHEDULERS, Request
 from ..writing import whole
@@ -52,6 +51,7 @@ def bench(options: argparse.Namespace) -> None:
     ]
     if options.json is not None:
         require_writable(options.json, ".json", flag="--json")
+    from ..acceleration import accelerate
     from ..benchmark import benchmark
     from ..models.device import default_device
 
@@ -80,6 +80,7 @@ def add_warm(parser: argparse.ArgumentParser) -> None:
 def warm(options: argparse.Namespace) -> None:
     """Compile what pictures of some sizes are drawn with, for the GPU that is here."""
     _require_one_model(options)
+    from ..acceleration import accelerate
     from ..models.device import default_device
 
     requests = [
@@ -128,6 +129,7 @@ def _model(options: argparse.Namespace) -> "Model":
 
 
 def _at_speed(model: "Model", speed: str) -> "Service":
+    from ..acceleration import accelerate
     from ..embeddings.registry import Registry
     from ..service import Service
 

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import INCOMPLETE, CheckpointError
+from ..errors import CheckpointError
+from ..settings import DOWNLOAD, INCOMPLETE, find
 from . import single_file
 from .manifest import Source, missing, read_manifest
 
-__all__ = ["BASE", "CLIP", "Snapshot", "locate"]
+__all__ = ["BASE", "CLIP", "Snapshot", "locate", "openai_clip_space"]
 
 BASE = "stable-diffusion-v1-5"  # configuration, tokenizer and safety checker of the models that are a single file
 CLIP = "clip-vit-large-patch14"  # the projection and vision tower of the whole Stable Diffusion 1.x family
@@ -61,7 +62,7 @@ def locate(model: str | None, weights: Path) -> Snapshot:
     if not model:
         model = _default(models, manifest, weights)
     file, source = None, manifest[model] if model in models else None
-    folder = weights / model if source else Path(model)
+    folder = find(weights / model) if source else Path(model)
     if source is not None:
         _require(folder, model, source)
     elif folder.is_file():
@@ -70,7 +71,7 @@ def locate(model: str | None, weights: Path) -> Snapshot:
         if BASE not in manifest or missing(folder, manifest[BASE]):
             raise CheckpointError(
                 f"{file} is a model in a single file, and the rest (tokenizer, configuration, safety checker) is "
-                f"{BASE}'s, which is not there in full: run script/download-weights {BASE}"
+                f"{BASE}'s, which is not there in full: run {DOWNLOAD} {BASE}"
             )
     elif not (folder / "model_index.json").is_file():
         raise CheckpointError(
@@ -86,14 +87,19 @@ def locate(model: str | None, weights: Path) -> Snapshot:
         clip_space=source.clip_space if source else None,
         folder=folder,
         clip=clip if has_clip else None,
-        openai_clip_space=(manifest[CLIP].repo_id if CLIP in manifest else None) or CLIP,
+        openai_clip_space=openai_clip_space(manifest),
         file=file,
     )
 
 
+def openai_clip_space(manifest: Mapping[str, Source]) -> str:
+    """The name of the CLIP space of the snapshot called `CLIP`."""
+    return (manifest[CLIP].repo_id if CLIP in manifest else None) or CLIP
+
+
 def _default(models: Sequence[str], manifest: Mapping[str, Source], weights: Path) -> str:
     """The first model that is there. If none is, the one that should have come with the checkout: less to mend."""
-    present = [name for name in models if not missing(weights / name, manifest[name])]
+    present = [name for name in models if not missing(find(weights / name), manifest[name])]
     bundled = [name for name in models if manifest[name].bundled]
     return next(iter([*present, *bundled, *models]), "")
 
@@ -111,7 +117,7 @@ def _require_kind(folder: Path) -> None:
 def _require(folder: Path, name: str, source: Source) -> None:
     absent = missing(folder, source)
     if absent:
-        mend = INCOMPLETE.format(folder) if source.bundled else "run script/download-weights"
+        mend = INCOMPLETE.format(folder) if source.bundled else f"run {DOWNLOAD}"
         raise CheckpointError(
             f"{name} is not in {folder}, or not all of it ({absent[0]} and {len(absent) - 1} other files "
             f"are missing or cut short): {mend}"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from aesthetic.__main__ import main
 from aesthetic.benchmark import benchmark
 from aesthetic.benchmark.benchmark import Case
 from aesthetic.benchmark.roofline import Rates
 from aesthetic.benchmark.stages import PLAIN
+from aesthetic.cli.main import main
 from aesthetic.request import Request
 from aesthetic.service import Service
 

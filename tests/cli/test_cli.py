@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from aesthetic.__main__ import main
+from aesthetic.cli.main import main
 from aesthetic.embeddings import embedding
 from aesthetic.images import metadata
 from aesthetic.models import loading
@@ -433,7 +433,7 @@ def test_a_blank_aesthetic_is_the_default(tmp_path: Path) -> None:
 
 
 def test_help_and_bad_values_answer_without_torch() -> None:
-    probe = "import sys, aesthetic.__main__ as m; m._parser(); print(json.dumps('torch' in sys.modules))"
+    probe = "import sys, aesthetic.cli.main as m; m._parser(); print(json.dumps('torch' in sys.modules))"
     command = [sys.executable, "-c", f"import json; {probe}"]
     answer = subprocess.run(command, cwd=snapshot.ROOT, capture_output=True, text=True, check=True)
     assert json.loads(answer.stdout) is False

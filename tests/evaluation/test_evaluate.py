@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from transformers import CLIPModel
 
-from aesthetic.__main__ import main
 from aesthetic.cli.evaluate import PROMPTS
+from aesthetic.cli.main import main
 from aesthetic.embeddings import embedding
 from aesthetic.evaluation import aesthetic_score, evaluate
 from aesthetic.evaluation.results import Row, read_rows

@@ -90,7 +90,7 @@ def test_the_host_s_pillow_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_nothing_of_heic_is_imported_before_it_is_needed() -> None:
     probe = (
-        "import sys, aesthetic.__main__ as m, aesthetic.images.user_images;"
+        "import sys, aesthetic.cli.main as m, aesthetic.images.user_images;"
         "m._parser(); assert 'pillow_heif' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
