@@ -1,0 +1,55 @@
+"""Aesthetics for Python users: loaded by name or path, and mixed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .. import settings
+from ..errors import EmbeddingError, RequestError
+from . import embedding, interpolation
+from .embedding import Aesthetic
+from .registry import Registry
+
+__all__ = ["load_aesthetic", "mix"]
+
+
+def load_aesthetic(source: str | Path) -> Aesthetic:
+    """The aesthetic called `source`, or the one in a .pt or .safetensors file.
+
+    source: a path if it is a Path, has one of these suffixes, or has a folder in it; otherwise a name of the index.
+
+    Raises RequestError for an unknown name; EmbeddingError for a named aesthetic that has not been downloaded, and for
+    a file that is missing or does not hold one vector of finite floats.
+    """
+    path = Path(source)
+    if isinstance(source, Path) or path.suffix in (".pt", ".safetensors") or len(path.parts) > 1:
+        return embedding.load_aesthetic(path)
+    return Registry(settings.home() / "embeddings").load(source)
+
+
+def mix(weights: Mapping[Aesthetic | str | Path, float]) -> Aesthetic:
+    """The weighted sum of aesthetics of one CLIP space, with unit norm. A negative weight steers away.
+
+    weights: of each aesthetic, or of what `load_aesthetic` takes, as {"fantasy": 0.7, mine: -0.2}.
+
+    Raises RequestError if there is none or if they cancel one another out, EmbeddingError if their CLIP spaces differ,
+    and what `load_aesthetic` raises.
+    """
+    parts = [part if isinstance(part, Aesthetic) else load_aesthetic(part) for part in weights]
+    _require_one_space(parts)
+    return Aesthetic(
+        vector=interpolation.mix([part.vector for part in parts], list(weights.values())),
+        name=" ".join(f"{part.name}:{weight}" for part, weight in zip(parts, weights.values(), strict=True)),
+        sha256=embedding.digest_of(
+            f"{part.sha256} {weight}" for part, weight in zip(parts, weights.values(), strict=True)
+        ),
+        source="mix",
+        clip_space=next((part.clip_space for part in parts if part.clip_space), None),
+    )
+
+
+def _require_one_space(parts: Sequence[Aesthetic]) -> None:
+    if not parts:
+        raise RequestError("a mix takes one aesthetic or more")
+    if len({part.dim for part in parts}) > 1 or len({part.clip_space for part in parts} - {None}) > 1:
+        found = ", ".join(f"{part.name} ({part.clip_space or 'not named'}, {part.dim} dimensions)" for part in parts)
+        raise EmbeddingError(f"aesthetics of different CLIP spaces can't be mixed: {found}")
