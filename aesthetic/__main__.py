@@ -1,4 +1,4 @@
-"""The command line: python -m aesthetic COMMAND."""
+"""python -m aesthetic: the command line."""
 
 import sys
 

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = [
-    "INCOMPLETE",
     "AestheticError",
     "CheckpointError",
     "DownloadError",
@@ -28,8 +27,6 @@ __all__ = [
     "SettingError",
     "naming_input",
 ]
-
-INCOMPLETE = "the checkout is incomplete, and git checkout -- {} mends it"
 
 
 class AestheticError(Exception):

@@ -123,9 +123,8 @@ class Service:
         speed, snapshot = settings.speed(device.type), checkpoint.locate(model)
         if snapshot.bundled and not (model or settings.model()):
             log.info(
-                "Stable Diffusion has not been downloaded (script/download-weights does it): drawing with the small "
-                "bundled model %s",
-                snapshot.name,
+                "Stable Diffusion has not been downloaded (%s does it): drawing with the small bundled model %s",
+                *(settings.DOWNLOAD, snapshot.name),
             )
         code = WORKERS.submit(accelerate.code, speed)
         loaded = loading.load(snapshot, device)

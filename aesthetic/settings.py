@@ -3,9 +3,19 @@
 import os
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from .errors import SettingError
 
-__all__ = ["SPEEDS", "home", "model", "silence_libraries", "speed"]
+__all__ = ["DOWNLOAD", "INCOMPLETE", "SPEEDS", "find", "home", "model", "silence_libraries", "speed"]
+
+BUNDLED = Path(__file__).parent / "bundled"  # in a wheel only: index, manifest, the demo and its aesthetics
+if BUNDLED.is_dir():
+    DOWNLOAD = "aesthetic download-weights"
+    INCOMPLETE = "the package is incomplete, and pip install --force-reinstall aesthetic-gradients mends it"
+else:
+    DOWNLOAD = "script/download-weights"
+    INCOMPLETE = "the checkout is incomplete, and git checkout -- {} mends it"
 
 SPEEDS = ("plain", "graph", "compile")
 
@@ -20,8 +30,18 @@ def silence_libraries() -> None:
 
 
 def home() -> Path:
-    """The folder that holds weights/ and embeddings/: AESTHETIC_HOME, or else this checkout."""
-    return Path(os.environ.get("AESTHETIC_HOME") or Path(__file__).parent.parent)
+    """The folder of weights/ and embeddings/: AESTHETIC_HOME, else this checkout, or without one the user's cache."""
+    if folder := os.environ.get("AESTHETIC_HOME"):
+        return Path(folder)
+    return user_cache_path("aesthetic-gradients", appauthor=False) if BUNDLED.is_dir() else BUNDLED.parent.parent
+
+
+def find(path: Path) -> Path:
+    """`path`, or where only the installed package has that file or folder of `home`, its copy there."""
+    if path.exists() or not path.is_relative_to(home()):
+        return path
+    copy = BUNDLED / path.relative_to(home())
+    return copy if copy.exists() else path
 
 
 def model() -> str | None:

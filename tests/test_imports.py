@@ -56,7 +56,7 @@ def test_every_room_has_a_place() -> None:
     assert {room(name) for name in FILES} == RANK.keys()
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {"__init__"}))  # the public API, imported on first use
 def test_imports_point_downward(name: str) -> None:
     ours, _ = imports(name)
     upward = {module for module in ours if RANK[room(module)] <= RANK[room(name)] and room(module) != room(name)}

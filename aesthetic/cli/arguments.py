@@ -116,7 +116,7 @@ def _check_weights(request: Request, registry: "Registry", clip_space: str | Non
     if not request.is_plain and (request.aesthetic_embedding or mix or file):
         from ..embeddings.resolve import resolve
 
-        resolve(registry, name=request.aesthetic_embedding, mix=mix, file=file, clip_space=clip_space)
+        resolve(registry, name=request.aesthetic_embedding, weights=mix, file=file, clip_space=clip_space)
 
 
 def given_path(text: str) -> Path:

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime as dt
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .. import settings
@@ -69,9 +70,8 @@ def convert(options: argparse.Namespace) -> None:
     from ..embeddings import embedding
 
     aesthetic = embedding.load_aesthetic(options.aesthetic)
-    embedding.save_aesthetic(
-        options.output, aesthetic.vector, aesthetic.notes or {"converted_from_sha256": aesthetic.sha256}
-    )
+    notes = aesthetic.notes or {"converted_from_sha256": aesthetic.sha256}
+    replace(aesthetic, notes=notes).save(options.output)
     print(f"{options.output}: {aesthetic.dim} dimensions, from sha256 {aesthetic.sha256}")
     for name, note in aesthetic.notes.items():
         print(f"{escaped(name):<24}{escaped(note)}")
@@ -105,7 +105,7 @@ def embeddings(options: argparse.Namespace) -> None:
             print(f"  {label:<24}{_state(registry, name):<16}{entry.made_of}")
         print()
     if any(_state(registry, name) == "not downloaded" for name in registry.names()):
-        print("script/download-weights fetches what is not downloaded.")
+        print(f"{settings.DOWNLOAD} fetches what is not downloaded.")
 
 
 def _state(registry: "Registry", name: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..errors import AestheticError
 from ..settings import silence_libraries
-from . import benchmark, embeddings, evaluate, predict, recipe, sweep, txt2img
+from . import benchmark, download_weights, embeddings, evaluate, predict, recipe, sweep, txt2img
 
 __all__ = ["COMMANDS", "main"]
 
@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "evaluate": (evaluate.add, "measure what the steps do, with plots and intervals"),
     "bench": (benchmark.add_bench, "measure how fast it is, beside plain diffusers"),
     "warm": (benchmark.add_warm, "compile for the GPU that is here: for AESTHETIC_SPEED=compile"),
+    "download-weights": (download_weights.add, "fetch Stable Diffusion 1.5, CLIP and the published aesthetics"),
     "embed": (embeddings.add_embed, "make an aesthetic from pictures"),
     "embeddings": (embeddings.add_embeddings, "list the named aesthetics"),
     "convert": (embeddings.add_convert, "write an aesthetic as .pt or .safetensors, and show its notes"),
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m aesthetic", description="Aesthetic gradients.")
+    parser = argparse.ArgumentParser(prog="aesthetic", description="Aesthetic gradients.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (add, purpose) in COMMANDS.items():
         add(commands.add_parser(name, help=purpose))

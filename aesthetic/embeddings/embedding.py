@@ -60,6 +60,11 @@ class Aesthetic:
         """Name, source and sha256: what a recipe says of it."""
         return {"name": self.name, "source": self.source, "sha256": self.sha256}
 
+    def save(self, path: str | Path) -> None:
+        """Write the vector in fp32, as .pt without notes, else as .safetensors with notes and CLIP space."""
+        space = {} if self.clip_space is None else {"space": self.clip_space}
+        save_aesthetic(Path(path), self.vector, {**self.notes, **space})
+
 
 def load_aesthetic(path: Path, name: str | None = None, *, label: str | None = None) -> Aesthetic:
     """The aesthetic in a .pt or .safetensors file; its first bytes say which of the two it is.

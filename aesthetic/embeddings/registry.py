@@ -11,8 +11,8 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import TYPE_CHECKING
 
-from ..errors import INCOMPLETE, CheckpointError, EmbeddingError, RequestError
-from ..settings import home
+from ..errors import CheckpointError, EmbeddingError, RequestError
+from ..settings import DOWNLOAD, INCOMPLETE, find, home
 
 if TYPE_CHECKING:
     from .embedding import Aesthetic
@@ -38,16 +38,16 @@ class Registry:
     def __init__(self, folder: Path | None = None) -> None:
         """Read `folder`/index.json, by default that of the embeddings of `home`. Raises CheckpointError without it."""
         folder = folder or home() / "embeddings"
-        index = folder / "index.json"
+        index = find(folder / "index.json")
         if not index.is_file():
-            raise CheckpointError(f"there is no {index}: the checkout is incomplete")
+            raise CheckpointError(f"there is no {index}: {INCOMPLETE.format(index)}")
         self.folder = folder
         entries = json.loads(index.read_text(encoding="utf-8"))
         self.entries: Mapping[str, Entry] = {name: Entry(**entry) for name, entry in entries.items()}
 
     def path(self, name: str) -> Path:
         """Where the file of `name` is, or belongs once it has been downloaded."""
-        return self.folder / self.entries[name].file
+        return find(self.folder / self.entries[name].file)
 
     def names(self, clip_space: str | None = None) -> list[str]:
         """The aesthetics that a model of CLIP space `clip_space` can follow; all of them for None."""
@@ -105,4 +105,4 @@ class Registry:
 
     def _remedy(self, name: str) -> str:
         """What to do about a file that is not there or is another one."""
-        return INCOMPLETE.format(self.path(name)) if self.entries[name].url is None else "run script/download-weights"
+        return INCOMPLETE.format(self.path(name)) if self.entries[name].url is None else f"run {DOWNLOAD}"

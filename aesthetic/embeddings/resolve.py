@@ -1,23 +1,58 @@
-"""Which aesthetic a request means: a name, a mix of names, or a file.
+"""Which aesthetic is meant: a name, a path, a mix, or the inputs of a request.
 
-Directions made from images and phrases take a model: see pipeline/target.py.
+Aesthetics made from images, and targets turned by a phrase, take a model: see pipeline/target.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..errors import EmbeddingError, RequestError
 from . import embedding, interpolation
 from .embedding import Aesthetic
 from .registry import Registry
 
-__all__ = ["resolve"]
+__all__ = ["load_aesthetic", "mix", "resolve"]
+
+
+def load_aesthetic(source: str | Path) -> Aesthetic:
+    """The aesthetic called `source`, or the one in a .pt or .safetensors file.
+
+    source: a path if it is a Path, has one of these suffixes, or has a folder in it; otherwise a name of the index.
+
+    Raises RequestError for an unknown name; EmbeddingError for a named aesthetic that has not been downloaded, and for
+    a file that is missing or does not hold one vector of finite floats.
+    """
+    path = Path(source)
+    if isinstance(source, Path) or path.suffix in (".pt", ".safetensors") or len(path.parts) > 1:
+        return embedding.load_aesthetic(path)
+    return Registry().load(source)
+
+
+def mix(weights: Mapping[Aesthetic | str | Path, float]) -> Aesthetic:
+    """The weighted sum of aesthetics of one CLIP space, with unit norm. A negative weight steers away.
+
+    weights: of each aesthetic, or of what `load_aesthetic` takes, as {"fantasy": 0.7, mine: -0.2}.
+
+    Raises RequestError if there is none or if they cancel one another out, EmbeddingError if their CLIP spaces differ,
+    and what `load_aesthetic` raises.
+    """
+    parts = [part if isinstance(part, Aesthetic) else load_aesthetic(part) for part in weights]
+    _require_one_space(parts)
+    weighted = list(zip(parts, weights.values(), strict=True))
+    return Aesthetic(
+        vector=interpolation.mix([part.vector for part in parts], list(weights.values())),
+        name=" ".join(f"{part.name}:{weight}" for part, weight in weighted),
+        sha256=embedding.digest_of(f"{part.sha256} {weight}" for part, weight in weighted),
+        source="mix",
+        clip_space=next((part.clip_space for part in parts if part.clip_space), None),
+    )
 
 
 def resolve(
     registry: Registry,
     *,
     name: str | None = None,
-    mix: Mapping[str, float] | None = None,
+    weights: Mapping[str, float] | None = None,
     file: Path | None = None,
     label: str | None = None,
     clip_space: str | None = None,
@@ -26,15 +61,16 @@ def resolve(
     """The weighted mix of named aesthetics, the aesthetic in a file, or the one called `name`.
 
     name:            None takes the default of the CLIP space.
+    weights:         of the mix, by name.
     label:           what messages call the file; its own name if None.
     clip_space, dim: those of the model that has to follow it; None where they are not known yet.
 
     Raises RequestError for an unknown name or a mix that cancels out, and EmbeddingError for a file that is not an
     aesthetic and for an aesthetic of another CLIP space.
     """
-    if mix:
-        return _mixed(registry, mix, clip_space, dim)
-    if file is not None:
+    if weights:
+        found = mix({registry.load(part, clip_space): weight for part, weight in weights.items()})
+    elif file is not None:
         found = embedding.load_aesthetic(file, label=label)
     else:
         found = registry.load(name or registry.default(clip_space), clip_space)
@@ -42,17 +78,9 @@ def resolve(
     return found
 
 
-def _mixed(registry: Registry, weights: Mapping[str, float], clip_space: str | None, dim: int | None) -> Aesthetic:
-    parts = [registry.load(name, clip_space) for name in weights]
-    clip_space, dim = clip_space or parts[0].clip_space, dim or parts[0].dim
-    for part in parts:
-        embedding.require_fit(part, clip_space=clip_space, dim=dim)
-    return Aesthetic(
-        vector=interpolation.mix([part.vector for part in parts], list(weights.values())),
-        name=" ".join(f"{name}:{weight}" for name, weight in weights.items()),
-        sha256=embedding.digest_of(
-            f"{part.sha256} {weight}" for part, weight in zip(parts, weights.values(), strict=True)
-        ),
-        source="mix",
-        clip_space=clip_space,
-    )
+def _require_one_space(parts: Sequence[Aesthetic]) -> None:
+    if not parts:
+        raise RequestError("a mix takes one aesthetic or more")
+    if len({part.dim for part in parts}) > 1 or len({part.clip_space for part in parts} - {None}) > 1:
+        found = ", ".join(f"{part.name} ({part.clip_space or 'not named'}, {part.dim} dimensions)" for part in parts)
+        raise EmbeddingError(f"aesthetics of different CLIP spaces can't be mixed: {found}")

@@ -16,13 +16,14 @@ from ..embeddings import torch_pickle
 from ..embeddings.embedding import unit
 from ..errors import CheckpointError
 from ..models.manifest import missing, read_manifest
+from ..settings import DOWNLOAD
 
 __all__ = ["NAME", "Predictor", "load_predictor", "locate"]
 
 NAME = "laion-aesthetic-predictor"  # in the manifest
 EXPECTED = (
     "a weight [1, {dim}] and a bias [1] of finite floats were expected: "
-    f"run script/download-weights {NAME}, or remove the file and do without scores"
+    f"run {DOWNLOAD} {NAME}, or remove the file and do without scores"
 )
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import settings
-from ..errors import INCOMPLETE, CheckpointError
+from ..errors import CheckpointError
+from ..settings import DOWNLOAD, INCOMPLETE, find
 from . import single_file
 from .manifest import Source, missing, read_manifest
 
-__all__ = ["BASE", "CLIP", "Snapshot", "locate"]
+__all__ = ["BASE", "CLIP", "Snapshot", "locate", "openai_clip_space"]
 
 BASE = "stable-diffusion-v1-5"  # configuration, tokenizer and safety checker of the models that are a single file
 CLIP = "clip-vit-large-patch14"  # the projection and vision tower of the whole Stable Diffusion 1.x family
@@ -61,7 +62,7 @@ def locate(model: str | None = None, weights: Path | None = None) -> Snapshot:
     model = model or settings.model() or _default(models, weights)
     source, path, file = models.get(model), Path(model), None
     if source is not None:
-        folder = weights / model
+        folder = find(weights / model)
         _require(folder, model, source)
     elif path.is_file():
         folder, file = weights / BASE, path
@@ -77,14 +78,19 @@ def locate(model: str | None = None, weights: Path | None = None) -> Snapshot:
         clip_space=source.clip_space if source else None,
         folder=folder,
         clip=weights / CLIP if has_clip else None,
-        openai_clip_space=(manifest[CLIP].repo_id if CLIP in manifest else None) or CLIP,
+        openai_clip_space=openai_clip_space(manifest),
         file=file,
     )
 
 
+def openai_clip_space(manifest: Mapping[str, Source]) -> str:
+    """The name of the CLIP space of the snapshot called `CLIP`."""
+    return (manifest[CLIP].repo_id if CLIP in manifest else None) or CLIP
+
+
 def _default(models: Mapping[str, Source], weights: Path) -> str:
     """The first model that is there. If none is, the one that should have come with the checkout: less to mend."""
-    present = [name for name, source in models.items() if not missing(weights / name, source)]
+    present = [name for name, source in models.items() if not missing(find(weights / name), source)]
     bundled = [name for name, source in models.items() if source.bundled]
     return next(iter([*present, *bundled, *models]), "")
 
@@ -94,7 +100,7 @@ def _require_single_file(file: Path, base: Path, manifest: Mapping[str, Source])
     if BASE not in manifest or missing(base, manifest[BASE]):
         raise CheckpointError(
             f"{file} is a model in a single file, and the rest (tokenizer, configuration, safety checker) is "
-            f"{BASE}'s, which is not there in full: run script/download-weights {BASE}"
+            f"{BASE}'s, which is not there in full: run {DOWNLOAD} {BASE}"
         )
 
 
@@ -117,7 +123,7 @@ def _require_folder(folder: Path, models: Iterable[str]) -> None:
 def _require(folder: Path, name: str, source: Source) -> None:
     absent = missing(folder, source)
     if absent:
-        mend = INCOMPLETE.format(folder) if source.bundled else "run script/download-weights"
+        mend = INCOMPLETE.format(folder) if source.bundled else f"run {DOWNLOAD}"
         raise CheckpointError(
             f"{name} is not in {folder}, or not all of it ({absent[0]} and {len(absent) - 1} other files "
             f"are missing or cut short): {mend}"

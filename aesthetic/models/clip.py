@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ..errors import CheckpointError
-from ..settings import home
+from ..settings import DOWNLOAD, home
 from .checkpoint import CLIP, Snapshot
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "PROJECTION",
     "Vision",
     "load_vision",
+    "name_clip_space",
     "quiet_loading",
     "read_clip_space",
     "read_projection",
@@ -108,10 +109,15 @@ def read_projection(clip: Path | None = None) -> Tensor:
     """
     path = (clip or home() / "weights" / CLIP) / "model.safetensors"
     if not path.is_file():
-        raise CheckpointError(f"there is no {path}: run script/download-weights {CLIP}")
+        raise CheckpointError(f"there is no {path}: run {DOWNLOAD} {CLIP}")
     with safetensors.safe_open(path, framework="pt") as file:
         projection: Tensor = file.get_tensor(PROJECTION)
     return projection.float()
+
+
+def name_clip_space(projection: Tensor) -> str:
+    """The name of the CLIP space of a text projection [dim, hidden] in fp32 on the CPU: "clip-" and a digest."""
+    return f"clip-{hashlib.sha256(projection.numpy().tobytes()).hexdigest()[:12]}"
 
 
 def _project(text_encoder: Any, projection: Tensor, file: Path) -> Any:
@@ -182,12 +188,12 @@ def _projection(snapshot: Snapshot) -> tuple[Tensor, str]:
         with safetensors.safe_open(path, framework="pt") as file:
             if PROJECTION in file.keys():
                 own = file.get_tensor(PROJECTION).float()
-                return own, f"clip-{hashlib.sha256(own.numpy().tobytes()).hexdigest()[:12]}"
+                return own, name_clip_space(own)
     _require_openai(snapshot)
     if snapshot.clip is None:
         raise CheckpointError(
             f"{snapshot.name} brings no CLIP projection of its own and needs {CLIP}, which is not there "
-            f"in full: run script/download-weights {CLIP}"
+            f"in full: run {DOWNLOAD} {CLIP}"
         )
     return read_projection(snapshot.clip), snapshot.openai_clip_space
 

@@ -1,18 +1,15 @@
 """Fetch the files that the manifest and the index name, and verify each by its digest.
 
-    python -m aesthetic.models.download [NAME ...]       everything, or only the snapshots named
-
 A file is downloaded to .cog/download/, verified there and then moved to its place, so a partial file never looks
-complete. Files that are there already, or that come with the checkout, are only verified. huggingface_hub downloads
+complete. Files that are there already, or that are bundled, are only verified. huggingface_hub downloads
 from the hub (redirects, HF_TOKEN, HF_ENDPOINT, retries, progress bars); this module knows which files must arrive.
 """
 
-import argparse
 import errno
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +21,16 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
 
-from .. import settings
 from ..embeddings import registry
-from ..errors import INCOMPLETE, AestheticError, DownloadError, naming_input
+from ..errors import DownloadError, naming_input
+from ..settings import DOWNLOAD, INCOMPLETE, find, home
 from .manifest import File, Source, read_manifest
 
-__all__ = ["main"]
+__all__ = ["provide"]
 
 MAX_URL_BYTES = 2**20  # files fetched from a URL have some kB; a longer one is cut here and fails its digest
 TIMEOUT = 30  # seconds without a byte from a URL
-AGAIN = "run script/download-weights again: it fetches the files that are still missing"
+AGAIN = f"run {DOWNLOAD} again: it fetches the files that are still missing"
 WRONG = (
     "its sha256 is {found}, not {expected}, so it was discarded; if Hugging Face's cache holds a damaged copy, "
     f"delete that; {AGAIN}"
@@ -50,7 +47,7 @@ class _HubFile(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """A file, its place and its origin: `file.url`, the hub, or with neither the checkout."""
+    """A file, its place and its origin: `file.url`, the hub, or with neither what is bundled."""
 
     path: Path
     file: File
@@ -58,41 +55,32 @@ class _Wanted:
 
     @property
     def bundled(self) -> bool:
-        """Whether it comes with the checkout."""
+        """Whether it comes with the checkout or the installed package."""
         return self.file.url is None and self.hub is None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command script/download-weights; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="script/download-weights", description="Fetch and verify the weights.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of weights/manifest.json; blank: all")
-    names = parser.parse_args(arguments).names
-    try:
-        _provide(names, settings.home())
-    except AestheticError as error:
-        print(f"download-weights: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"download-weights: stopped; {AGAIN}", file=sys.stderr)
-        return 130
-    print("Everything is there, and every digest is right.")
-    return 0
+def provide(names: Sequence[str]) -> None:
+    """Fetch the named snapshots, or all, and the aesthetics that go with them; verify the bundled ones last.
 
-
-def _provide(names: list[str], home: Path) -> None:
-    """Fetch the named snapshots, or all, and the aesthetics that go with them; verify the bundled ones last."""
-    sources = _choose(names, home / "weights")
+    Raises DownloadError, and CheckpointError without a manifest.
+    """
+    sources = _choose(names, home() / "weights")
     for name, source in sources.items():
-        print(f"{name} ({source.license}): {'comes with the checkout' if source.bundled else home / 'weights' / name}")
-    files = [*_snapshot_files(sources, home / "weights"), *_aesthetics(sources, home / "embeddings")]
-    # The small files from URLs go first, so that they do not fail after gigabytes.
-    for wanted in sorted(files, key=lambda wanted: wanted.hub is not None):
-        if not wanted.bundled:
-            _fetch(wanted, home)
+        print(f"{name} ({source.license}): {'bundled' if source.bundled else home() / 'weights' / name}")
+    files = [*_snapshot_files(sources, home() / "weights"), *_aesthetics(sources, home() / "embeddings")]
+    try:
+        # The small files from URLs go first, so that they do not fail after gigabytes.
+        for wanted in sorted(files, key=lambda wanted: wanted.hub is not None):
+            if not wanted.bundled:
+                _fetch(wanted, home())
+    except KeyboardInterrupt:
+        print(f"stopped; {AGAIN}", file=sys.stderr)
+        raise
     _verify([wanted for wanted in files if wanted.bundled])
+    print("Everything is there, and every digest is right.")
 
 
-def _choose(names: list[str], weights: Path) -> dict[str, Source]:
+def _choose(names: Sequence[str], weights: Path) -> dict[str, Source]:
     manifest = read_manifest(weights)
     unknown = [name for name in names if name not in manifest]
     if unknown:
@@ -106,7 +94,7 @@ def _snapshot_files(sources: Mapping[str, Source], weights: Path) -> Iterator[_W
             hub: _HubFile | None = None
             if source.repo_id is not None:
                 hub = {"repo_id": source.repo_id, "filename": filename, "revision": source.revision}
-            yield _Wanted(path=weights / name / filename, file=file, hub=hub)
+            yield _Wanted(path=find(weights / name) / filename, file=file, hub=hub)
 
 
 def _aesthetics(sources: Mapping[str, Source], folder: Path) -> Iterator[_Wanted]:
@@ -118,7 +106,7 @@ def _aesthetics(sources: Mapping[str, Source], folder: Path) -> Iterator[_Wanted
 
 
 def _verify(bundled: list[_Wanted]) -> None:
-    """Raise DownloadError unless the files that come with the checkout are right."""
+    """Raise DownloadError unless the bundled files are right."""
     wrong = [wanted.path for wanted in bundled if not _is_right(wanted.path, wanted)]
     if wrong:
         raise DownloadError(
@@ -162,7 +150,7 @@ def _download(wanted: _Wanted, folder: Path) -> Path:
     """The file as its server gives it, in `folder`."""
     if wanted.hub is not None:
         return Path(hf_hub_download(**wanted.hub, local_dir=folder))
-    assert wanted.file.url is not None, "files that come with the checkout are not downloaded"
+    assert wanted.file.url is not None, "bundled files are not downloaded"
     path = folder / wanted.path.name
     with httpx2.stream("GET", wanted.file.url, follow_redirects=True, timeout=TIMEOUT) as response:
         path.write_bytes(next(response.raise_for_status().iter_bytes(MAX_URL_BYTES), b""))
@@ -222,7 +210,3 @@ def _advice(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full ({error.strerror}); make room and"
     return f"{said};"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

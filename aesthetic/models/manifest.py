@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..settings import find
 
 __all__ = ["File", "Source", "missing", "read_manifest"]
 
@@ -48,7 +49,7 @@ class Source:
 
 def read_manifest(weights: Path) -> dict[str, Source]:
     """`weights`/manifest.json. Raises CheckpointError if it is not there."""
-    path = weights / "manifest.json"
+    path = find(weights / "manifest.json")
     if not path.is_file():
         raise CheckpointError(f"there is no {path}: AESTHETIC_HOME must hold weights/ and embeddings/")
     entries = json.loads(path.read_text(encoding="utf-8"))

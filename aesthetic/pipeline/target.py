@@ -39,7 +39,7 @@ def requested_aesthetic(request: Request, model: Model, registry: Registry) -> A
         return resolve(
             registry,
             name=request.aesthetic_embedding,
-            mix=request.mix,
+            weights=request.mix,
             file=request.aesthetic_embedding_file,
             label=UPLOAD,
             clip_space=model.clip_space,

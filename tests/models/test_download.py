@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from aesthetic.errors import DownloadError
 from aesthetic.models import checkpoint, download
 from aesthetic.models.manifest import missing, read_manifest
 from tests import snapshot
@@ -56,7 +57,7 @@ def start(home: Path, endpoint: str, *names: str, **settings: str) -> subprocess
     """The command, in a process of its own: huggingface_hub reads its settings when it is imported."""
     ours = {"AESTHETIC_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home / "hf")}
     return subprocess.Popen(
-        [sys.executable, "-m", "aesthetic.models.download", *names],
+        [sys.executable, "-m", "aesthetic", "download-weights", *names],
         cwd=snapshot.ROOT,
         env={**os.environ, **ours, **settings},
         stdout=subprocess.PIPE,
@@ -135,7 +136,7 @@ def test_what_comes_with_the_checkout_is_verified_and_never_fetched(empty: Path,
 
     alone = run(empty, hub.address, "small")
     assert alone.returncode == 0, alone.stderr
-    assert "comes with the checkout" in alone.stdout
+    assert "small (CreativeML Open RAIL-M): bundled" in alone.stdout
     assert hub.requests == []
 
     for path in (empty / "embeddings" / index[name]["file"], folder / UNET):
@@ -161,7 +162,7 @@ def test_a_stopped_download_leaves_nothing_at_its_place_and_the_next_run_ends_it
         process.send_signal(stop)
         _, err = process.communicate(timeout=30)
     assert process.returncode == status
-    assert stop == signal.SIGKILL or f"download-weights: stopped; {AGAIN}" in err
+    assert stop == signal.SIGKILL or f"stopped; {AGAIN}" in err
     assert (empty / ".cog/download").exists() == (stop == signal.SIGKILL)
     assert missing(empty / "weights" / MODEL, read_manifest(empty / "weights")[MODEL])
     assert not (empty / "weights" / MODEL / UNET).exists()
@@ -188,7 +189,8 @@ def test_a_download_begins_with_an_empty_folder(empty: Path, home: Path, monkeyp
 
     monkeypatch.setattr(download, "hf_hub_download", look)
     monkeypatch.setenv("AESTHETIC_HOME", str(empty))
-    assert download.main([MODEL]) == 1
+    with pytest.raises(DownloadError):
+        download.provide([MODEL])
     assert found == []
 
 
@@ -207,7 +209,7 @@ def test_two_runs_at_once_fetch_each_file_once(empty: Path, home: Path, monkeypa
     monkeypatch.setattr(download, "hf_hub_download", fetch)
     monkeypatch.setenv("AESTHETIC_HOME", str(empty))
     with ThreadPoolExecutor() as runs:
-        assert list(runs.map(download.main, [[MODEL], [MODEL]])) == [0, 0]
+        list(runs.map(download.provide, [[MODEL], [MODEL]]))
     assert len(set(fetched)) == len(fetched)
 
 
@@ -285,7 +287,7 @@ def test_a_missing_file_says_so(empty: Path, hub: Hub, file: str) -> None:
     answer = run(empty, hub.address)
     assert answer.returncode == 1
     message = answer.stderr.splitlines()[-1]
-    assert message.startswith(f"download-weights: weights/{file}: the server refused it (")
+    assert message.startswith(f"aesthetic: weights/{file}: the server refused it (")
     assert "404" in message
     assert message.endswith(f"check HF_ENDPOINT, HF_TOKEN and your proxy, if any, and {AGAIN}")
     assert "Traceback" not in answer.stderr
@@ -302,7 +304,7 @@ def test_no_network_says_so(empty: Path, hub: Hub) -> None:
     for name, settings in (("predictor", {}), (CLIP, {"HF_HUB_OFFLINE": "1"})):
         answer = run(empty, hub.address, name, **settings)
         assert answer.returncode == 1
-        assert f"download-weights: weights/{name}/" in answer.stderr
+        assert f"aesthetic: weights/{name}/" in answer.stderr
         assert "the connection failed (" in answer.stderr
         assert f"check the network and {AGAIN}" in answer.stderr
         assert "Traceback" not in answer.stderr
@@ -316,13 +318,12 @@ def test_no_network_says_so(empty: Path, hub: Hub) -> None:
         (RuntimeError("CAS error"), "CAS error;"),  # as hf_xet raises it
     ],
 )
-def test_other_failures_say_so(
-    empty: Path, error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_failures_say_so(empty: Path, error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "hf_hub_download", raiser(error))
     monkeypatch.setenv("AESTHETIC_HOME", str(empty))
-    assert download.main([CLIP]) == 1
-    assert f"download-weights: weights/{CLIP}/config.json: {message} {AGAIN}\n" in capsys.readouterr().err
+    with pytest.raises(DownloadError) as raised:
+        download.provide([CLIP])
+    assert str(raised.value) == f"weights/{CLIP}/config.json: {message} {AGAIN}"
     assert not (empty / "weights" / CLIP).exists()
 
 

@@ -205,7 +205,7 @@ import aesthetic
 for module in pkgutil.walk_packages(aesthetic.__path__, "aesthetic."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-from aesthetic.models import checkpoint, loading
+from aesthetic.models import checkpoint, clip, loading
 loading.load(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
 clip.load_vision(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
 assert state() == before, state()

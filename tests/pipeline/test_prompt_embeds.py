@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from aesthetic.errors import CheckpointError, DrawingError
+from aesthetic.embeddings.registry import Registry
+from aesthetic.errors import CheckpointError, DrawingError, EmbeddingError
 from aesthetic.models import clip
 from aesthetic.pipeline.conditioning import condition
 from aesthetic.pipeline.prompt_embeds import prompt_embeds
@@ -115,6 +116,36 @@ def test_long_prompts_are_the_services(
     torch.testing.assert_close(embeds["prompt_embeds"], stop.conditioning.positive, rtol=1e-5, atol=1e-6)
     assert torch.equal(embeds["negative_prompt_embeds"], stop.conditioning.negative)
     draw(text_to_image, **embeds, width=128, height=128)
+
+
+def test_an_aesthetic_a_name_and_a_vector_are_the_same(
+    text_to_image: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(home))
+    fantasy = Registry(home / "embeddings").load("fantasy")
+    expected = prompt_embeds(text_to_image, "the cat", fantasy.vector, steps=2, lr=LR)["prompt_embeds"]
+    for source in (fantasy, "fantasy", home / "embeddings" / "fantasy.pt"):
+        assert torch.equal(prompt_embeds(text_to_image, "the cat", source, steps=2, lr=LR)["prompt_embeds"], expected)
+
+
+def test_an_aesthetic_of_another_clip_space_is_refused(
+    text_to_image: Any, home: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AESTHETIC_HOME", str(home))
+    fantasy = Registry(home / "embeddings").load("fantasy")
+    theirs = replace(fantasy, name="theirs", clip_space="clip-0123456789ab")
+    wide = replace(fantasy, name="wide", vector=torch.ones(1, 768))
+    ours = clip.name_clip_space(options["projection"])
+    for given, message in (
+        ({}, r"theirs was made in the CLIP space 'clip-0123456789ab', and the model works in openai/clip-vit-large"),
+        (options, f"theirs was made in the CLIP space 'clip-0123456789ab', and the model works in {ours}"),
+    ):
+        with pytest.raises(EmbeddingError, match=message):
+            prompt_embeds(text_to_image, "the cat", theirs, steps=1, **given)
+        with pytest.raises(EmbeddingError, match="wide has 768 dimensions"):
+            prompt_embeds(text_to_image, "the cat", wide, steps=1, **given)
+    for clip_space in (ours, "openai/clip-vit-large-patch14", None):  # of a given projection only a digest is known
+        prompt_embeds(text_to_image, "the cat", replace(fantasy, clip_space=clip_space), steps=1, **options)
 
 
 @pytest.mark.parametrize("text", ["", " "])
