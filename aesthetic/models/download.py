@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .. import settings
 from ..embeddings import registry
-from ..errors import INCOMPLETE, AestheticError, DownloadError, naming_input
+from ..errors import INCOMPLETE, AestheticError, CheckpointError, naming_input
 from .manifest import File, Source, read_manifest
 
 __all__ = ["main"]
@@ -95,7 +95,7 @@ def _choose(names: list[str], weights: Path) -> dict[str, Source]:
     manifest = read_manifest(weights)
     unknown = [name for name in names if name not in manifest]
     if unknown:
-        raise DownloadError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
+        raise CheckpointError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
     return {name: manifest[name] for name in names or manifest}
 
 
@@ -117,24 +117,24 @@ def _aesthetics(sources: Mapping[str, Source], folder: Path) -> Iterator[_Wanted
 
 
 def _verify(bundled: list[_Wanted]) -> None:
-    """Raise DownloadError unless the files that come with the checkout are right."""
+    """Raise CheckpointError unless the files that come with the checkout are right."""
     wrong = [wanted.path for wanted in bundled if not _is_right(wanted.path, wanted)]
     if wrong:
-        raise DownloadError(
+        raise CheckpointError(
             f"{wrong[0]} and {len(wrong) - 1} other files are missing or have the wrong sha256: "
             f"{INCOMPLETE.format('weights embeddings')}"
         )
 
 
 def _fetch(wanted: _Wanted, home: Path) -> None:
-    """Download a file to its place unless it is there. Raises DownloadError."""
+    """Download a file to its place unless it is there. Raises CheckpointError."""
     with naming_input(str(wanted.path.relative_to(home))), _explained():
         if _is_right(wanted.path, wanted):
             return
         with _staging(home) as folder:
             path = _download(wanted, folder)
             if not _is_right(path, wanted):
-                raise DownloadError(WRONG.format(found=_sha256(path), expected=wanted.file.sha256))
+                raise CheckpointError(WRONG.format(found=_sha256(path), expected=wanted.file.sha256))
             _move(path, wanted.path)
 
 
@@ -196,11 +196,11 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn the errors of a download into a DownloadError that says what to do."""
+    """Turn the errors of a download into a CheckpointError that says what to do."""
     try:
         yield
     except (httpx2.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's
-        raise DownloadError(f"{_advice(error)} {AGAIN}") from error
+        raise CheckpointError(f"{_advice(error)} {AGAIN}") from error
 
 
 def _advice(error: BaseException) -> str:
