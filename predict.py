@@ -59,13 +59,13 @@ class Predictor(BasePredictor):
     def predict(
         self,
         prompt: str = Input(
-            description="What to draw.",
+            description="What to draw. Only the first 75 tokens (about 50 words) are read, unless long_prompt is set.",
             default="a painting of a virus monster playing guitar",
             max_length=2000,
         ),
-        negative_prompt: str = Input(description="What to keep out of the picture.", default="", max_length=2000),
+        negative_prompt: str = Input(description="What to keep out of the image.", default="", max_length=2000),
         aesthetic_embedding: Optional[str] = Input(
-            description="The aesthetic to steer the picture towards, by name: the first eight are for Stable Diffusion, the others, from ink on, for the demo model. Blank: the default of the model that draws, sac_8plus or gold; or give a file or pictures of your own below.",
+            description="Named aesthetic (the mean CLIP embedding of a set of images) to steer towards. The first eight are for Stable Diffusion, the others, from ink on, for the demo. Blank: your mix, file or images, else the model's default, sac_8plus or gold.",
             default=None,
             choices=[
                 "sac_8plus",
@@ -90,69 +90,69 @@ class Predictor(BasePredictor):
             ],
         ),
         aesthetic_steps: int = Input(
-            description="How far to go towards the aesthetic. Start with 2 or 3, then try 5, 10, 15, 20: the more steps, the more of the aesthetic and the less of the prompt. 0 draws without it.",
+            description="How many optimization steps to take towards the aesthetic. Start with 2 or 3, then try 5, 10, 15, 20: more steps give more of the aesthetic and less of the prompt. 0 uses the plain model.",
             default=10,
             ge=0,
             le=100,
         ),
         aesthetic_lr: float = Input(
-            description="How long each of these steps is (the learning rate). 0.0001 suits most prompts; change the number of steps first.",
+            description="Learning rate of the aesthetic steps. 0.0001 suits most prompts; change aesthetic_steps first.",
             default=0.0001,
             ge=0,
             le=0.1,
         ),
         aesthetic_embedding_file: Optional[Path] = Input(
-            description="An aesthetic of your own: a .pt or .safetensors file made from pictures that you like (the README says how).",
+            description="An aesthetic of your own: a .pt or .safetensors file (the README says how to make one).",
             default=None,
         ),
         aesthetic_images: Optional[Path] = Input(
-            description="Pictures that you like, to make an aesthetic from on the spot: one picture, or a zip or tar of up to 500.",
+            description="Images you like, to make an aesthetic from for this prediction: one image, or a zip or tar of up to 500.",
             default=None,
         ),
         image: Optional[Path] = Input(
-            description="A picture to start from, in place of nothing but noise. It is fitted into width × height.",
+            description="An image to start from (img2img). It is scaled and cropped to fit into width × height.",
             default=None,
         ),
         mask: Optional[Path] = Input(
-            description="What of the image to redraw: white is redrawn, black stays as it is. Of the shape of the image.",
+            description="Inpainting mask for image: white is redrawn, black is kept. Same aspect ratio as image.",
             default=None,
         ),
         prompt_strength: float = Input(
-            description="How much of the image to redraw: little below 0.3, all of it at 1.",
+            description="How much of image to redraw: below 0.3 changes little, 1 draws from noise alone.",
             default=0.8,
             ge=0,
             le=1,
         ),
         width: int = Input(
-            description="Width in pixels. width × height can be at most 1024 × 768.",
+            description="Width in pixels. width × height must be at most 1024 × 768.",
             default=512,
             choices=SIZES,
         ),
         height: int = Input(
-            description="Height in pixels. width × height can be at most 1024 × 768.",
+            description="Height in pixels. width × height must be at most 1024 × 768.",
             default=512,
             choices=SIZES,
         ),
         num_outputs: int = Input(
-            description="How many pictures to draw. Each takes the seed after the one before it.",
+            description="How many images to draw. Each uses the seed after the one before it.",
             default=1,
             ge=1,
             le=8,
         ),
         num_inference_steps: int = Input(
-            description="How many denoising steps to draw in. More take longer and add detail.",
+            description="How many denoising steps to take. More take longer and add detail. PNDM needs at least 3, HeunDiscrete 5, DPMSolverMultistep and KarrasDPM 1, the others 2.",
             default=50,
             ge=1,
             le=500,
         ),
         guidance_scale: float = Input(
-            description="How closely to follow the prompt. 1 switches guidance off.",
+            description="How closely to follow the prompt (classifier-free guidance). 1 turns guidance off.",
             default=7.5,
             ge=1,
             le=30,
         ),
         scheduler: str = Input(
-            description="The sampler. PNDM is the original code's --plms.",
+            description="The sampler: the method that turns noise into an image, step by step. PNDM is the original code's --plms; DPMSolverMultistep and KarrasDPM need fewer steps, about 20.",
             default="PNDM",
             choices=[
                 "PNDM",
@@ -166,75 +166,75 @@ class Predictor(BasePredictor):
             ],
         ),
         seed: Optional[int] = Input(
-            description="The same seed and settings draw the same picture. Blank: a random one, which the log and the picture tell you.",
+            description="The same seed and settings draw the same image. Blank: a random seed, shown in the log and stored in the image.",
             default=None,
             ge=0,
             le=4294967295,
         ),
         disable_safety_checker: bool = Input(
-            description="Show pictures that the safety checker would keep back.", default=False
+            description="Return images that the safety checker would block.", default=False
         ),
         output_format: str = Input(
-            description="png keeps every pixel; webp and jpg are smaller. Each carries its recipe.",
+            description="png is lossless, webp and jpg are smaller. Each file stores the settings that made the image.",
             default="png",
             choices=["png", "webp", "jpg"],
         ),
         output_quality: int = Input(
-            description="How much of the picture webp and jpg keep: more is better and larger.",
+            description="Quality of webp and jpg: higher looks better and takes more space. No effect on png.",
             default=90,
             ge=1,
             le=100,
         ),
         aesthetic_sweep: Optional[str] = Input(
-            description="To see how far is right: numbers of steps, as 0,2,5,10,20. Draws a picture for each from the same noise, and last a sheet of all of them. Takes the place of aesthetic_steps.",
+            description="Up to 12 rising numbers of steps to compare, such as 0,2,5,10,20: draws an image for each from the same noise, then a contact sheet of them all. Replaces aesthetic_steps.",
             default=None,
             max_length=100,
         ),
         aesthetic_until: Optional[float] = Input(
-            description="Stop after the step at which the similarity of prompt and aesthetic has risen by this much, say 0.1: one setting for all prompts. aesthetic_steps is then the most that is taken.",
+            description="Stop early, once the cosine similarity of prompt and aesthetic has risen by this much, such as 0.1. Prompts respond at different speeds, and this one setting suits all. aesthetic_steps is then the maximum.",
             default=None,
             ge=0,
             le=2,
         ),
         aesthetic_mix: Optional[str] = Input(
-            description="Several aesthetics in place of one, with weights: fantasy:0.7 gloomcore:0.5 laion_7plus:-0.2. A negative weight steers away.",
+            description="Up to 16 aesthetics with weights, in place of one: fantasy:0.7 gloomcore:0.5 laion_7plus:-0.2. A negative weight steers away from that aesthetic.",
             default=None,
             max_length=1000,
         ),
         aesthetic_weight: float = Input(
-            description="Weakens the effect without taking fewer steps: 0 draws from the prompt as it is, 1 from the personalised one.",
+            description="How much of the aesthetic's effect to keep: 0 draws from the prompt alone, 1 from the prompt as personalized by all aesthetic_steps, and values in between blend the two.",
             default=1.0,
             ge=0,
             le=1,
         ),
         aesthetic_slerp: bool = Input(
-            description="With a weight between 0 and 1: go from the one to the other on the sphere, token by token, rather than straight.",
+            description="How aesthetic_weight blends: by spherical interpolation (slerp) of each token's vector if true, linearly if false. No effect at weights of 0 and 1.",
             default=False,
         ),
         aesthetic_text: str = Input(
-            description="A phrase that turns the aesthetic towards what it says, for what the pictures lack: more colourful.",
+            description="A phrase that adjusts the aesthetic, such as: bright colors. It turns the aesthetic towards the phrase's CLIP embedding and does not change the prompt.",
             default="",
             max_length=2000,
         ),
         aesthetic_text_angle: float = Input(
-            description="How far the phrase turns the aesthetic: 0 not at all, 1 all the way to the phrase.",
+            description="How far aesthetic_text turns the aesthetic: 0 not at all, 1 all the way, so that only the phrase is left.",
             default=0.2,
             ge=0,
             le=1,
         ),
         aesthetic_text_negative: bool = Input(
-            description="Turn the aesthetic away from the phrase instead.", default=False
+            description="Turn the aesthetic away from aesthetic_text, not towards it.", default=False
         ),
         long_prompt: bool = Input(
-            description="Read all of a long prompt, in chunks of 75 tokens, instead of cutting it there, and weights in it as in (red:1.3). Without, a prompt is plain text, as in the original code.",
+            description="Read prompts of more than 75 tokens in full, in chunks, and apply weights such as (red:1.3). Otherwise longer prompts are cut off and parentheses are plain text, as in the original code.",
             default=False,
         ),
         lora: Optional[Path] = Input(
-            description="To draw in a style or a subject that somebody has trained: a LoRA, a .safetensors file for this kind of model (Stable Diffusion 1.5, usually). The aesthetic then works on top of it.",
+            description="A LoRA, which adds a trained style or subject to the model: a .safetensors file made for this kind of model (usually Stable Diffusion 1.5). The aesthetic works on top of it.",
             default=None,
         ),
         lora_scale: float = Input(
-            description="How strong the LoRA is: 1 as it was trained, less to soften it, 0 leaves it out.",
+            description="Strength of the LoRA: 1 is as trained, less softens it, 0 leaves it out.",
             default=1.0,
             ge=0,
             le=2,

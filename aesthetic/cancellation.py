@@ -1,13 +1,12 @@
-"""Predictions that can be cancelled at any moment, and stop only where they look.
+"""Predictions that can be cancelled at any moment, and stop only at a `check`.
 
-Cog cancels a prediction by an exception at whatever bytecode its thread has reached. Neither Python nor its libraries
-stand that: a lock that had just been taken, of a progress bar, of the log, of an import, stays taken, and whoever needs
-it next waits forever. So predictions are made in a thread that nobody throws anything into. The one that was asked
-waits for it; when it is thrown out, the prediction ends at its next `check`, and the one after that begins.
+Cog cancels a prediction by raising an exception at whatever bytecode its thread has reached. Python and its libraries
+do not survive that: a lock just acquired (of a progress bar, the log, an import) is never released, and the next thread
+that needs it waits forever. So predictions run in a thread of their own, into which no exception is raised, and Cog's
+thread waits for it. When an exception ends the wait, the prediction stops at its next `check`, and the next one starts.
 
-What goes to and fro between the two goes through queues, which C code locks. The thread is started in advance: until
-one that is just being started runs, Python 3.11 knows it by the number of the one that starts it, and the exception
-would go there.
+The threads communicate through queues, whose locks are in C. The worker thread is started in advance: while Python 3.11
+starts a thread, the new thread has the id of the starting one, and Cog's exception could reach it.
 """
 
 import weakref
@@ -26,11 +25,11 @@ Result = TypeVar("Result")
 
 
 class Cancelled(BaseException):
-    """Ends a prediction that nobody waits for any more: no Exception, for nobody to take it for a failure."""
+    """Ends a cancelled prediction. A BaseException, so that `except Exception` does not report it as a failure."""
 
 
 class _Wait:
-    """Somebody waits for a prediction, or no longer does."""
+    """Whether the caller has stopped waiting for a prediction."""
 
     over = False
 
@@ -39,17 +38,17 @@ _wait: ContextVar[_Wait | None] = ContextVar("_wait", default=None)
 
 
 def check() -> None:
-    """Raise Cancelled in a prediction that nobody waits for. To be called in every loop that may take a while."""
+    """Raise Cancelled in a cancelled prediction. Call it in every loop that may take a while."""
     wait = _wait.get()
     if wait is not None and wait.over:
         raise Cancelled
 
 
 class Predictions:
-    """The thread in which predictions are made, one after the other."""
+    """The thread in which predictions run, one after another."""
 
     def __init__(self) -> None:
-        """Start it: not to be done in a prediction. It ends when nobody knows this object any more."""
+        """Start the thread; not to be called in a prediction. It ends when this object is garbage-collected."""
         self._jobs: SimpleQueue[Any] = SimpleQueue()
         self._busy = Event()
         Thread(target=_work, args=(self._jobs, self._busy), daemon=True).start()
@@ -60,9 +59,9 @@ class Predictions:
         return self._busy.is_set()
 
     def make(self, predict: Callable[..., Result], *arguments: object) -> Result:
-        """What `predict` gives or raises: called in the thread, but in the caller's context.
+        """Return or raise what `predict` does, called in the thread with the caller's context.
 
-        May end with an exception from outside at any bytecode; then `predict` goes on until it checks.
+        An exception raised into the caller may end this at any bytecode; `predict` then runs on to its next `check`.
         """
         wait, answer = _Wait(), SimpleQueue[Future[Result]]()
         try:
@@ -73,7 +72,7 @@ class Predictions:
 
 
 def _taken(answer: "SimpleQueue[Future[Result]]") -> Future[Result]:
-    """What comes out of the queue: who waits for it in C code, for ever, hears of no exception meanwhile."""
+    """The next item of the queue. Polled, because no exception can interrupt a wait without a timeout in C."""
     while True:
         with suppress(Empty):
             return answer.get(timeout=POLL)
@@ -86,14 +85,14 @@ def _work(jobs: "SimpleQueue[Any]", busy: Event) -> None:
         made: Future[Any] = Future()
         try:
             made.set_result(context.run(_predict, wait, predict, arguments))
-        except BaseException as error:  # of whatever kind: somebody waits
+        except BaseException as error:  # of any kind: the caller is waiting
             made.set_exception(error)
         busy.clear()
         answer.put(made)
-        del job, context, wait, predict, arguments, answer, made  # or they would live on until the next one
+        del job, context, wait, predict, arguments, answer, made  # or they would stay alive until the next job
 
 
 def _predict(wait: _Wait, predict: Callable[..., Result], arguments: tuple[object, ...]) -> Result:
     _wait.set(wait)
-    check()  # it may have waited for the one before
+    check()  # it may have been cancelled while it was queued
     return predict(*arguments)

@@ -1,16 +1,14 @@
-"""Everything that can go wrong on purpose, as one tree.
+"""The errors that this package raises on purpose.
 
-Every message says what was wrong, which value it was, and what would have been right: the message is all
-that a user of the service gets to see.
+Each message says what was wrong, with which value, and what would be valid: users of the service see only the message.
 
     AestheticError
-    ├── RequestError       an input is out of range, of the wrong kind, or contradicts another
-    ├── EmbeddingError     a file is not an aesthetic, or is one of another CLIP space
-    ├── ImageError       a picture or an archive of pictures cannot be used
-    ├── CheckpointError    weights are missing, incomplete, or not what they should be
-    ├── DownloadError      a file could not be fetched, or is not the one that was asked for
-    ├── DrawingError       the model drew nothing that may be returned
-    └── SettingError       the environment asks for what can't be done
+    ├── RequestError       an input is out of range, of the wrong type, or contradicts another
+    ├── EmbeddingError     a file is not an aesthetic, or belongs to another CLIP space
+    ├── ImageError         an image or an archive of images can't be used
+    ├── CheckpointError    weights or a LoRA are missing, incomplete, unsuitable, or can't be downloaded
+    ├── DrawingError       no image can be returned
+    └── SettingError       an environment variable or the machine does not allow what was asked for
 """
 
 from collections.abc import Iterator
@@ -19,7 +17,6 @@ from contextlib import contextmanager
 __all__ = [
     "AestheticError",
     "CheckpointError",
-    "DownloadError",
     "DrawingError",
     "EmbeddingError",
     "ImageError",
@@ -34,36 +31,32 @@ class AestheticError(Exception):
 
 
 class RequestError(AestheticError):
-    """An input is out of range, of the wrong kind, or contradicts another."""
+    """An input is out of range, of the wrong type, or contradicts another."""
 
 
 class EmbeddingError(AestheticError):
-    """A file is not an aesthetic, or is one of another CLIP space."""
+    """A file is not an aesthetic, or belongs to another CLIP space."""
 
 
 class ImageError(AestheticError):
-    """A picture or an archive of pictures cannot be used."""
+    """An image or an archive of images can't be used."""
 
 
 class CheckpointError(AestheticError):
-    """Weights are missing, incomplete, or not what they should be."""
-
-
-class DownloadError(AestheticError):
-    """A file could not be fetched, or is not the one that was asked for."""
+    """Weights or a LoRA are missing, incomplete, unsuitable, or can't be downloaded."""
 
 
 class DrawingError(AestheticError):
-    """The model drew nothing that may be returned."""
+    """No image can be returned: all are blocked, or the model gave values that are not finite."""
 
 
 class SettingError(AestheticError):
-    """An environment variable asks for what there is not, or what this machine can't do."""
+    """An environment variable or the machine does not allow what was asked for."""
 
 
 @contextmanager
 def naming_input(name: str) -> Iterator[None]:
-    """Begin the message of whatever goes wrong with the input that is to blame."""
+    """Start the message of any AestheticError with the name of the input that caused it."""
     try:
         yield
     except AestheticError as error:

@@ -1,4 +1,7 @@
-"""TODO."""
+"""The loop of gradient.py on a private copy of the text encoder, filled anew for each run.
+
+Speed is acceleration/graphed_personalizer.py's part: it records these steps as CUDA graphs.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -13,24 +16,24 @@ __all__ = ["Personalizer", "PromptTokenEmbedding"]
 
 
 class Personalizer:
-    """A text encoder that is never touched, and a private copy of it that moves.
+    """A text encoder that is only read, and a private copy of it that is trained.
 
-    The copy is filled from the untouched weights at the *start* of every run, never at the end: a run may
-    be abandoned or broken off at any point, inside a `finally` too, and must leave nothing for the next.
+    The copy is filled from the original weights at the *start* of each run: a run may be abandoned or interrupted
+    at any point, even inside a `finally`, and must not affect the next.
 
-    The copy has only those rows of the token embedding, a third of all weights, that the prompt uses: see
+    Of the token embedding, a third of all weights, the copy has only the rows that the prompt uses: see
     `PromptTokenEmbedding`.
 
-    There is one copy: one run at a time, and none inside torch.inference_mode.
+    There is one copy, so only one run at a time. Not for use inside torch.inference_mode.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
-        """Keep `encoder` (fp32, as described at `personalize`) and make the copy beside it.
+        """Keep `encoder` (fp32, as `personalize` describes it) and make the copy.
 
-        Its table of tokens is the nn.Embedding at `.text_model.embeddings.token_embedding`.
+        Its token embedding is the nn.Embedding at `.text_model.embeddings.token_embedding`.
         """
         self._table, self._rows = encoder.get_submodule("text_model.embeddings.token_embedding"), PromptTokenEmbedding()
-        # Told that the rows are the copy of the table, deepcopy makes none, and puts them in its place.
+        # The memo makes deepcopy put the rows in the table's place instead of copying the table.
         self._working = copy.deepcopy(encoder, {id(self._table): self._rows}).requires_grad_(False)
         self._working.get_submodule("text_model").requires_grad_(True)
         self._embeddings = self._working.get_submodule("text_model.embeddings")
@@ -40,27 +43,27 @@ class Personalizer:
         self._moving: list[Tensor] = [moving[name] for name in both]
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
-        """Personalise the prompt `input_ids` towards `aesthetic`; arguments and stops as in `personalize`."""
+        """Personalize the prompt `input_ids` towards `aesthetic`; arguments and steps as in `personalize`."""
         yield from personalize(self.start(input_ids), input_ids, aesthetic, steps=steps, lr=lr)
 
     def start(self, input_ids: Tensor) -> nn.Module:
-        """The copy as a run with the prompt `input_ids` begins: untouched, with the rows that the prompt reads."""
+        """The copy at the start of a run: with the original weights, and the rows of the prompt `input_ids`."""
         self._reset(self._rows, input_ids)
         return self._working
 
     @torch.no_grad()
     def _reset(self, rows: "PromptTokenEmbedding", input_ids: Tensor) -> None:
-        """Fill the copy from the untouched weights, in one call, and have it read the rows of a prompt in `rows`."""
+        """Fill the copy from the original weights, in one call, and make `rows` its token embedding for a prompt."""
         torch._foreach_copy_(self._moving, self._pristine)
         rows.fill(input_ids, self._table)
         self._embeddings.register_module("token_embedding", rows)
 
 
 class PromptTokenEmbedding(nn.Module):
-    """The rows of a table of tokens, [tokens, hidden], that one prompt reads: in its place, and as trainable.
+    """The rows of a token embedding that one prompt uses, [tokens, hidden], as a trainable replacement for it.
 
-    Training them alone is exact. Every other row has a gradient of zero, with which Adam's moments stay zero and the
-    row where it is; so Adam need not walk through a table of 38 million weights to move a few dozen rows of it.
+    Training only these is exact: every other row has a gradient of zero, with which Adam's moments and the row stay
+    unchanged. So Adam updates a few dozen rows instead of a table of 38 million weights.
     """
 
     def __init__(self) -> None:
@@ -69,10 +72,10 @@ class PromptTokenEmbedding(nn.Module):
         self._tokens = torch.empty(0)
 
     def fill(self, input_ids: Tensor, table: nn.Module) -> None:
-        """Take the rows of a prompt [batch, tokens] from the table, an nn.Embedding.
+        """Copy the rows of a prompt [batch, tokens] from the table, an nn.Embedding.
 
-        A token that occurs n times has n rows, of which `forward` finds the first: it moves as one, and no length
-        depends on what a prompt says. The rows of a prompt of the same shape stay where they are in memory.
+        A token that occurs n times has n rows, of which `forward` uses only the first: shapes do not depend on the
+        prompt's words. Filling with a prompt of the same shape reuses the memory.
         """
         tokens = input_ids.flatten().sort().values
         rows = table(tokens)
@@ -83,5 +86,5 @@ class PromptTokenEmbedding(nn.Module):
             self._tokens, self.weight = tokens, nn.Parameter(rows)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """[batch, tokens, hidden] of tokens [batch, tokens], all of which have been read."""
+        """[batch, tokens, hidden] of tokens [batch, tokens], all of which must be in the filled prompt."""
         return functional.embedding(torch.searchsorted(self._tokens, input_ids), self.weight)

@@ -1,8 +1,8 @@
-"""What may be asked for: one Request, checked in full before any model is touched.
+"""Every input of a prediction and every limit: one Request, checked in full before any model is touched.
 
-Every limit of the public API is written down here, once. predict.py repeats the ones that a form can show,
-because Cog reads them as literals; a test holds the two together. What is written as text, a mix or a sweep, is
-read by notation.py, which has the limits of these; so are weights in a prompt. Files are named here, not opened.
+Limits, choices and help texts are written here, once; the command line takes its flags from here. predict.py repeats
+them as literals, because Cog reads that file without running it, and a test compares the two. parsing.py reads inputs
+that are structured text (mixes, sweeps, prompt weights) and has their limits. Files are named here, not opened.
 """
 
 import math
@@ -10,79 +10,207 @@ import secrets
 import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from . import parsing
 from .errors import RequestError
 
-__all__ = ["FORMATS", "MAX_AREA", "MAX_SEED", "SCHEDULERS", "SIZES", "Request"]
+__all__ = ["FIELDS", "FORMATS", "MAX_AREA", "MAX_SEED", "RENAMED", "SCHEDULERS", "SIZES", "Request", "base_type"]
 
+
+@dataclass(frozen=True)
+class Scheduler:
+    """One sampler: its class in diffusers, its name in the Stable Diffusion web UIs, and what makes it work.
+
+    fewest_steps: the fewest with which it starts from pure noise and leaves none in the image.
+    config:       what it overrides in the model's scheduler configuration.
+    """
+
+    class_name: str
+    web_ui_name: str
+    fewest_steps: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+SCHEDULERS: Mapping[str, Scheduler] = {
+    "PNDM": Scheduler("PNDMScheduler", "PLMS", 3, {"skip_prk_steps": True}),  # as in PLMS: one UNet call a step
+    "DDIM": Scheduler("DDIMScheduler", "DDIM", 2),
+    "DPMSolverMultistep": Scheduler("DPMSolverMultistepScheduler", "DPM++ 2M", 1),
+    "K_EULER": Scheduler("EulerDiscreteScheduler", "Euler", 2),
+    "K_EULER_ANCESTRAL": Scheduler("EulerAncestralDiscreteScheduler", "Euler a", 2),
+    "KLMS": Scheduler("LMSDiscreteScheduler", "LMS", 2),
+    "HeunDiscrete": Scheduler("HeunDiscreteScheduler", "Heun", 5),
+    "KarrasDPM": Scheduler("DPMSolverMultistepScheduler", "DPM++ 2M Karras", 1, {"use_karras_sigmas": True}),
+}
 SIZES = tuple(range(128, 1025, 64))  # pixels; Stable Diffusion's UNet halves latents of 1/8 three times
 MAX_AREA = 1024 * 768  # pixels
 MAX_SEED = 2**32 - 1
-# Each sampler with the fewest steps that it can begin where the noise is, and end without noise, in.
-SCHEDULERS = {
-    "PNDM": 3,
-    "DDIM": 2,
-    "DPMSolverMultistep": 1,
-    "K_EULER": 2,
-    "K_EULER_ANCESTRAL": 2,
-    "KLMS": 2,
-    "HeunDiscrete": 5,
-    "KarrasDPM": 1,
-}
 FORMATS = ("png", "webp", "jpg")
-RENAMED = {"n_samples": "num_outputs", "scale": "guidance_scale", "ddim_steps": "num_inference_steps"}
+RENAMED = {  # the original model's inputs
+    "n_samples": "num_outputs",
+    "scale": "guidance_scale",
+    "ddim_steps": "num_inference_steps",
+    "plms": "scheduler",
+}
+SOURCES = ("aesthetic_embedding", "aesthetic_mix", "aesthetic_embedding_file", "aesthetic_images")
 
 
-def _limited(default: Any, **limits: Any) -> Any:
-    return field(default=default, metadata=limits)
+# ruff: noqa: RUF009  (this makes a dataclass field, not a shared default)
+def _input(default: Any, description: str, **limits: Any) -> Any:
+    return field(default=default, metadata={"help": description, **limits})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One prediction. Raises RequestError, naming the field, the value and what would be right."""
+    """One prediction. Raises RequestError with the field, its value and what would be valid."""
 
-    prompt: str = _limited("a painting of a virus monster playing guitar", max_length=2000)
-    negative_prompt: str = _limited("", max_length=2000)  # characters, like the prompt's
-    long_prompt: bool = False  # whether all of both is read, and weights in them: see notation.parse_weights
-    aesthetic_embedding: str | None = None  # a name in embeddings/index.json; None: see Registry.default
-    aesthetic_steps: int = _limited(10, ge=0, le=parsing.MAX_STEPS)  # updates of the text encoder; 0: the plain model
-    aesthetic_lr: float = _limited(1e-4, ge=0.0, le=0.1)  # Adam's learning rate
-    aesthetic_embedding_file: Path | None = None  # .pt or .safetensors
-    aesthetic_images: Path | None = None  # a picture, or a zip or tar of pictures
-    aesthetic_mix: str | None = _limited(None, max_length=1000)  # names and weights: see notation.parse_mix
-    aesthetic_weight: float = _limited(1.0, ge=0.0, le=1.0)  # 0: the prompt's own conditioning; 1: the personalised
-    aesthetic_slerp: bool = False  # whether the weight goes along the sphere, token by token
-    aesthetic_text: str = _limited("", max_length=2000)  # a phrase that turns the aesthetic
-    aesthetic_text_angle: float = _limited(0.2, ge=0.0, le=1.0)  # share of the way to the phrase, or to its opposite
-    aesthetic_text_negative: bool = False  # whether to turn away from the phrase
-    aesthetic_until: float | None = _limited(None, ge=0.0, le=2.0)  # rise of the cosine at which to stop
-    aesthetic_sweep: str | None = _limited(None, max_length=100)  # numbers of steps: see notation.parse_stops
-    image: Path | None = None  # a picture to start from; width × height is then the frame that it is fitted into
-    mask: Path | None = None  # of the image's shape; white is redrawn
-    prompt_strength: float = _limited(0.8, ge=0.0, le=1.0)  # share of the steps that the image is redrawn in
-    lora: Path | None = None  # .safetensors, changes to the model for this one prediction: see lora.read
-    lora_scale: float = _limited(1.0, ge=0.0, le=2.0)  # how much of them; 0: the file is checked, and changes nothing
-    width: int = _limited(512, choices=SIZES)  # pixels
-    height: int = _limited(512, choices=SIZES)  # pixels
-    num_outputs: int = _limited(1, ge=1, le=8)  # pictures
-    num_inference_steps: int = _limited(50, ge=1, le=500)  # denoising steps
-    guidance_scale: float = _limited(7.5, ge=1.0, le=30.0)  # 1: no guidance
-    scheduler: str = _limited("PNDM", choices=SCHEDULERS)
-    seed: int | None = _limited(None, ge=0, le=MAX_SEED)  # of the first picture; None: drawn by `seeded`
-    disable_safety_checker: bool = False
-    output_format: str = _limited("png", choices=FORMATS)
-    output_quality: int = _limited(90, ge=1, le=100)  # of webp and jpg; png loses nothing
-    ddim_eta: float = _limited(0.0, ge=0.0, le=1.0)  # DDIM's noise; only on the command line
+    prompt: str = _input(
+        "a painting of a virus monster playing guitar",
+        "What to draw. Only the first 75 tokens (about 50 words) are read, unless long_prompt is set.",
+        max_length=2000,
+    )
+    negative_prompt: str = _input("", "What to keep out of the image.", max_length=2000)
+    long_prompt: bool = _input(
+        False,
+        "Read prompts of more than 75 tokens in full, in chunks, and apply weights such as (red:1.3). "
+        "Otherwise longer prompts are cut off and parentheses are plain text, as in the original code.",
+    )
+    aesthetic_embedding: str | None = _input(
+        None,
+        "Named aesthetic (the mean CLIP embedding of a set of images) to steer towards. The first eight are for Stable "
+        "Diffusion, the others, from ink on, for the demo. Blank: your mix, file or images, else the model's "
+        "default, sac_8plus or gold.",
+    )
+    aesthetic_steps: int = _input(
+        10,
+        "How many optimization steps to take towards the aesthetic. Start with 2 or 3, then try 5, 10, 15, 20: "
+        "more steps give more of the aesthetic and less of the prompt. 0 uses the plain model.",
+        ge=0,
+        le=parsing.MAX_STEPS,
+    )
+    aesthetic_lr: float = _input(
+        1e-4,
+        "Learning rate of the aesthetic steps. 0.0001 suits most prompts; change aesthetic_steps first.",
+        ge=0.0,
+        le=0.1,
+    )
+    aesthetic_embedding_file: Path | None = _input(
+        None, "An aesthetic of your own: a .pt or .safetensors file (the README says how to make one)."
+    )
+    aesthetic_images: Path | None = _input(
+        None,
+        "Images you like, to make an aesthetic from for this prediction: one image, or a zip or tar of up to 500.",
+    )
+    aesthetic_mix: str | None = _input(
+        None,
+        "Up to 16 aesthetics with weights, in place of one: fantasy:0.7 gloomcore:0.5 laion_7plus:-0.2. "
+        "A negative weight steers away from that aesthetic.",
+        max_length=1000,
+    )
+    aesthetic_weight: float = _input(
+        1.0,
+        "How much of the aesthetic's effect to keep: 0 draws from the prompt alone, 1 from the prompt as personalized "
+        "by all aesthetic_steps, and values in between blend the two.",
+        ge=0.0,
+        le=1.0,
+    )
+    aesthetic_slerp: bool = _input(
+        False,
+        "How aesthetic_weight blends: by spherical interpolation (slerp) of each token's vector if true, linearly if "
+        "false. No effect at weights of 0 and 1.",
+    )
+    aesthetic_text: str = _input(
+        "",
+        "A phrase that adjusts the aesthetic, such as: bright colors. It turns the aesthetic towards the phrase's "
+        "CLIP embedding and does not change the prompt.",
+        max_length=2000,
+    )
+    aesthetic_text_angle: float = _input(
+        0.2,
+        "How far aesthetic_text turns the aesthetic: 0 not at all, 1 all the way, so that only the phrase is left.",
+        ge=0.0,
+        le=1.0,
+    )
+    aesthetic_text_negative: bool = _input(False, "Turn the aesthetic away from aesthetic_text, not towards it.")
+    aesthetic_until: float | None = _input(
+        None,
+        "Stop early, once the cosine similarity of prompt and aesthetic has risen by this much, such as 0.1. Prompts "
+        "respond at different speeds, and this one setting suits all. aesthetic_steps is then the maximum.",
+        ge=0.0,
+        le=2.0,
+    )
+    aesthetic_sweep: str | None = _input(
+        None,
+        "Up to 12 rising numbers of steps to compare, such as 0,2,5,10,20: draws an image for each from the same "
+        "noise, then a contact sheet of them all. Replaces aesthetic_steps.",
+        max_length=100,
+    )
+    image: Path | None = _input(
+        None, "An image to start from (img2img). It is scaled and cropped to fit into width × height."
+    )
+    mask: Path | None = _input(
+        None, "Inpainting mask for image: white is redrawn, black is kept. Same aspect ratio as image."
+    )
+    prompt_strength: float = _input(
+        0.8,
+        "How much of image to redraw: below 0.3 changes little, 1 draws from noise alone.",
+        ge=0.0,
+        le=1.0,
+    )
+    lora: Path | None = _input(
+        None,
+        "A LoRA, which adds a trained style or subject to the model: a .safetensors file made for this kind of model "
+        "(usually Stable Diffusion 1.5). The aesthetic works on top of it.",
+    )
+    lora_scale: float = _input(
+        1.0, "Strength of the LoRA: 1 is as trained, less softens it, 0 leaves it out.", ge=0.0, le=2.0
+    )
+    width: int = _input(512, "Width in pixels. width × height must be at most 1024 × 768.", choices=SIZES)
+    height: int = _input(512, "Height in pixels. width × height must be at most 1024 × 768.", choices=SIZES)
+    num_outputs: int = _input(1, "How many images to draw. Each uses the seed after the one before it.", ge=1, le=8)
+    num_inference_steps: int = _input(
+        50,
+        "How many denoising steps to take. More take longer and add detail. PNDM needs at least 3, HeunDiscrete 5, "
+        "DPMSolverMultistep and KarrasDPM 1, the others 2.",
+        ge=1,
+        le=500,
+    )
+    guidance_scale: float = _input(
+        7.5, "How closely to follow the prompt (classifier-free guidance). 1 turns guidance off.", ge=1.0, le=30.0
+    )
+    scheduler: str = _input(
+        "PNDM",
+        "The sampler: the method that turns noise into an image, step by step. PNDM is the original code's --plms; "
+        "DPMSolverMultistep and KarrasDPM need fewer steps, about 20.",
+        choices=SCHEDULERS,
+    )
+    seed: int | None = _input(
+        None,
+        "The same seed and settings draw the same image. Blank: a random seed, shown in the log and stored in the "
+        "image.",
+        ge=0,
+        le=MAX_SEED,
+    )
+    disable_safety_checker: bool = _input(False, "Return images that the safety checker would block.")
+    output_format: str = _input(
+        "png",
+        "png is lossless, webp and jpg are smaller. Each file stores the settings that made the image.",
+        choices=FORMATS,
+    )
+    output_quality: int = _input(
+        90, "Quality of webp and jpg: higher looks better and takes more space. No effect on png.", ge=1, le=100
+    )
+    ddim_eta: float = _input(  # only on the command line
+        0.0, "How much noise DDIM adds at each step; 0 is deterministic. Other schedulers ignore it.", ge=0.0, le=1.0
+    )
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            value = _checked(spec.name, spec.type, getattr(self, spec.name), spec.metadata)
+        for spec in FIELDS.values():
+            value = _checked(spec, getattr(self, spec.name))
             is_blank = spec.name in ("aesthetic_mix", "aesthetic_sweep", "aesthetic_text") and not (value or "").strip()
             object.__setattr__(self, spec.name, spec.default if is_blank else value)
         self._check_together()
@@ -91,17 +219,20 @@ class Request:
     def from_inputs(cls, **inputs: Any) -> Self:
         """The request of a form or an API call, which may use the original model's names.
 
-        Those are n_samples, scale, ddim_steps and plms (true: PNDM, false: DDIM); None means not given.
+        RENAMED lists those. plms is true for PNDM and false for DDIM; None means not given.
         """
-        old = {name: inputs.pop(name) for name in (*RENAMED, "plms") if name in inputs}
-        for name, value in old.items():
+        for name, new_name in RENAMED.items():
+            value = inputs.pop(name, None)
             if value is None:
                 continue
-            new_name, new_value = RENAMED.get(name, "scheduler"), value
-            if name == "plms":
-                new_value = "PNDM" if _boolean(name, value) else "DDIM"
-            _rename(inputs, name, new_name, value, new_value)
-        unknown = sorted(set(inputs) - {spec.name for spec in fields(cls)})
+            new_value = {True: "PNDM", False: "DDIM"}[_boolean(name, value)] if name == "plms" else value
+            present = inputs.get(new_name)
+            if present not in (None, FIELDS[new_name].default, new_value):
+                raise RequestError(
+                    f"{name}={brief(value)} contradicts {new_name}={brief(present)}: give only {new_name}"
+                )
+            inputs[new_name] = new_value
+        unknown = sorted(inputs.keys() - FIELDS.keys())
         if unknown:
             raise RequestError(f"unknown input {brief(unknown[0])}")
         return cls(**inputs)
@@ -126,29 +257,29 @@ class Request:
 
     @property
     def mix(self) -> Mapping[str, float]:
-        """The weights of aesthetic_mix by name; empty if there is none."""
+        """The weights of aesthetic_mix by name; empty without one."""
         return parsing.parse_mix(self.aesthetic_mix) if self.aesthetic_mix is not None else {}
 
     @property
     def sweep(self) -> tuple[int, ...]:
-        """The numbers of steps of aesthetic_sweep; empty if there is none."""
-        return parsing.parse_stops(self.aesthetic_sweep) if self.aesthetic_sweep is not None else ()
+        """The numbers of steps of aesthetic_sweep; empty without one."""
+        return parsing.parse_sweep(self.aesthetic_sweep) if self.aesthetic_sweep is not None else ()
 
     @property
     def aesthetic_source(self) -> str:
         """The input that says which aesthetic to follow."""
-        return next((name for name in _SOURCES if getattr(self, name) is not None), "aesthetic_embedding")
+        return next((name for name in SOURCES if getattr(self, name) is not None), "aesthetic_embedding")
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing but the plain model is asked for, so that no aesthetic is needed."""
+        """Whether the plain model draws, so that no aesthetic is needed."""
         return (self.sweep or (self.aesthetic_steps,))[-1] == 0
 
     @property
     def img2img_steps(self) -> int:
-        """How many of the denoising steps redraw the image: the whole steps in the exact product.
+        """How many of the denoising steps redraw the image: the exact product, rounded down.
 
-        diffusers takes those of the floating-point product, in which 0.58 of 50 is less than 29.
+        diffusers rounds the floating-point product down, in which 0.58 of 50 is less than 29.
         """
         return int(Fraction(str(self.prompt_strength)) * self.num_inference_steps)
 
@@ -159,53 +290,60 @@ class Request:
                 f"and {self.width} × {self.height} are {self.width * self.height}"
             )
         if self.mask is not None and self.image is None:
-            raise RequestError("mask says what of an image to redraw: give the image, too")
-        fewest = SCHEDULERS[self.scheduler]
+            raise RequestError("mask needs image: it marks the part of the image to redraw")
+        self._check_steps()
+        self._check_aesthetic()
+        if self.long_prompt:
+            for text in (self.prompt, self.negative_prompt):
+                parsing.parse_weights(text)  # raises if a weight can't be read
+        if self.seed is not None and self.seed + self.num_outputs - 1 > MAX_SEED:
+            raise RequestError(
+                f"seed must be at most {MAX_SEED + 1 - self.num_outputs} for {self.num_outputs} images, "
+                f"not {self.seed}: each image uses the seed after the one before it"
+            )
+
+    def _check_steps(self) -> None:
+        fewest = SCHEDULERS[self.scheduler].fewest_steps
         if self.num_inference_steps < fewest:
+            any_number = " and ".join(name for name, one in SCHEDULERS.items() if one.fewest_steps == 1)
             raise RequestError(
                 f"num_inference_steps must be {fewest} or more for scheduler {self.scheduler}, which leaves noise in "
-                f"the image after {self.num_inference_steps}; DPMSolverMultistep and KarrasDPM take 1 or more"
+                f"the image after {self.num_inference_steps}; {any_number} take 1 or more"
             )
         if self.image is not None and self.img2img_steps < 1:
             raise RequestError(
                 f"prompt_strength {self.prompt_strength} of {self.num_inference_steps} num_inference_steps is less "
                 "than one step, which redraws nothing: raise either"
             )
-        sources = [name for name in _SOURCES if getattr(self, name) is not None]
+
+    def _check_aesthetic(self) -> None:
+        sources = [name for name in SOURCES if getattr(self, name) is not None]
         if len(sources) > 1:
             raise RequestError(f"give only one of {' and '.join(sources)}: an aesthetic has one source")
-        _ = self.mix  # which raises if it can't be read
-        if self.long_prompt:
-            for text in (self.prompt, self.negative_prompt):
-                parsing.parse_weights(text)  # likewise
+        _ = self.mix  # raises if it can't be read
         if self.sweep and self.num_outputs > 1:
-            raise RequestError(f"a sweep draws one picture at each stop: num_outputs must be 1, not {self.num_outputs}")
+            raise RequestError(
+                "aesthetic_sweep draws one image for each number of steps: num_outputs must be 1, "
+                f"not {self.num_outputs}"
+            )
         if self.sweep and self.aesthetic_until is not None:
             raise RequestError("give only one of aesthetic_sweep and aesthetic_until: both say where to stop")
-        if self.seed is not None and self.seed + self.num_outputs - 1 > MAX_SEED:
-            raise RequestError(
-                f"seed must be at most {MAX_SEED + 1 - self.num_outputs} for {self.num_outputs} pictures, "
-                f"not {self.seed}: each takes the seed after the one before it"
-            )
 
 
-_SOURCES = ("aesthetic_embedding", "aesthetic_mix", "aesthetic_embedding_file", "aesthetic_images")
+FIELDS: Mapping[str, Field[Any]] = {spec.name: spec for spec in fields(Request)}
 
 
-def _rename(inputs: dict[str, Any], name: str, new_name: str, value: Any, new_value: Any) -> None:
-    """Put an old input in the place of the new one, which must be absent, blank, default or the same."""
-    default = next(spec.default for spec in fields(Request) if spec.name == new_name)
-    present = inputs.get(new_name, default)
-    if present not in (None, default, new_value):
-        raise RequestError(f"{name}={brief(value)} contradicts {new_name}={brief(present)}: give only {new_name}")
-    inputs[new_name] = new_value
+def base_type(spec: Field[Any]) -> Any:
+    """The type of a field's values other than None: str, int, float, bool or Path."""
+    return next(iter(get_args(spec.type)), spec.type)
 
 
-def _checked(name: str, kind: Any, value: Any, limits: Any) -> Any:
+def _checked(spec: Field[Any], value: Any) -> Any:
     """`value` as the field's own type and within its limits."""
-    if value is None and kind in (int | None, float | None, str | None, Path | None):
+    if value is None and spec.default is None:
         return None
-    value = _CHECKS[kind](name, value)
+    name, limits = spec.name, spec.metadata
+    value = _CHECKS[base_type(spec)](name, value)
     if "max_length" in limits and len(value) > limits["max_length"]:
         raise RequestError(f"{name} must have at most {limits['max_length']} characters, not {len(value)}")
     if "choices" in limits and value not in limits["choices"]:
@@ -216,7 +354,7 @@ def _checked(name: str, kind: Any, value: Any, limits: Any) -> Any:
 
 
 def _integer(name: str, value: Any) -> int:
-    # JSON has one kind of number: 7.0 is a whole one.
+    # JSON does not tell 7.0 from 7.
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -241,7 +379,7 @@ def _boolean(name: str, value: Any) -> bool:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise RequestError(f"{name} must be text, not {brief(value)}")
-    # Control characters act on terminals and end PNG texts; half a surrogate pair (Cs) is no character at all.
+    # Control characters act on terminals and end PNG text chunks; half of a surrogate pair (Cs) can't be encoded.
     for character in value:
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
             raise RequestError(f"{name} must not hold the control character {character!r}")
@@ -254,13 +392,4 @@ def _path(name: str, value: Any) -> Path:
     raise RequestError(f"{name} must be a file, not {brief(value)}")
 
 
-_CHECKS: dict[Any, Any] = {
-    str: _text,
-    str | None: _text,
-    int: _integer,
-    int | None: _integer,
-    float: _number,
-    float | None: _number,
-    bool: _boolean,
-    Path | None: _path,
-}
+_CHECKS: dict[Any, Any] = {str: _text, int: _integer, float: _number, bool: _boolean, Path: _path}

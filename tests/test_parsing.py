@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aesthetic.errors import RequestError
-from aesthetic.parsing import parse_mix, parse_stops, parse_weights
+from aesthetic.parsing import parse_mix, parse_sweep, parse_weights
 
 
 @pytest.mark.parametrize(
@@ -30,16 +30,16 @@ def test_a_mix_is_names_and_weights(text: str, mix: dict[str, float]) -> None:
         (" , ", "takes 1 to 16 aesthetics, not 0"),
         (" ".join(f"a{i}" for i in range(17)), "takes 1 to 16 aesthetics, not 17"),
         ("fantasy:much", "the weight of 'fantasy' must be -100 to 100, not 'much'"),
-        ("fantasy:", "takes parts as fantasy:0.7, without spaces in them, not 'fantasy:'"),
+        ("fantasy:", "takes parts such as fantasy:0.7, without spaces, not 'fantasy:'"),
         ("fantasy:1_0", "must be -100 to 100, not '1_0'"),
         ("fantasy:٣", "must be -100 to 100, not '٣'"),
         ("fantasy:nan", "must be -100 to 100, not 'nan'"),
         ("fantasy:1:2", "must be -100 to 100, not '1:2'"),
-        ("fantasy: 0.5", "takes parts as fantasy:0.7, without spaces in them"),
+        ("fantasy: 0.5", "takes parts such as fantasy:0.7, without spaces"),
         ("fantasy:-1e9", "must be -100 to 100, not '-1e9'"),
-        (":0.5", "takes parts as fantasy:0.7"),
+        (":0.5", "takes parts such as fantasy:0.7"),
         ("fantasy fantasy:2", "aesthetic_mix names 'fantasy' twice"),
-        ("fantasy:0 gloomcore:-0", "comes to nothing: at least one weight must not be 0"),
+        ("fantasy:0 gloomcore:-0", "has only weights of 0: at least one must not be 0"),
     ],
 )
 def test_other_mixes_are_refused(text: str, message: str) -> None:
@@ -50,7 +50,7 @@ def test_other_mixes_are_refused(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["0,2,5,10,20", "0 2 5 10 20", " 0,2, 5\n10 20,"])
 def test_a_sweep_is_rising_numbers(text: str) -> None:
-    assert parse_stops(text) == (0, 2, 5, 10, 20)
+    assert parse_sweep(text) == (0, 2, 5, 10, 20)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_sweep_is_rising_numbers(text: str) -> None:
 )
 def test_other_sweeps_are_refused(text: str) -> None:
     with pytest.raises(RequestError, match="aesthetic_sweep takes 1 to 12 rising numbers of steps up to 100"):
-        parse_stops(text)
+        parse_sweep(text)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_weights_are_of_words_and_all_else_is_text(text: str, parts: list[tuple[
         ("(16:9)", r"the weight of '16' must be 0 to 2, not '9'; write \( and \) for parentheses that are text"),
         ("(red:-1)", "the weight of 'red' must be 0 to 2, not '-1'"),
         ("(red:1.2.3)", "the weight of 'red' must be 0 to 2, not '1.2.3'"),
-        ("((red:1.2) cat:1.3)", "':1.3)' ends no weight: write (words:1.3), one not inside another"),
-        ("red:1.3)", "':1.3)' ends no weight"),
-        ("(:1.3)", "':1.3)' ends no weight"),
-        (r"\(red:1.3)", "':1.3)' ends no weight"),
+        ("((red:1.2) cat:1.3)", "':1.3)' ends a weight that has no beginning: write (words:1.3), without nesting"),
+        ("red:1.3)", "':1.3)' ends a weight that has no beginning"),
+        ("(:1.3)", "':1.3)' ends a weight that has no beginning"),
+        (r"\(red:1.3)", "':1.3)' ends a weight that has no beginning"),
     ],
 )
 def test_weights_that_mean_nothing_are_refused(text: str, message: str) -> None:
@@ -113,6 +113,6 @@ def test_what_is_escaped_is_text(text: str) -> None:
 
 @given(st.text(max_size=40))
 def test_anything_is_read_or_refused(text: str) -> None:
-    for parse in (parse_mix, parse_stops, parse_weights):
+    for parse in (parse_mix, parse_sweep, parse_weights):
         with suppress(RequestError):
             parse(text)

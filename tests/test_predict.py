@@ -1,4 +1,4 @@
-"""predict's signature, the schema made from it, cog.yaml, and Request: one truth in four places."""
+"""predict's signature, the schema made from it, cog.yaml, Request and the table of inputs agree."""
 
 import dataclasses
 import inspect
@@ -21,7 +21,7 @@ from aesthetic import request
 from aesthetic.cancellation import Predictions
 from aesthetic.embeddings.registry import Registry
 from aesthetic.errors import RequestError, SettingError
-from aesthetic.request import Request
+from aesthetic.request import FIELDS, RENAMED, Request, base_type
 from aesthetic.service import Service
 from predict import Predictor
 from script import schema
@@ -66,7 +66,6 @@ ORDER = [
     "ddim_steps",
     "plms",
 ]
-FIELDS = {field.name: field for field in dataclasses.fields(Request)}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,7 @@ def test_inputs_are_in_the_order_of_the_form(inputs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ORDER)
 def test_bounds_and_defaults_are_the_requests(document: dict[str, Any], inputs: dict[str, Any], name: str) -> None:
     field = inputs[name]
-    own = FIELDS[request.RENAMED.get(name, "scheduler" if name == "plms" else name)]
+    own = FIELDS[RENAMED.get(name, name)]
     assert field["default"] == (None if field.get("deprecated") else own.default)
     if name == "plms":
         return
@@ -101,10 +100,44 @@ def test_bounds_and_defaults_are_the_requests(document: dict[str, Any], inputs: 
         assert choices == (list(own.metadata["choices"]) if "choices" in own.metadata else None)
 
 
-def test_every_input_says_what_it_is_for(inputs: dict[str, Any]) -> None:
-    for field in inputs.values():
-        assert field["description"].endswith(".")
-        assert len(field["description"]) < 250
+def test_descriptions_are_the_requests(inputs: dict[str, Any]) -> None:
+    for name, field in inputs.items():
+        description = field["description"]
+        if name not in RENAMED:
+            assert description == FIELDS[name].metadata["help"]
+        elif name != "plms":
+            assert description == f"Old name of {RENAMED[name]}."
+        assert description.endswith(".")
+        assert len(description) < 250
+
+
+def test_the_table_of_inputs_is_the_requests(inputs: dict[str, Any]) -> None:
+    text = (ROOT / "script" / "README.md").read_text(encoding="utf-8")
+    assert table(inputs) in text, f"script/README.md must hold this table:\n{table(inputs)}"
+
+
+def table(inputs: dict[str, Any]) -> str:
+    """The inputs in the form's order, as a Markdown table."""
+    rows = ["| input | type | range | default | what it does |", "|---|---|---|---|---|"]
+    for name, field in inputs.items():
+        spec = FIELDS[RENAMED.get(name, name)]
+        kind, values = ("bool", "") if name == "plms" else (base_type(spec).__name__, span(spec))
+        default = {None: "blank", "": ""}.get(field["default"], json.dumps(field["default"]).strip('"'))
+        rows.append(f"| `{name}` | {kind} | {values} | {default} | {field['description']} |")
+    return "\n".join(rows).replace("| Path |", "| file |")
+
+
+def span(spec: "dataclasses.Field[Any]") -> str:
+    """The values that a field takes."""
+    limits = spec.metadata
+    if "ge" in limits:
+        return f"{limits['ge']:g} to {limits['le']:.10g}"
+    if "max_length" in limits:
+        return f"≤ {limits['max_length']} characters"
+    if spec.name in ("width", "height"):
+        return "128 to 1024, in steps of 64"
+    choices = Registry(ROOT / "embeddings").entries if spec.name == "aesthetic_embedding" else limits.get("choices", ())
+    return ", ".join(f"`{choice}`" for choice in choices)
 
 
 def test_only_the_old_names_are_deprecated(inputs: dict[str, Any]) -> None:

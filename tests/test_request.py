@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aesthetic.errors import RequestError
-from aesthetic.pipeline import schedulers
-from aesthetic.request import MAX_AREA, MAX_SEED, SCHEDULERS, SIZES, Request
+from aesthetic.request import MAX_AREA, MAX_SEED, SIZES, Request
 
 
 def test_defaults_are_a_request() -> None:
@@ -44,10 +43,10 @@ def test_defaults_are_a_request() -> None:
         ({"num_inference_steps": 4, "scheduler": "HeunDiscrete"}, "num_inference_steps must be 5 or more"),
         ({"seed": -1}, "seed must be 0 to 4294967295, not -1"),
         ({"seed": 2**32}, "seed must be 0 to 4294967295, not 4294967296"),
-        ({"seed": MAX_SEED, "num_outputs": 2}, "seed must be at most 4294967294 for 2 pictures"),
+        ({"seed": MAX_SEED, "num_outputs": 2}, "seed must be at most 4294967294 for 2 images"),
         ({"disable_safety_checker": 1}, "disable_safety_checker must be true or false, not 1"),
         ({"long_prompt": True, "prompt": "(red:3)"}, "long_prompt: the weight of 'red' must be 0 to 2, not '3'"),
-        ({"long_prompt": True, "negative_prompt": "red:1)"}, "long_prompt: ':1)' ends no weight"),
+        ({"long_prompt": True, "negative_prompt": "red:1)"}, "long_prompt: ':1)' ends a weight that has no beginning"),
         ({"nonsense": 1}, "unknown input 'nonsense'"),
         ({"n_samples": 2, "num_outputs": 3}, "n_samples=2 contradicts num_outputs=3"),
         ({"plms": True, "scheduler": "KLMS"}, "plms=True contradicts scheduler='KLMS'"),
@@ -107,10 +106,6 @@ def test_a_drawn_seed_leaves_room_for_all_pictures(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(secrets, "randbelow", lambda limit: limit - 1)
     assert Request(num_outputs=8).seeded().seed == MAX_SEED - 7
     assert Request().seeded().seed == MAX_SEED
-
-
-def test_schedulers_are_those_of_the_table() -> None:
-    assert tuple(schedulers.TABLE) == tuple(SCHEDULERS)
 
 
 def test_is_frozen() -> None:

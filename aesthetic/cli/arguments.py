@@ -1,84 +1,99 @@
-"""Flags that several commands have, and what they say of a request."""
+"""Flags that several commands share, made from Request's fields, and the inputs that they give."""
 
 import argparse
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError, naming_input
-from ..request import Request
+from ..request import FIELDS, Request, base_type
 
 if TYPE_CHECKING:
     from ..embeddings.registry import Registry
 
 __all__ = [
-    "DEFAULTS",
+    "HelpFormatter",
     "add_ckpt",
     "add_drawing",
+    "add_input",
     "aesthetic_input",
     "check_drawing",
-    "drawing_inputs",
+    "given_inputs",
     "given_path",
     "prompts_in",
     "require_writable",
 ]
 
-DEFAULTS = {spec.name: spec.default for spec in fields(Request)}
+DRAWING = {  # the inputs of txt2img and sweep, with the flags of the original script
+    "prompt": "--prompt",
+    "negative_prompt": "--negative_prompt",
+    "long_prompt": "--long_prompt",
+    "num_inference_steps": "--ddim_steps",
+    "image": "--image",
+    "mask": "--mask",
+    "prompt_strength": "--prompt_strength",
+    "lora": "--lora",
+    "lora_scale": "--lora_scale",
+    "height": "--H",
+    "width": "--W",
+    "guidance_scale": "--scale",
+    "seed": "--seed",
+    "aesthetic_lr": "--aesthetic_lr",
+    "disable_safety_checker": "--disable_safety_checker",
+}
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that are not blank, false or zero."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
 
 
 def add_ckpt(parser: argparse.ArgumentParser) -> None:
-    """The flag that names the model."""
+    """Add the flag that names the model."""
     parser.add_argument(
         "--ckpt",
         metavar="MODEL",
-        help="a name in weights/manifest.json, a folder or a .safetensors file (AESTHETIC_MODEL)",
+        help="Model: a name in weights/manifest.json, a folder or a .safetensors file. Blank: AESTHETIC_MODEL.",
     )
 
 
+def add_input(parser: argparse.ArgumentParser, name: str, flag: str | None = None, **options: Any) -> None:
+    """Add the flag of a Request field, with the field's type, default, choices and help unless `options` differ.
+
+    flag: what the flag is called if not --name.
+    """
+    spec = FIELDS[name]
+    facts: dict[str, Any] = {"dest": name, "default": spec.default, "help": spec.metadata["help"]}
+    kind = base_type(spec)
+    if kind is bool:
+        facts["action"] = "store_true"
+    elif kind is Path:
+        facts |= {"type": given_path, "metavar": "FILE"}
+    elif kind is str:
+        facts["choices"] = spec.metadata.get("choices")
+    else:
+        facts["type"] = kind
+    parser.add_argument(flag or f"--{name}", **facts | options)
+
+
 def add_drawing(parser: argparse.ArgumentParser) -> None:
-    """The flags that txt2img and sweep share."""
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    flag = parser.add_argument
-    flag("--prompt", default=DEFAULTS["prompt"], help="what to draw")
-    flag("--negative_prompt", default="", help="what to keep out")
-    flag("--long_prompt", action="store_true", help="read all of a prompt, and weights in it as (red:1.3)")
-    flag("--ddim_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
-    flag("--image", type=given_path, metavar="FILE", help="a picture to start from, fitted into W × H")
-    flag("--mask", type=given_path, metavar="FILE", help="what of it to redraw: white")
-    flag("--prompt_strength", type=float, default=DEFAULTS["prompt_strength"], help="how much of it to redraw")
-    flag("--lora", type=given_path, metavar="FILE", help="a LoRA to draw with, in .safetensors")
-    flag("--lora_scale", type=float, default=DEFAULTS["lora_scale"], help="how much of it, 0 to 2")
-    flag("--H", type=int, default=DEFAULTS["height"], help="height in pixels")
-    flag("--W", type=int, default=DEFAULTS["width"], help="width in pixels")
-    flag("--scale", type=float, default=DEFAULTS["guidance_scale"], help="guidance scale")
-    flag("--seed", type=int, default=42, help="of the first picture; each takes the one after it")
-    flag("--aesthetic_lr", type=float, default=DEFAULTS["aesthetic_lr"], help="length of a step")
-    flag("--disable_safety_checker", action="store_true", help="show pictures that it would keep back")
+    """Add the flags that txt2img and sweep share."""
+    parser.formatter_class = HelpFormatter
+    for name, flag in DRAWING.items():
+        add_input(parser, name, flag)
+    parser.set_defaults(seed=42)  # the original's
     add_ckpt(parser)
 
 
-def drawing_inputs(options: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of `add_drawing` say that goes into every request alike."""
-    return {
-        "negative_prompt": options.negative_prompt,
-        "long_prompt": options.long_prompt,
-        "aesthetic_lr": options.aesthetic_lr,
-        "image": options.image,
-        "mask": options.mask,
-        "prompt_strength": options.prompt_strength,
-        "lora": options.lora,
-        "lora_scale": options.lora_scale,
-        "width": options.W,
-        "height": options.H,
-        "num_inference_steps": options.ddim_steps,
-        "guidance_scale": options.scale,
-        "disable_safety_checker": options.disable_safety_checker,
-    }
+def given_inputs(options: argparse.Namespace) -> dict[str, Any]:
+    """The Request fields among the options."""
+    return {name: value for name, value in vars(options).items() if name in FIELDS}
 
 
 def aesthetic_input(path_or_name: str | None) -> dict[str, Any]:
-    """A path if it looks like one (a folder in it, a suffix after it), else a name."""
+    """The input for an aesthetic's file, if the text has a folder or a known suffix, or else for its name."""
     if path_or_name is None:
         return {}
     path = Path(path_or_name)
@@ -120,27 +135,29 @@ def _check_weights(request: Request, registry: "Registry", clip_space: str | Non
 
 
 def given_path(text: str) -> Path:
-    """A path on the command line, where a blank one, as of a variable that isn't set, is not the current folder."""
+    """A path on the command line. Blank, as from an unset shell variable, it is an error, not the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be blank")
     return Path(text)
 
 
 def prompts_in(flag: str, path: Path, comment: str | None = None) -> list[str]:
-    """The prompts in a file, one a line, but for lines that begin with `comment`."""
+    """The prompts in a file, one per line, without the lines that start with `comment`. Raises RequestError."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{flag} {path} can't be read: {error}") from error
     prompts = [line for line in lines if line.strip() and not (comment and line.startswith(comment))]
     if not prompts:
-        raise RequestError(f"{flag} {path} holds no prompt: one a line was expected")
+        raise RequestError(f"{flag} {path} holds no prompt: one per line was expected")
     return prompts
 
 
 def require_writable(path: Path, *suffixes: str, flag: str = "-o") -> None:
-    """Raise RequestError if `path`, which `flag` gives, is no place for a file of one of these kinds."""
+    """Raise RequestError unless `flag`'s `path` has one of the suffixes and is in a folder that can be written to."""
+    if not path.parent.is_dir():
+        raise RequestError(f"{flag} {path}: there is no folder {path.parent}")
     if path.suffix not in suffixes or path.is_dir() or not os.access(path.parent, os.W_OK):
         raise RequestError(
-            f"{flag} must name a {' or '.join(suffixes)} file where one can be written, not {str(path)!r}"
+            f"{flag} must name a {' or '.join(suffixes)} file in a folder that can be written to, not {str(path)!r}"
         )

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from .. import settings
 from ..errors import RequestError
-from ..request import SCHEDULERS, Request
+from ..request import Request
 from ..writing import whole
-from .arguments import DEFAULTS, add_ckpt, given_path, require_writable
+from .arguments import HelpFormatter, add_ckpt, add_input, given_inputs, given_path, require_writable
 
 if TYPE_CHECKING:
     from ..models.loading import Model
@@ -19,13 +19,13 @@ __all__ = ["add_bench", "add_warm"]
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add the flags of bench, and what they run."""
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.formatter_class = HelpFormatter
     parser.set_defaults(run=bench)
     flag = parser.add_argument
     flag("--speeds", nargs="+", metavar="SPEED", help="of plain, graph and compile; without, what the service takes")
-    flag("--steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
-    flag("--aesthetic_steps", type=int, default=DEFAULTS["aesthetic_steps"], help="steps towards the aesthetic")
-    flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
+    add_input(parser, "num_inference_steps", "--steps")
+    add_input(parser, "aesthetic_steps")
+    add_input(parser, "scheduler")
     flag("--repeats", type=int, default=5, help="of everything, after a first time that doesn't count")
     flag("--json", type=given_path, metavar="NAME.json", help="write all that was measured, for machines")
     _add_shapes(parser)
@@ -37,15 +37,7 @@ def bench(options: argparse.Namespace) -> None:
         raise RequestError(f"--repeats must be 1 or more, not {options.repeats}")
     _require_one_model(options)
     requests = [
-        Request(
-            seed=1,
-            width=width,
-            height=height,
-            num_outputs=outputs,
-            num_inference_steps=options.steps,
-            aesthetic_steps=options.aesthetic_steps,
-            scheduler=options.scheduler,
-        )
+        Request(**given_inputs(options), seed=1, width=width, height=height, num_outputs=outputs)
         for width, height in options.sizes
         for outputs in options.outputs
     ]
@@ -72,7 +64,7 @@ def bench(options: argparse.Namespace) -> None:
 
 def add_warm(parser: argparse.ArgumentParser) -> None:
     """Add the flags of warm, and what they run."""
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.formatter_class = HelpFormatter
     parser.set_defaults(run=warm)
     _add_shapes(parser)
 
@@ -98,7 +90,7 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--random", choices=["sd15", "tiny"], help="random weights of these shapes, in place of a model")
     flag("--sizes", type=_size, nargs="+", default=[(512, 512)], metavar="WIDTHxHEIGHT", help="pixels")
-    flag("--outputs", type=int, nargs="+", default=[1], metavar="COUNT", help="pictures at once")
+    flag("--outputs", type=int, nargs="+", default=[1], metavar="COUNT", help="images at once")
     add_ckpt(parser)
 
 

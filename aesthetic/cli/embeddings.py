@@ -1,4 +1,4 @@
-"""embed, convert and embeddings: aesthetics made from pictures, rewritten and listed."""
+"""embed, convert and embeddings: make aesthetics from images, convert and list them."""
 
 import argparse
 import datetime as dt
@@ -20,18 +20,20 @@ __all__ = ["add_convert", "add_embed", "add_embeddings"]
 def add_embed(parser: argparse.ArgumentParser) -> None:
     """Add the flags of embed, and what they run."""
     parser.set_defaults(run=embed)
-    parser.add_argument("pictures", type=given_path, help="a folder, a zip, a tar or one image")
-    parser.add_argument("-o", "--output", type=given_path, required=True, metavar="NAME.safetensors")
+    parser.add_argument("images", type=given_path, help="A folder, a zip, a tar or one image.")
+    parser.add_argument(
+        "-o", "--output", type=given_path, required=True, metavar="NAME.safetensors", help="File to write to."
+    )
     parser.add_argument(
         "--skip_unreadable",
         action="store_true",
-        help="leave out images that can't be read, and name them; without it they are an error, which names them all",
+        help="Leave out images that can't be read, with a warning that names them. Otherwise they are an error.",
     )
     add_ckpt(parser)
 
 
 def embed(options: argparse.Namespace) -> None:
-    """Make an aesthetic from pictures and write it down, with where it came from."""
+    """Write the aesthetic of some images, with notes on what it was made from."""
     require_writable(options.output, ".safetensors")
     from ..embeddings import embedding
     from ..images import user_images
@@ -41,11 +43,11 @@ def embed(options: argparse.Namespace) -> None:
 
     skip = options.skip_unreadable
     next(
-        user_images.read_pictures(options.pictures, user_images.LOCAL, skip_unreadable=skip)
+        user_images.read_pictures(options.images, user_images.LOCAL, skip_unreadable=skip)
     )  # an error before the model loads
     snapshot = checkpoint.locate(options.ckpt)
     vision = clip.load_vision(snapshot, default_device())
-    vector, sha256s = target.encode_pictures(vision, options.pictures, user_images.LOCAL, skip_unreadable=skip)
+    vector, sha256s = target.encode_pictures(vision, options.images, user_images.LOCAL, skip_unreadable=skip)
     notes = {
         "space": vision.clip_space,
         "model": snapshot.name,
@@ -54,18 +56,20 @@ def embed(options: argparse.Namespace) -> None:
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
     }
     embedding.save_aesthetic(options.output, vector, notes)
-    print(f"{options.output}: the mean of {len(sha256s)} pictures in the CLIP space {vision.clip_space}")
+    print(f"{options.output}: the mean of {len(sha256s)} images in the CLIP space {vision.clip_space}")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """Add the flags of convert, and what they run."""
     parser.set_defaults(run=convert)
-    parser.add_argument("aesthetic", type=given_path, metavar="FILE", help=".pt or .safetensors")
-    parser.add_argument("-o", "--output", type=given_path, required=True, metavar="NAME", help=".pt or .safetensors")
+    parser.add_argument("aesthetic", type=given_path, metavar="FILE", help="A .pt or .safetensors file.")
+    parser.add_argument(
+        "-o", "--output", type=given_path, required=True, metavar="NAME", help="A .pt or .safetensors file to write to."
+    )
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Write an aesthetic in the other kind of file: as its direction, of length 1, with whatever notes it has."""
+    """Write an aesthetic, with unit norm, as another kind of file, and print its notes."""
     require_writable(options.output, ".pt", ".safetensors")
     from ..embeddings import embedding
 
@@ -76,19 +80,23 @@ def convert(options: argparse.Namespace) -> None:
     for name, note in aesthetic.notes.items():
         print(f"{escaped(name):<24}{escaped(note)}")
     if aesthetic.notes and options.output.suffix == ".pt":
-        print("A .pt file can't hold these notes: they stay behind.")
+        print("The .pt file does not have these notes: the format has no room for them.")
 
 
 def add_embeddings(parser: argparse.ArgumentParser) -> None:
     """Add the flags of embeddings, and what they run."""
     parser.set_defaults(run=embeddings)
-    parser.add_argument("--preview", type=given_path, metavar="NAME.png", help="draw a sheet of what each of them does")
-    parser.add_argument("--num_inference_steps", type=int, default=20, metavar="STEPS", help="of the sheet (20)")
+    parser.add_argument(
+        "--preview", type=given_path, metavar="NAME.png", help="Draw a sheet that shows the effect of each."
+    )
+    parser.add_argument(
+        "--num_inference_steps", type=int, default=20, metavar="STEPS", help="Denoising steps of the sheet (20)."
+    )
     add_ckpt(parser)
 
 
 def embeddings(options: argparse.Namespace) -> None:
-    """The named aesthetics and the models that they fit, or a sheet of what those that are here do to one picture."""
+    """List the named aesthetics and the models that they fit, or draw a sheet of them."""
     from ..embeddings.registry import Registry
 
     if options.preview is not None:

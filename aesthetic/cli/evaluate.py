@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 from ..errors import RequestError
-from ..request import SCHEDULERS
-from .arguments import DEFAULTS, add_ckpt, aesthetic_input, given_path, prompts_in
+from .arguments import HelpFormatter, add_ckpt, add_input, aesthetic_input, given_path, prompts_in
 
 __all__ = ["PROMPTS", "add"]
 
@@ -27,7 +26,7 @@ PROMPTS = Path(__file__).parent.parent / "evaluation" / "prompts.txt"
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags of evaluate, and what they run."""
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.formatter_class = HelpFormatter
     parser.set_defaults(run=evaluate)
     flag = parser.add_argument
     flag(
@@ -37,21 +36,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="one a line; those that begin with # are passed over",
     )
-    flag("--aesthetics", nargs="+", metavar="PATH_OR_NAME", help="blank: all named ones that fit and are here")
+    flag("--aesthetics", nargs="+", metavar="NAME_OR_PATH", help="blank: all named ones that fit and are here")
     flag("--steps", nargs="+", type=int, default=[0, 1, 2, 3, 5, 10, 20], help="towards the aesthetic; 0 and others")
     flag("--seeds", type=int, default=4, help="pictures of each, 1 to 8")
-    flag("--seed", type=int, default=42, help="of the first picture; each takes the one after it")
     flag(
         "--outdir", type=given_path, default=Path("outputs/evaluation"), help="where to write, and to go on if stopped"
     )
-    flag("--width", type=int, default=DEFAULTS["width"], help="pixels")
-    flag("--height", type=int, default=DEFAULTS["height"], help="pixels")
-    flag("--num_inference_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
-    flag("--guidance_scale", type=float, default=DEFAULTS["guidance_scale"], help="how closely to follow the prompt")
-    flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
-    flag("--aesthetic_lr", type=float, default=DEFAULTS["aesthetic_lr"], help="length of a step")
-    flag("--negative_prompt", default="", help="what to keep out")
-    flag("--disable_safety_checker", action="store_true", help="measure pictures that it would keep back")
+    for name in DRAWING:
+        add_input(parser, name)
+    parser.set_defaults(seed=42)
     add_ckpt(parser)
 
 

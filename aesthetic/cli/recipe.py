@@ -1,4 +1,4 @@
-"""recipe: what made a picture, and the command that makes it again."""
+"""recipe: the settings stored in an image, and the command that draws it again."""
 
 import argparse
 import shlex
@@ -6,87 +6,81 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..models.manifest import read_manifest
-from ..request import Request
+from ..request import FIELDS, Request
 from ..settings import home
-from .arguments import DEFAULTS, given_path
-from .txt2img import STEERING, WRITING
+from .arguments import DRAWING, given_path
 
 if TYPE_CHECKING:
     from ..images.metadata import Recipe
 
 __all__ = ["add", "escaped"]
 
+ALWAYS = {  # these are named even where they are defaults, which differ for txt2img or may change
+    "prompt",
+    "negative_prompt",
+    "aesthetic_steps",
+    "aesthetic_lr",
+    "width",
+    "height",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "seed",
+    "ddim_eta",
+}
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add what recipe takes, and what it runs."""
     parser.set_defaults(run=recipe)
-    parser.add_argument("picture", type=given_path, help="a PNG, WebP or JPEG that was drawn here")
+    parser.add_argument("image", type=given_path, help="A PNG, WebP or JPEG that aesthetic has drawn.")
 
 
 def recipe(options: argparse.Namespace) -> None:
-    """What made a picture, and the command that makes it again."""
+    """Print the settings stored in an image, and the command that draws it again."""
     from ..images import metadata
 
-    found = metadata.read_recipe(options.picture)
+    found = metadata.read_recipe(options.image)
     request = found.settings()
     settings = {name: value for name, value in asdict(request).items() if value is not None}
     facts = {f"{kind} {name}": text for kind in ("model", "aesthetic") for name, text in getattr(found, kind).items()}
     for name, value in {**settings, **facts, **found.versions}.items():
         print(f"{name:<24}{escaped(str(value))}")
     print("\nTo draw it again:\n")
-    manifest = read_manifest(home() / "weights")
-    model = found.model["name"] if found.model["name"] in manifest else "MODEL"
+    name, is_local = found.model["name"], found.model["revision"] == "local"
+    model = "MODEL" if is_local or name not in read_manifest(home() / "weights") else name
     print(" ".join(map(_quoted, _command(found, request, model))))
     if model == "MODEL":
-        print(f"\nMODEL is the folder or file of the model called {found.model['name']}.")
+        print(f"\nMODEL is the {'local ' * is_local}model named {name}.")
     for name, sha256 in found.files.items():
-        print(f"\n{name.upper()} is the {name} with the sha256 {sha256}.")
-    kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the pictures"}
+        print(f"\n{name.upper()} is the {name} file with the sha256 {sha256}.")
+    kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the images"}
     kind = kinds.get(found.aesthetic.get("source", "name"))
     if kind is not None:
         print(f"\nFILE is {kind} with the sha256 {found.aesthetic['sha256']}.")
 
 
 def _command(found: "Recipe", request: Request, model: str) -> list[str]:
-    """The txt2img command line of a recipe. Files that are not ours to know have to be put in by hand."""
-    flags: dict[str, object] = {
-        "--ckpt": model,
-        "--prompt": request.prompt,
-        "--negative_prompt": request.negative_prompt,
-        "--seed": request.seed,
-        "--W": request.width,
-        "--H": request.height,
-        "--scheduler": request.scheduler,
-        "--ddim_steps": request.num_inference_steps,
-        "--ddim_eta": request.ddim_eta,
-        "--scale": request.guidance_scale,
-        "--aesthetic_steps": request.aesthetic_steps,
-    }
-    if found.aesthetic:
-        flags["--aesthetic_lr"] = request.aesthetic_lr
-        if request.aesthetic_mix is None:
-            flags["--aesthetic_embedding"] = request.aesthetic_embedding or "FILE"
-    flags |= {f"--{name}": name.upper() for name in found.files}
-    for name, setting in (("image", "prompt_strength"), ("lora", "lora_scale")):
-        if name in found.files:
-            flags[f"--{setting}"] = getattr(request, setting)
-    command = ["python", "-m", "aesthetic", "txt2img", "--n_samples", "1", "--n_iter", "1", "--skip_grid"]
-    for name in (*STEERING, *WRITING, "long_prompt", "disable_safety_checker"):
+    """The txt2img command line of a recipe, with names in capitals in place of files."""
+    words = ["python", "-m", "aesthetic", "txt2img", "--n_samples", "1", "--n_iter", "1", "--skip_grid"]
+    words.append(f"--ckpt={model}")
+    for name, spec in FIELDS.items():
         value = getattr(request, name)
-        if value is True:
-            command.append(f"--{name}")
-        elif value != DEFAULTS[name]:
-            flags[f"--{name}"] = value
-    return command + [f"{flag}={value}" for flag, value in flags.items()]
+        if name in ALWAYS or value != spec.default:
+            flag = DRAWING.get(name, f"--{name}")
+            words.append(flag if value is True else f"{flag}={value}")
+    if found.aesthetic and request.aesthetic_embedding is None and request.aesthetic_mix is None:
+        words.append("--aesthetic_embedding=FILE")
+    return [*words, *(f"--{name}={name.upper()}" for name in found.files)]
 
 
 def escaped(text: str) -> str:
-    """`text`, which is anybody's, with nothing in it that could pass for a line of ours or act on a terminal."""
+    """Untrusted `text` with escapes for whatever could start a new line or act on a terminal."""
     return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
 
 
 def _quoted(word: str) -> str:
-    """`word` for bash or zsh, which turn an escaped letter between $'' back into itself."""
+    """`word` quoted for bash or zsh, which decode the escapes of `escaped` inside $''."""
     if word.isprintable():
         return shlex.quote(word)
     return "$'" + escaped(word.replace("\\", r"\\").replace("'", r"\'")) + "'"

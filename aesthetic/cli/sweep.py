@@ -1,4 +1,4 @@
-"""sweep, and the sheet of embeddings --preview: aesthetics × steps, side by side."""
+"""sweep, and the sheet of embeddings --preview: images of aesthetics × steps, side by side."""
 
 import argparse
 import logging
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from ..errors import DrawingError, RequestError
 from ..images.sheet import contact_sheet, steps_label
-from ..request import SCHEDULERS, Request
+from ..request import Request
 from ..writing import whole
 from .arguments import (
-    DEFAULTS,
     add_drawing,
+    add_input,
     aesthetic_input,
     check_drawing,
-    drawing_inputs,
+    given_inputs,
     given_path,
     require_writable,
 )
@@ -34,27 +34,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_drawing(parser)
     parser.set_defaults(run=sweep)
     flag = parser.add_argument
-    flag("--aesthetics", nargs="+", required=True, metavar="PATH_OR_NAME", help="a row each")
-    flag("--steps", nargs="+", type=int, default=[0, 2, 5, 10, 20], help="towards the aesthetic, a column each")
-    flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
-    flag("-o", "--output", type=given_path, default=Path("sweep.png"), metavar="NAME.png", help="where to write")
+    flag("--aesthetics", nargs="+", required=True, metavar="NAME_OR_PATH", help="Aesthetics, one per row.")
+    flag("--steps", nargs="+", type=int, default=[0, 2, 5, 10, 20], help="Numbers of aesthetic steps, one per column.")
+    add_input(parser, "scheduler")
+    flag("-o", "--output", type=given_path, default=Path("sweep.png"), metavar="NAME.png", help="File to write to.")
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """One sheet of aesthetics × steps: a row for each aesthetic, a column for each number of steps, one noise."""
+    """Draw a sheet from one noise: a row for each aesthetic, a column for each number of steps."""
     if not options.prompt.strip():
         raise RequestError("--prompt must not be blank: without words, no number of steps changes the image")
     stops = ",".join(map(str, options.steps))
     requests = [
-        Request(
-            prompt=options.prompt,
-            **aesthetic_input(name),
-            aesthetic_sweep=stops,
-            scheduler=options.scheduler,
-            seed=options.seed,
-            **drawing_inputs(options),
-        )
-        for name in options.aesthetics
+        Request(**given_inputs(options), **aesthetic_input(name), aesthetic_sweep=stops) for name in options.aesthetics
     ]
     require_writable(options.output, ".png")
     for request in requests:
@@ -65,7 +57,7 @@ def sweep(options: argparse.Namespace) -> None:
 
 
 def preview(options: argparse.Namespace) -> None:
-    """A sheet of what each named aesthetic that is here does to one picture."""
+    """Draw a sheet of one image with each named aesthetic that has been downloaded and fits the model."""
     require_writable(options.preview, ".png", flag="--preview")
     from ..service import Service
 
@@ -73,7 +65,7 @@ def preview(options: argparse.Namespace) -> None:
     registry, clip_space = service.registry, service.model.clip_space
     names = [name for name in registry.names(clip_space) if registry.path(name).is_file()]
     if not names:
-        raise RequestError(f"no named aesthetic of the model's CLIP space {clip_space} is here")
+        raise RequestError(f"no named aesthetic of the model's CLIP space {clip_space} has been downloaded")
     requests = [
         Request(
             prompt="a castle",
@@ -89,7 +81,7 @@ def preview(options: argparse.Namespace) -> None:
 
 
 def _draw(service: "Service", requests: list[Request], labels: list[str], path: Path) -> None:
-    """Draw sweeps, which have the same stops, and write them as the rows of one sheet."""
+    """Draw sweeps over the same numbers of steps, and write them as the rows of one sheet."""
     from tqdm import tqdm
 
     stops, rows = requests[0].sweep, []
@@ -97,7 +89,7 @@ def _draw(service: "Service", requests: list[Request], labels: list[str], path: 
         shown = {}
         try:
             shown = {recipe.request["aesthetic_steps"]: image for image, recipe in service.draw(request).pictures}
-        except DrawingError as error:  # one row that gives nothing need not cost the others
+        except DrawingError as error:  # the other rows may still give images
             log.warning("%s", error)
         rows.append([shown.get(steps) for steps in stops])
     sheet = contact_sheet(rows, columns=[steps_label(steps) for steps in stops], labels=labels)

@@ -107,7 +107,7 @@ def _folder(folder: Path, caps: Caps) -> Iterator[Member]:
     for path in sorted(folder.rglob("*")):
         check()
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not _is_hidden(name):
+        if (path.is_file() or not path.exists()) and not _is_hidden(name):  # a dangling link is an unreadable file
             yield name, partial(read_file, path, name, caps.picture_bytes) if is_image(name) else None
 
 

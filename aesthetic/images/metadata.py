@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from .. import __version__
 from ..errors import ImageError, RequestError
-from ..request import Request
+from ..request import SCHEDULERS, Request
 from ..writing import whole
 
 __all__ = ["Recipe", "encode", "encode_sheet", "read_recipe", "write"]
@@ -33,16 +33,6 @@ PILLOW = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}  # what it calls the form
 MODEL_FACTS = ("name", "revision", "precision")
 AESTHETIC_FACTS = ("name", "source", "sha256")
 SOURCES = ("name", "mix", "file", "pictures")
-SAMPLERS = {  # what the web UIs call them
-    "PNDM": "PLMS",
-    "DDIM": "DDIM",
-    "DPMSolverMultistep": "DPM++ 2M",
-    "K_EULER": "Euler",
-    "K_EULER_ANCESTRAL": "Euler a",
-    "KLMS": "LMS",
-    "HeunDiscrete": "Heun",
-    "KarrasDPM": "DPM++ 2M Karras",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +197,7 @@ def _parameters(recipe: Recipe) -> str:
     request, aesthetic = recipe.request, recipe.aesthetic
     settings: dict[str, object] = {
         "Steps": request["num_inference_steps"],
-        "Sampler": SAMPLERS[request["scheduler"]],
+        "Sampler": SCHEDULERS[request["scheduler"]].web_ui_name,
         "CFG scale": request["guidance_scale"],
         "Seed": request["seed"],
         "Size": f"{request['width']}x{request['height']}",

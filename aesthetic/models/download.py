@@ -22,7 +22,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
 
 from ..embeddings import registry
-from ..errors import DownloadError, naming_input
+from ..errors import CheckpointError, naming_input
 from ..settings import DOWNLOAD, INCOMPLETE, find, home
 from .manifest import File, Source, read_manifest
 
@@ -62,7 +62,7 @@ class _Wanted:
 def provide(names: Sequence[str]) -> None:
     """Fetch the named snapshots, or all, and the aesthetics that go with them; verify the bundled ones last.
 
-    Raises DownloadError, and CheckpointError without a manifest.
+    Raises CheckpointError, and CheckpointError without a manifest.
     """
     sources = _choose(names, home() / "weights")
     for name, source in sources.items():
@@ -84,7 +84,7 @@ def _choose(names: Sequence[str], weights: Path) -> dict[str, Source]:
     manifest = read_manifest(weights)
     unknown = [name for name in names if name not in manifest]
     if unknown:
-        raise DownloadError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
+        raise CheckpointError(f"there is no snapshot {unknown[0]!r}; there are {', '.join(manifest)}")
     return {name: manifest[name] for name in names or manifest}
 
 
@@ -106,17 +106,17 @@ def _aesthetics(sources: Mapping[str, Source], folder: Path) -> Iterator[_Wanted
 
 
 def _verify(bundled: list[_Wanted]) -> None:
-    """Raise DownloadError unless the bundled files are right."""
+    """Raise CheckpointError unless the bundled files are right."""
     wrong = [wanted.path for wanted in bundled if not _is_right(wanted.path, wanted)]
     if wrong:
-        raise DownloadError(
+        raise CheckpointError(
             f"{wrong[0]} and {len(wrong) - 1} other files are missing or have the wrong sha256: "
             f"{INCOMPLETE.format('weights embeddings')}"
         )
 
 
 def _fetch(wanted: _Wanted, home: Path) -> None:
-    """Download a file to its place unless it is there. Raises DownloadError."""
+    """Download a file to its place unless it is there. Raises CheckpointError."""
     with naming_input(str(wanted.path.relative_to(home))), _explained():
         if _is_right(wanted.path, wanted):
             return
@@ -125,7 +125,7 @@ def _fetch(wanted: _Wanted, home: Path) -> None:
                 return
             path = _download(wanted, folder)
             if not _is_right(path, wanted):
-                raise DownloadError(WRONG.format(found=_sha256(path), expected=wanted.file.sha256))
+                raise CheckpointError(WRONG.format(found=_sha256(path), expected=wanted.file.sha256))
             _move(path, wanted.path)
 
 
@@ -192,11 +192,11 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn the errors of a download into a DownloadError that says what to do."""
+    """Turn the errors of a download into a CheckpointError that says what to do."""
     try:
         yield
     except (httpx2.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's
-        raise DownloadError(f"{_advice(error)} {AGAIN}") from error
+        raise CheckpointError(f"{_advice(error)} {AGAIN}") from error
 
 
 def _advice(error: BaseException) -> str:

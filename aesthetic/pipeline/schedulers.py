@@ -1,7 +1,7 @@
-"""The samplers on the form, by their names, as diffusers' schedulers.
+"""diffusers' schedulers for the samplers of request.SCHEDULERS, corrected to start at full noise and end without.
 
-A scheduler has state, so each prediction gets a fresh one. It is made from the model's own scheduler configuration: a
-scheduler made from another one's configuration would inherit what that one had overridden.
+A scheduler has state, so each prediction gets a new one. It is made from the model's own scheduler configuration: one
+made from another scheduler's configuration would inherit that one's overrides.
 """
 
 import functools
@@ -13,36 +13,27 @@ import diffusers
 import torch
 from torch import Tensor
 
-__all__ = ["TABLE", "build", "on_cpu", "skip_to_last"]
+from ..request import SCHEDULERS
 
-# name on the form -> (class in diffusers, what it sets beyond the model's configuration)
-TABLE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),  # as in PLMS, one UNet call a step
-    "DDIM": ("DDIMScheduler", {}),
-    "DPMSolverMultistep": ("DPMSolverMultistepScheduler", {}),
-    "K_EULER": ("EulerDiscreteScheduler", {}),
-    "K_EULER_ANCESTRAL": ("EulerAncestralDiscreteScheduler", {}),
-    "KLMS": ("LMSDiscreteScheduler", {}),
-    "HeunDiscrete": ("HeunDiscreteScheduler", {}),
-    "KarrasDPM": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-}
+__all__ = ["build", "on_cpu", "skip_to_last"]
+
 LMS_ORDER = 4  # diffusers' default
 
 
 def build(name: str, config: Mapping[str, Any], *, eta: float = 0.0) -> Any:
-    """A fresh scheduler.
+    """A new scheduler.
 
-    name:   of TABLE.
-    config: the snapshot's scheduler configuration; it stays as it is.
-    eta:    DDIM's noise, 0..1, as it will be given to the pipeline.
+    name:   a key of SCHEDULERS.
+    config: the snapshot's scheduler configuration; it is not changed.
+    eta:    DDIM's noise, 0..1, as the pipeline will pass it to the steps.
     """
-    class_name, overrides = TABLE[name]
-    goes_by_stride = name in ("PNDM", "DDIM")
-    if not goes_by_stride and config.get("timestep_spacing") == "leading":
-        # That spacing begins late where the steps don't divide 1000: DPM-Solver with 500 at t = 501.
+    overrides = SCHEDULERS[name].config
+    has_stride = name in ("PNDM", "DDIM")
+    if not has_stride and config.get("timestep_spacing") == "leading":
+        # "leading" starts late where the steps don't divide 1000: DPM-Solver with 500 steps at t = 501.
         overrides = {**overrides, "timestep_spacing": "linspace"}
-    scheduler = getattr(diffusers, class_name).from_config(dict(config), **overrides)
-    if goes_by_stride:
+    scheduler = getattr(diffusers, SCHEDULERS[name].class_name).from_config(dict(config), **overrides)
+    if has_stride:
         _spread_evenly(scheduler)
     if name == "KLMS":
         scheduler.step = _by_own_history(scheduler)
@@ -52,10 +43,10 @@ def build(name: str, config: Mapping[str, Any], *, eta: float = 0.0) -> Any:
 
 
 def skip_to_last(scheduler: Any, steps: int) -> Tensor:
-    """Let `scheduler`, which has all its timesteps, take its last `steps` steps only; returns their timesteps [calls].
+    """Restrict `scheduler`, whose timesteps are set, to its last `steps` steps; returns their timesteps, [calls].
 
-    PNDM begins as it begins from noise, with its second timestep twice. diffusers' image-to-image drops the first of
-    the two, and PNDM stays a step behind until the end, where noise remains in the image.
+    PNDM repeats its second timestep, here as from pure noise. diffusers' img2img drops the first of the two, which
+    leaves PNDM one step behind until the end, and noise in the image.
     """
     if isinstance(scheduler, diffusers.PNDMScheduler):
         return _in_plms_order(scheduler.timesteps.unique()[:steps])
@@ -67,13 +58,13 @@ def skip_to_last(scheduler: Any, steps: int) -> Tensor:
 
 
 def on_cpu(scheduler: Any) -> Any:
-    """`scheduler` with its table of timesteps on the CPU, wherever its latents are.
+    """`scheduler` with its timesteps on the CPU, wherever its latents are.
 
-    It is asked there, at each step: every answer from a GPU would come after all the work that the GPU has been given.
+    Each step reads them in Python: a value on a GPU would arrive only after all kernels launched before.
     """
     set_timesteps = scheduler.set_timesteps
 
-    @functools.wraps(set_timesteps)  # the pipeline looks at the signature
+    @functools.wraps(set_timesteps)  # the pipeline inspects the signature
     def here(*arguments: Any, **options: Any) -> None:
         set_timesteps(*arguments, **{**options, "device": "cpu"})
 
@@ -82,16 +73,16 @@ def on_cpu(scheduler: Any) -> Any:
 
 
 def _spread_evenly(scheduler: Any) -> None:
-    """Let a DDIM or PNDM scheduler with n steps cover all T training timesteps, also where n doesn't divide T.
+    """Make the n steps of a DDIM or PNDM scheduler cover all T training timesteps, also where n does not divide T.
 
-    diffusers takes strides of T // n: with 334 of 1000, its steps begin at t = 667. Here timestep i of n is
-    floor(T i / n) + steps_offset, and each step goes to the next timestep in the list. Where n divides T, that is
-    diffusers' own, to the bit.
+    diffusers takes strides of T // n: with 334 of 1000, its steps start at t = 667. Here timestep i of n is
+    floor(T i / n) + steps_offset, and each step goes to the next timestep in the list. Where n divides T, the result
+    equals diffusers' to the bit.
     """
     plain_set_timesteps, plain_step = scheduler.set_timesteps, scheduler.step
     total, spacing = scheduler.config.num_train_timesteps, scheduler.config.timestep_spacing
 
-    @functools.wraps(plain_set_timesteps)  # the pipeline looks at both signatures
+    @functools.wraps(plain_set_timesteps)  # the pipeline inspects both signatures
     def set_timesteps(num_inference_steps: int, device: Any = None) -> None:
         plain_set_timesteps(num_inference_steps, device)
         even = torch.arange(num_inference_steps, device=device) * total // num_inference_steps
@@ -114,24 +105,24 @@ def _spread_evenly(scheduler: Any) -> None:
 
 
 def _stride(scheduler: Any, timestep: int) -> int:
-    """How many training timesteps a step of DDIM or PNDM from `timestep` covers."""
+    """The number of training timesteps that DDIM's or PNDM's step from `timestep` covers."""
     ascending = scheduler.timesteps.unique().tolist()
     place = ascending.index(timestep)
-    if getattr(scheduler, "counter", 0) == 1:  # PNDM takes its first step again, from its end
+    if getattr(scheduler, "counter", 0) == 1:  # PNDM repeats its first step from that step's end
         return int(ascending[place + 1] - timestep)
     return int(timestep - ascending[place - 1]) if place else int(scheduler.config.num_train_timesteps)
 
 
 def _in_plms_order(ascending: Tensor) -> Tensor:
-    """Descending, with the second one twice: PLMS improves its first step by the model's output at the end of it."""
+    """Descending, the second timestep twice: PLMS corrects its first step with the output at that step's end."""
     timesteps = ascending.flip(0)
     return torch.cat([timesteps[:2], timesteps[1:]])
 
 
 def _by_own_history(scheduler: Any) -> Any:
-    """LMS's step, whose order is that of the steps taken so far.
+    """The step of an LMS scheduler, with an order that grows with the steps taken so far.
 
-    diffusers takes the order from the place in the list: its first step from an image would be of the fourth order,
+    diffusers derives the order from the position in the timesteps: the first step of img2img would be of fourth order
     with a single derivative.
     """
     step = scheduler.step
@@ -145,13 +136,13 @@ def _by_own_history(scheduler: Any) -> Any:
 
 
 def _in_fp32(step: Any) -> Any:
-    """A scheduler's step that draws its noise in fp32 and rounds afterwards, whatever the model's precision.
+    """A scheduler's step that draws its noise in fp32 and rounds the result to the model's precision.
 
-    diffusers draws it in the precision of the model's output, and a generator's fp16 numbers are not its fp32
-    numbers rounded: a seed would mean other noise on a GPU than on a CPU.
+    diffusers draws noise in the precision of the model's output, and a generator's fp16 numbers are not its fp32
+    numbers rounded: one seed would give different noise on a GPU and on a CPU.
     """
 
-    @functools.wraps(step)  # the pipeline looks at the signature
+    @functools.wraps(step)  # the pipeline inspects the signature
     def wider(model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> tuple[Tensor]:
         previous: Tensor = step(model_output.float(), timestep, sample.float(), **options)[0]
         return (previous.to(sample.dtype),)

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from aesthetic.cli.main import main
+from aesthetic.cli.main import COMMANDS, main
 from aesthetic.embeddings import embedding
 from aesthetic.images import metadata
 from aesthetic.models import clip, loading
 from aesthetic.pipeline import sampling
-from aesthetic.request import Request
+from aesthetic.request import FIELDS, Request
 from aesthetic.service import Service
 from tests import lora, snapshot
 from tests.images.test_user_images import encoded
@@ -103,8 +103,8 @@ def test_flags_of_the_original_that_mean_nothing_here_are_taken(
 ) -> None:
     flags = ["--C=4", "--f=8", "--precision=full", "--config=x.yaml", "--laion400m", "--n_samples=1", "--n_iter=1"]
     assert main(["txt2img", *flags, "--outdir=o", *SMALL]) == 0
-    assert [record.message for record in caplog.records if "original's" in record.message] == [
-        f"--{name} is the original's and makes no difference here"
+    assert [record.message for record in caplog.records if "original script" in record.message] == [
+        f"--{name} is a flag of the original script and has no effect here"
         for name in ("C", "f", "config", "precision", "laion400m")
     ]
 
@@ -161,7 +161,7 @@ def test_a_lora_is_drawn_with_and_put_into_the_command(
     capsys.readouterr()
     assert main(["recipe", str(drawn)]) == 0
     shown = capsys.readouterr().out
-    assert f"LORA is the lora with the sha256 {snapshot.sha256(style)}." in shown
+    assert f"LORA is the lora file with the sha256 {snapshot.sha256(style)}." in shown
     command = next(shlex.split(line) for line in shown.splitlines() if line.startswith("python"))
     assert not any(word.startswith("--prompt_strength") for word in command)
     command[command.index("--lora=LORA")] = "--lora=style.safetensors"
@@ -201,14 +201,15 @@ def test_a_recipe_cannot_pass_its_own_command_off_as_ours(tmp_path: Path, capsys
 def test_the_recipe_of_a_local_model_leaves_its_folder_to_be_put_in(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
-    shutil.copytree(home / "weights" / "stable-diffusion-v1-5", tmp_path / "mine")
-    arguments = ["--ckpt=mine", "--n_samples=1", "--n_iter=1", "--outdir=o"]
-    assert main(["txt2img", *arguments, *SMALL]) == 0
-    capsys.readouterr()
-    assert main(["recipe", "o/samples/00000.png"]) == 0
-    shown = capsys.readouterr().out
-    assert "--ckpt=MODEL" in shown
-    assert "MODEL is the folder or file of the model called mine." in shown
+    for name in ("mine", MODEL):  # a local model may have the name of another
+        shutil.copytree(home / "weights" / MODEL, tmp_path / "local" / name)
+        arguments = [f"--ckpt=local/{name}", "--n_samples=1", "--n_iter=1", f"--outdir={name}"]
+        assert main(["txt2img", *arguments, *SMALL]) == 0
+        capsys.readouterr()
+        assert main(["recipe", f"{name}/samples/00000.png"]) == 0
+        shown = capsys.readouterr().out
+        assert "--ckpt=MODEL" in shown
+        assert f"MODEL is the local model named {name}." in shown
 
 
 def test_the_recipe_of_a_file_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:
@@ -227,13 +228,15 @@ def test_embed_names_all_images_that_it_can_t_read_and_can_leave_them_out(
     (tmp_path / "pictures").mkdir()
     for name, data in {"a.png": b"text", "b.png": encoded(), "c.nef": b"raw", "d.txt": b"text"}.items():
         (tmp_path / "pictures" / name).write_bytes(data)
+    (tmp_path / "pictures" / "e.png").symlink_to("nowhere.png")
     message = complaint(capsys, "embed", "pictures", "-o", "mine.safetensors")
+    assert "e.png can't be read: No such file or directory" in message
     assert "a.png is not an image of a format that is read" in message
     assert "c.nef is not an image of a format that is read" in message
     assert not (tmp_path / "mine.safetensors").exists()
     assert main(["embed", "pictures", "-o", "mine.safetensors", "--skip_unreadable"]) == 0
-    assert "the mean of 1 pictures" in capsys.readouterr().out
-    assert "Left out 2 images that can't be read:\na.png is not" in caplog.text
+    assert "the mean of 1 images" in capsys.readouterr().out
+    assert "Left out 3 images that can't be read:\na.png is not" in caplog.text
 
 
 def test_embed_makes_an_aesthetic_from_a_folder(
@@ -245,7 +248,7 @@ def test_embed_makes_an_aesthetic_from_a_folder(
         (tmp_path / "pictures" / f"{i:02}.png").write_bytes(encoded(image))
     assert main(["embed", "pictures", "-o", "mine.safetensors"]) == 0
     captured = capsys.readouterr()
-    assert "the mean of 40 pictures in the CLIP space openai/clip-vit-large-patch14" in captured.out
+    assert "the mean of 40 images in the CLIP space openai/clip-vit-large-patch14" in captured.out
     assert "Looking at pictures" in captured.err
     with safe_open("mine.safetensors", framework="pt") as file:
         vector, notes = file.get_tensor("aesthetic"), file.metadata()
@@ -279,7 +282,7 @@ def test_an_aesthetic_goes_from_one_kind_of_file_to_the_other_and_back(
     assert embedding.load_aesthetic(Path("again.safetensors")).clip_space == "here"
     assert main(["convert", "noted.safetensors", "-o", "b.pt"]) == 0
     shown = capsys.readouterr().out
-    assert "they stay behind" in shown
+    assert "does not have these notes" in shown
     assert "\x1b" not in shown
     assert "-o must name a .pt or .safetensors file" in complaint(capsys, "convert", str(published), "-o", "a.png")
 
@@ -354,7 +357,7 @@ def test_a_prompt_that_gives_nothing_does_not_stop_the_others(
     assert main(arguments) == 0
     assert "the safety checker kept every picture back" in caplog.text
     assert names(tmp_path / "o") == ["grid-0000.png", "samples/00000.png"]
-    assert "there is no picture to show" in complaint(capsys, *arguments)
+    assert "no prompt gave an image" in complaint(capsys, *arguments)
 
 
 def test_a_sweep_is_a_sheet_of_aesthetics_and_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -401,11 +404,11 @@ def test_errors_are_one_line_and_come_before_anything_is_loaded(
         (["sweep", "--aesthetics", "fantasy", "--steps", "5", "2"], "aesthetic_sweep takes 1 to 12 rising numbers"),
         (["sweep", "--aesthetics", "fantasy", "--prompt", ""], "--prompt must not be blank"),
         (["sweep", "--aesthetics", "fantasy", "--prompt", " \t"], "--prompt must not be blank"),
-        (["sweep", "--aesthetics", "fantasy", "-o", "nowhere/x.png"], "-o must name a .png file where one can be"),
+        (["sweep", "--aesthetics", "fantasy", "-o", "nowhere/x.png"], "-o nowhere/x.png: there is no folder nowhere"),
         (["txt2img", "--ckpt=nonsense"], "there is no model 'nonsense'"),
         (["embed", "nothing", "-o", "a.safetensors"], "there is no file nothing"),
         (["embed", "nothing", "-o", "a.pt"], "-o must name a .safetensors file"),
-        (["embed", "nothing", "-o", "nowhere/a.safetensors"], "where one can be written"),
+        (["embed", "nothing", "-o", "nowhere/a.safetensors"], "-o nowhere/a.safetensors: there is no folder nowhere"),
         (["txt2img", "--n_iter=0"], "--n_iter must be 1 or more"),
         (["txt2img", "--outdir=empty.txt/x", *SMALL], "Not a directory"),
         (["recipe", "nothing.png"], "there is no file nothing.png"),
@@ -432,6 +435,22 @@ def test_a_blank_aesthetic_is_the_default(tmp_path: Path) -> None:
     assert main(["txt2img", "--aesthetic_embedding=", "--n_samples=1", "--n_iter=1", "--skip_grid", *SMALL]) == 0
     [picture] = (tmp_path / "outputs").rglob("*.png")
     assert metadata.read_recipe(picture).aesthetic["name"] == "sac_8plus"
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as exit_:
+            main([command, "--help"])
+        assert exit_.value.code == 0
+        assert "(default: None)" not in capsys.readouterr().out
+
+
+def test_txt2img_has_a_flag_for_each_input(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["txt2img", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
+    for name in FIELDS.keys() - {"aesthetic_embedding_file", "aesthetic_images", "aesthetic_sweep"}:
+        assert FIELDS[name].metadata["help"][:20] in shown
 
 
 def test_help_and_bad_values_answer_without_torch() -> None:

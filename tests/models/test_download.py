@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aesthetic.errors import DownloadError
+from aesthetic.errors import CheckpointError
 from aesthetic.models import checkpoint, download
 from aesthetic.models.manifest import missing, read_manifest
 from tests import snapshot
@@ -189,7 +189,7 @@ def test_a_download_begins_with_an_empty_folder(empty: Path, home: Path, monkeyp
 
     monkeypatch.setattr(download, "hf_hub_download", look)
     monkeypatch.setenv("AESTHETIC_HOME", str(empty))
-    with pytest.raises(DownloadError):
+    with pytest.raises(CheckpointError):
         download.provide([MODEL])
     assert found == []
 
@@ -321,7 +321,7 @@ def test_no_network_says_so(empty: Path, hub: Hub) -> None:
 def test_other_failures_say_so(empty: Path, error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "hf_hub_download", raiser(error))
     monkeypatch.setenv("AESTHETIC_HOME", str(empty))
-    with pytest.raises(DownloadError) as raised:
+    with pytest.raises(CheckpointError) as raised:
         download.provide([CLIP])
     assert str(raised.value) == f"weights/{CLIP}/config.json: {message} {AGAIN}"
     assert not (empty / "weights" / CLIP).exists()

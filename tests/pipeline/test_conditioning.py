@@ -184,7 +184,10 @@ def test_it_stops_once_the_similarity_has_risen(service: Service, strong: Reques
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"aesthetic_sweep": "0,2", "num_outputs": 2}, "a sweep draws one picture at each stop: num_outputs must be 1"),
+        (
+            {"aesthetic_sweep": "0,2", "num_outputs": 2},
+            "aesthetic_sweep draws one image for each number of steps: num_outputs must be 1",
+        ),
         ({"aesthetic_sweep": "0,2", "aesthetic_until": 0.1}, "give only one of aesthetic_sweep and aesthetic_until"),
         ({"aesthetic_mix": "a", "aesthetic_embedding": "b"}, "only one of aesthetic_embedding and aesthetic_mix"),
     ],

@@ -59,7 +59,7 @@ def test_a_sampler_ends_where_the_data_are(config: Mapping[str, Any], name: str)
     data = Gaussian(config)
     center, spread = line(data.end(NOISE, 999))
     counts = FEW if name == "KLMS" else MANY  # scipy integrates each of its coefficients: 9 ms a step
-    for steps in (count for count in counts if count >= SCHEDULERS[name]):
+    for steps in (count for count in counts if count >= SCHEDULERS[name].fewest_steps):
         found = line(from_noise(schedulers.build(name, config), data, steps))
         assert abs(found[0] - center) < 0.005 + 0.3 / steps, steps
         assert spread * (1 - 5 / steps) < found[1] < spread * 1.6, steps
@@ -74,11 +74,11 @@ def test_the_ancestral_sampler_ends_where_the_data_are(config: Mapping[str, Any]
         assert STD * (0.97 - 8 / steps) < found.std() < STD * 1.1
 
 
-@pytest.mark.parametrize("name", [name for name, fewest in SCHEDULERS.items() if fewest > 1])
+@pytest.mark.parametrize("name", [name for name, one in SCHEDULERS.items() if one.fewest_steps > 1])
 def test_fewer_steps_than_a_sampler_needs_leave_noise(config: Mapping[str, Any], name: str) -> None:
     data = Gaussian(config)
     center, spread = line(data.end(NOISE, 999))
-    for steps in range(1, SCHEDULERS[name]):
+    for steps in range(1, SCHEDULERS[name].fewest_steps):
         found = line(from_noise(schedulers.build(name, config), data, steps))
         assert abs(found[0] - center) > 0.1 or found[1] > spread * 1.4
 
@@ -88,7 +88,7 @@ def test_fewer_steps_than_a_sampler_needs_leave_noise(config: Mapping[str, Any],
 def test_every_number_of_steps_begins_where_the_noise_is(
     config: Mapping[str, Any], name: str, spacing: Mapping[str, str]
 ) -> None:
-    for steps in (count for count in MANY if count >= max(2, SCHEDULERS[name])):
+    for steps in (count for count in MANY if count >= max(2, SCHEDULERS[name].fewest_steps)):
         scheduler = schedulers.build(name, {**config, **spacing})
         scheduler.set_timesteps(steps)
         assert scheduler.timesteps[0] >= 1000 - 1000 / steps
@@ -109,9 +109,9 @@ def test_steps_that_divide_the_training_are_diffusers_own(
     config: Mapping[str, Any], name: str, spacing: Mapping[str, str]
 ) -> None:
     data = Gaussian(config)
-    kind, settings = schedulers.TABLE[name]
+    kind, overrides = getattr(diffusers, SCHEDULERS[name].class_name), SCHEDULERS[name].config
     for steps in (2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500):
-        plain = getattr(diffusers, kind).from_config({**config, **spacing}, **settings)
+        plain = kind.from_config({**config, **spacing}, **overrides)
         assert torch.equal(
             from_noise(schedulers.build(name, {**config, **spacing}), data, steps), from_noise(plain, data, steps)
         )

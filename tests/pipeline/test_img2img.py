@@ -176,7 +176,7 @@ def test_without_an_image_nothing_of_it_is_in_the_recipe_s_files(service: Servic
 
 
 def test_what_cannot_be_redrawn_is_refused(over: Request, quick: Request, mask: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="mask says what of an image to redraw"):
+    with pytest.raises(RequestError, match="mask needs image"):
         replace(quick, mask=mask)
     with pytest.raises(RequestError, match=r"prompt_strength 0\.1 of 5 num_inference_steps is less than one step"):
         replace(over, prompt_strength=0.1)

@@ -57,7 +57,7 @@ def test_pndm_is_plms_whatever_the_model_came_with(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [(name, steps) for name, fewest in SCHEDULERS.items() for steps in sorted({fewest, 5})],
+    [(name, steps) for name, one in SCHEDULERS.items() for steps in sorted({one.fewest_steps, 5})],
 )
 def test_each_draws_what_plain_diffusers_draws(service: Service, name: str, steps: int) -> None:
     request = Request(
