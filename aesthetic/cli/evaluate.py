@@ -1,4 +1,4 @@
-"""evaluate: what the steps do, measured over many pictures."""
+"""evaluate: measure what the steps do, over many images."""
 
 import argparse
 import importlib.util
@@ -26,7 +26,7 @@ PROMPTS = Path(__file__).parent.parent / "evaluation" / "prompts.txt"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of evaluate, and what they run."""
+    """Add the flags of evaluate, and its function."""
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.set_defaults(run=evaluate)
     flag = parser.add_argument
@@ -35,15 +35,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=given_path,
         default=PROMPTS,
         metavar="FILE",
-        help="one a line; those that begin with # are passed over",
+        help="one per line; lines that begin with # are skipped",
     )
-    flag("--aesthetics", nargs="+", metavar="PATH_OR_NAME", help="blank: all named ones that fit and are here")
+    flag("--aesthetics", nargs="+", metavar="PATH_OR_NAME", help="blank: all named ones that fit and are present")
     flag("--steps", nargs="+", type=int, default=[0, 1, 2, 3, 5, 10, 20], help="towards the aesthetic; 0 and others")
-    flag("--seeds", type=int, default=4, help="pictures of each, 1 to 8")
-    flag("--seed", type=int, default=42, help="of the first picture; each takes the one after it")
-    flag(
-        "--outdir", type=given_path, default=Path("outputs/evaluation"), help="where to write, and to go on if stopped"
-    )
+    flag("--seeds", type=int, default=4, help="images of each, 1 to 8")
+    flag("--seed", type=int, default=42, help="of the first image; the others count up from it")
+    flag("--outdir", type=given_path, default=Path("outputs/evaluation"), help="where to write, and to resume")
     flag("--width", type=int, default=DEFAULTS["width"], help="pixels")
     flag("--height", type=int, default=DEFAULTS["height"], help="pixels")
     flag("--num_inference_steps", type=int, default=DEFAULTS["num_inference_steps"], help="denoising steps")
@@ -51,12 +49,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     flag("--scheduler", choices=SCHEDULERS, default=DEFAULTS["scheduler"], help="the sampler")
     flag("--aesthetic_lr", type=float, default=DEFAULTS["aesthetic_lr"], help="length of a step")
     flag("--negative_prompt", default="", help="what to keep out")
-    flag("--disable_safety_checker", action="store_true", help="measure pictures that it would keep back")
+    flag("--disable_safety_checker", action="store_true", help="measure images that it would block")
     add_ckpt(parser)
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Draw prompts × aesthetics × steps × seeds, let CLIP look at each picture, and report what the steps do."""
+    """Draw prompts × aesthetics × steps × seeds, have CLIP score each image, and report what the steps do."""
     if importlib.util.find_spec("matplotlib") is None:
         raise RequestError("the plots need matplotlib: python -m pip install -r requirements-evaluate.txt")
     prompts = prompts_in("--prompts", options.prompts, comment="#")
