@@ -1,4 +1,4 @@
-"""evaluate: what the steps do, measured over many pictures."""
+"""evaluate: measure what the steps do, over many images."""
 
 import argparse
 import importlib.util
@@ -25,7 +25,7 @@ PROMPTS = Path(__file__).parent.parent / "evaluation" / "prompts.txt"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of evaluate, and what they run."""
+    """Add the flags of evaluate, and its function."""
     parser.formatter_class = HelpFormatter
     parser.set_defaults(run=evaluate)
     flag = parser.add_argument
@@ -34,14 +34,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=given_path,
         default=PROMPTS,
         metavar="FILE",
-        help="one a line; those that begin with # are passed over",
+        help="one per line; lines that begin with # are skipped",
     )
-    flag("--aesthetics", nargs="+", metavar="NAME_OR_PATH", help="blank: all named ones that fit and are here")
+    flag("--aesthetics", nargs="+", metavar="NAME_OR_PATH", help="blank: all named ones that fit and are present")
     flag("--steps", nargs="+", type=int, default=[0, 1, 2, 3, 5, 10, 20], help="towards the aesthetic; 0 and others")
-    flag("--seeds", type=int, default=4, help="pictures of each, 1 to 8")
-    flag(
-        "--outdir", type=given_path, default=Path("outputs/evaluation"), help="where to write, and to go on if stopped"
-    )
+    flag("--seeds", type=int, default=4, help="images of each, 1 to 8")
+    flag("--outdir", type=given_path, default=Path("outputs/evaluation"), help="where to write, and to resume")
     for name in DRAWING:
         add_input(parser, name)
     parser.set_defaults(seed=42)
@@ -49,7 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Draw prompts × aesthetics × steps × seeds, let CLIP look at each picture, and report what the steps do."""
+    """Draw prompts × aesthetics × steps × seeds, have CLIP score each image, and report what the steps do."""
     if importlib.util.find_spec("matplotlib") is None:
         raise RequestError("the plots need matplotlib: python -m pip install -r requirements-evaluate.txt")
     prompts = prompts_in("--prompts", options.prompts, comment="#")

@@ -63,7 +63,7 @@ def preview(options: argparse.Namespace) -> None:
 
     service = Service.load(options.ckpt)
     registry, clip_space = service.registry, service.model.clip_space
-    names = [name for name in registry.names(clip_space) if registry.path(name).is_file()]
+    names = registry.present(clip_space)
     if not names:
         raise RequestError(f"no named aesthetic of the model's CLIP space {clip_space} has been downloaded")
     requests = [

@@ -53,6 +53,10 @@ class Registry:
         """The aesthetics that a model of CLIP space `clip_space` can follow; all of them for None."""
         return [name for name, entry in self.entries.items() if clip_space in (None, entry.clip_space)]
 
+    def present(self, clip_space: str) -> list[str]:
+        """Those of `names` whose files are there."""
+        return [name for name in self.names(clip_space) if self.path(name).is_file()]
+
     def find(self, name: str, clip_space: str | None = None) -> Entry:
         """The entry of `name`, for a model of CLIP space `clip_space` if that is known.
 

@@ -1,7 +1,7 @@
-"""LAION's aesthetic predictor: what score people would give a picture, by its CLIP features.
+"""LAION's aesthetic predictor: the score that people would give an image, predicted from its CLIP features.
 
-A linear layer on the unit features of OpenAI's CLIP ViT-L/14, fitted to scores from 1 to 10 that people gave:
-https://github.com/LAION-AI/aesthetic-predictor, of which script/download-weights fetches the layer.
+A linear layer on the unit features of OpenAI's CLIP ViT-L/14, fitted to human scores from 1 to 10:
+https://github.com/LAION-AI/aesthetic-predictor. script/download-weights fetches the layer.
 """
 
 import hashlib
@@ -41,12 +41,12 @@ class Predictor:
     sha256: str
 
     def score(self, features: Tensor) -> float:
-        """Of raw CLIP image features [1, D], on the CPU. Nothing keeps it within 1..10."""
+        """The score of raw CLIP image features [1, D], on the CPU. It may lie outside of 1..10."""
         return torch.nn.functional.linear(unit(features), self.weight, self.bias).item()
 
 
 def locate(weights: Path) -> Path | None:
-    """The file of the layer in `weights`, where the manifest is; None where it has not been downloaded."""
+    """The layer's file in `weights`, the folder of the manifest; None if it has not been downloaded."""
     source = read_manifest(weights).get(NAME)
     if source is None or missing(weights / NAME, source):
         return None
@@ -55,7 +55,7 @@ def locate(weights: Path) -> Path | None:
 
 
 def load_predictor(path: Path, dim: int) -> Predictor:
-    """The layer in a file, for a CLIP of `dim` dimensions: what torch.save makes of a torch.nn.Linear's state.
+    """The layer in a file, for a CLIP of `dim` dimensions: a torch.nn.Linear's state_dict, written by torch.save.
 
     Raises CheckpointError for anything else.
     """
@@ -74,12 +74,12 @@ def load_predictor(path: Path, dim: int) -> Predictor:
 
 def _shown(found: object) -> str:
     if isinstance(found, dict):
-        return brief([name for name in found if isinstance(name, str)])  # another key may take long to be shown
+        return brief([name for name in found if isinstance(name, str)])  # the repr of another key may be slow
     return f"a {type(found).__name__}"
 
 
 def _is_sound(found: object, shape: tuple[int, ...]) -> bool:
-    """Whether it is a tensor of finite floats in that shape."""
+    """Whether it is a tensor of finite floats of that shape."""
     if not isinstance(found, Tensor) or not found.is_floating_point():
         return False
     return found.shape == shape and bool(found.isfinite().all())

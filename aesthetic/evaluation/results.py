@@ -1,15 +1,15 @@
-"""The rows of an evaluation, one a picture, and what they say: means over prompts, with intervals.
+"""The rows of an evaluation, one per image, and what they say: means over prompts, with intervals.
 
-Prompts are what an evaluation samples from all that people might write, so they are the unit: what is drawn of one
-prompt (seeds, aesthetics) is averaged first, and the bootstrap draws prompts. What personalisation does is measured
-within a prompt, aesthetic and seed, as the difference from the picture of 0 steps: most of the spread between prompts
-cancels out. This file knows numbers, no pictures and no model.
+Prompts are the unit of the bootstrap, since they are what an evaluation samples from all possible prompts: the images
+of one prompt (seeds, aesthetics) are averaged first. The effect of personalization is measured within a prompt,
+aesthetic and seed, as the difference from the image of 0 steps, which cancels most of the spread between prompts.
+This file knows numbers, not images or models.
 """
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +17,54 @@ from scipy import stats
 
 from ..writing import whole
 
-__all__ = ["Effect", "Interval", "Row", "effects", "interval", "read_rows", "write_rows"]
+__all__ = ["Effect", "Interval", "Measure", "Row", "effects", "interval", "read_rows", "write_rows"]
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+KEYS = ("prompt", "aesthetic", "steps", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A number that a judge gives each image.
+
+    column:  in results.csv.
+    title:   its column in the report.
+    change:  the report's word for its change from 0 steps.
+    heading: above the plot of its change.
+    axis:    the label of its change in the plot of gain against loss.
+    unit:    of the number.
+    is_loss: whether the change is reported as a loss: positive where the number falls.
+    """
+
+    column: str
+    title: str
+    change: str
+    heading: str
+    axis: str
+    unit: str
+    is_loss: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture, seen with one aesthetic. Without steps, one picture serves all aesthetics.
+    """One image, scored for one aesthetic. At 0 steps, one image serves all aesthetics.
 
-    picture:    file name; "" if there is none: the safety checker kept it back, or it overflowed.
-    similarity_to_aesthetic, similarity_to_prompt: -1..1, cosines in CLIP space; nan if there is no picture.
-    score:      by LAION's predictor, some 1..10; nan if there is no picture, None if there is no predictor.
+    image:   file name; "" if the safety checker blocked the image or it overflowed.
+    numbers: by the measures' columns, two or more; nan if there is no image.
     """
 
     prompt: str
     aesthetic: str
     steps: int
     seed: int
-    similarity_to_aesthetic: float
-    similarity_to_prompt: float
-    picture: str
-    score: float | None = None
+    image: str
+    numbers: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean, and the 95 % confidence interval around it; nan if there is nothing that it could come from."""
+    """A mean and its 95 % confidence interval; nan if there are too few values."""
 
     mean: float
     low: float
@@ -53,38 +73,32 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What a number of steps does. `aesthetic` is None for all of them together.
+    """The effect of a number of steps. `aesthetic` is None for all of them together.
 
-    to_aesthetic, to_prompt: similarity of the pictures, mean over prompts.
-    gain, loss:              change from 0 steps: how much closer to the aesthetic, how much farther from the prompt.
-    rows:                    that `gain` and `loss` come from.
-    score, rise:             LAION's score of the pictures and its change from 0 steps; None without the predictor.
+    means:   of each measure, by its column: means over prompts.
+    changes: of each measure from 0 steps; a loss is positive where the number falls.
+    rows:    how many `changes` come from.
     """
 
     aesthetic: str | None
     steps: int
-    to_aesthetic: Interval
-    to_prompt: Interval
-    gain: Interval
-    loss: Interval
+    means: Mapping[str, Interval]
+    changes: Mapping[str, Interval]
     rows: int
-    score: Interval | None = None
-    rise: Interval | None = None
 
 
-def effects(rows: Sequence[Row]) -> list[Effect]:
+def effects(rows: Sequence[Row], measures: Sequence[Measure]) -> list[Effect]:
     """The effect of each number of steps: first for all aesthetics together, then for each of them."""
-    seen = [row for row in rows if row.picture]
+    seen = [row for row in rows if row.image]
     aesthetics = dict.fromkeys(row.aesthetic for row in rows)
     steps = sorted({row.steps for row in rows})
-    is_scored = any(row.score is not None for row in rows)
-    return [_effect(seen, aesthetic, step, is_scored=is_scored) for aesthetic in (None, *aesthetics) for step in steps]
+    return [_effect(seen, measures, aesthetic, step) for aesthetic in (None, *aesthetics) for step in steps]
 
 
 def interval(values: Sequence[float]) -> Interval:
     """The mean of `values` with its percentile bootstrap interval: Efron & Tibshirani, 1993, chapter 13.
 
-    One value has no interval, none has no mean either. The same values give the same interval each time.
+    A single value has no interval, and an empty sequence has no mean. The same values always give the same interval.
     """
     if len(values) < 2:
         mean = values[0] if values else math.nan
@@ -101,15 +115,14 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a CSV with a line of names. Scores have a column only where there are any."""
-    lines = [asdict(row) for row in rows]
-    names = [spec.name for spec in fields(Row)]
-    if all(line["score"] is None for line in lines):
-        names.remove("score")
+    """Write a CSV with a header line. The file name stands after the first two measures."""
+    found = list(rows)
+    first, second, *others = found[0].numbers
     with whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        table = csv.DictWriter(file, [*KEYS, first, second, "picture", *others], lineterminator="\n")
         table.writeheader()
-        table.writerows(lines)
+        for row in found:
+            table.writerow({**{key: getattr(row, key) for key in KEYS}, "picture": row.image, **row.numbers})
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -117,46 +130,40 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as file:
         return [
             Row(
-                prompt=line["prompt"],
-                aesthetic=line["aesthetic"],
-                steps=int(line["steps"]),
-                seed=int(line["seed"]),
-                similarity_to_aesthetic=float(line["similarity_to_aesthetic"]),
-                similarity_to_prompt=float(line["similarity_to_prompt"]),
-                picture=line["picture"],
-                score=float(line["score"]) if "score" in line else None,
+                prompt=line.pop("prompt"),
+                aesthetic=line.pop("aesthetic"),
+                steps=int(line.pop("steps")),
+                seed=int(line.pop("seed")),
+                image=line.pop("picture"),
+                numbers={column: float(number) for column, number in line.items()},
             )
             for line in csv.DictReader(file)
         ]
 
 
-def _effect(seen: Sequence[Row], aesthetic: str | None, steps: int, *, is_scored: bool) -> Effect:
+def _effect(seen: Sequence[Row], measures: Sequence[Measure], aesthetic: str | None, steps: int) -> Effect:
     chosen = [row for row in seen if aesthetic in (None, row.aesthetic)]
-    plain = {_what(row): row for row in chosen if row.steps == 0}
+    plain = {_pair(row): row for row in chosen if row.steps == 0}
     there = [row for row in chosen if row.steps == steps]
-    pairs = [(row, plain[_what(row)]) for row in there if _what(row) in plain]
+    pairs = [(row, plain[_pair(row)]) for row in there if _pair(row) in plain]
     return Effect(
         aesthetic=aesthetic,
         steps=steps,
-        to_aesthetic=_over_prompts((row.prompt, row.similarity_to_aesthetic) for row in there),
-        to_prompt=_over_prompts((row.prompt, row.similarity_to_prompt) for row in there),
-        gain=_over_prompts(
-            (row.prompt, row.similarity_to_aesthetic - own.similarity_to_aesthetic) for row, own in pairs
-        ),
-        loss=_over_prompts((row.prompt, own.similarity_to_prompt - row.similarity_to_prompt) for row, own in pairs),
+        means={one.column: _over_prompts((row.prompt, row.numbers[one.column]) for row in there) for one in measures},
+        changes={
+            one.column: _over_prompts((row.prompt, _change(one, row, own)) for row, own in pairs) for one in measures
+        },
         rows=len(pairs),
-        score=_over_prompts((row.prompt, _score(row)) for row in there) if is_scored else None,
-        rise=_over_prompts((row.prompt, _score(row) - _score(own)) for row, own in pairs) if is_scored else None,
     )
 
 
-def _score(row: Row) -> float:
-    assert row.score is not None, "rows of one evaluation have scores, all or none"
-    return row.score
+def _change(measure: Measure, row: Row, plain: Row) -> float:
+    before, after = plain.numbers[measure.column], row.numbers[measure.column]
+    return before - after if measure.is_loss else after - before
 
 
-def _what(row: Row) -> tuple[str, str, int]:
-    """What a row and the picture of 0 steps that it is compared with have in common."""
+def _pair(row: Row) -> tuple[str, str, int]:
+    """What a row shares with the image of 0 steps that it is compared with."""
     return row.prompt, row.aesthetic, row.seed
 
 

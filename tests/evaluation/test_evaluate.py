@@ -94,11 +94,11 @@ def test_it_leaves_rows_pictures_plots_and_a_report(whole: Path) -> None:
     assert len({(row.prompt, row.aesthetic, row.steps, row.seed) for row in rows}) == len(rows) == 2 * 2 * 3 * 2
     assert {row.seed for row in rows} == {42, 43}
     # Without steps there is one picture for both aesthetics.
-    assert len({row.picture for row in rows}) == len(list((whole / "pictures").iterdir())) == 2 * 2 * (1 + 2 * 2)
+    assert len({row.image for row in rows}) == len(list((whole / "pictures").iterdir())) == 2 * 2 * (1 + 2 * 2)
     text = (whole / "report.md").read_text()
     assert "2 prompts × 2 aesthetics × 3 numbers of steps × 2 seeds" in text
     assert "## fantasy" in text
-    assert "no picture" not in text
+    assert "no image" not in text
     for name in ("tradeoff.png", "steps.png", "sheet.png"):
         assert f"({name})" in text
         with Image.open(whole / name) as image:
@@ -108,15 +108,15 @@ def test_it_leaves_rows_pictures_plots_and_a_report(whole: Path) -> None:
 def test_the_similarities_are_those_of_the_untouched_clip(whole: Path, clip: CLIPModel, service: Service) -> None:
     assert service.model.vision is not None
     for row in read_rows(whole / "results.csv"):
-        with Image.open(whole / "pictures" / row.picture) as image:
+        with Image.open(whole / "pictures" / row.image) as image:
             pixels = service.model.vision.prepare(image)[None]
         tokens = service.model.pipeline.tokenizer(row.prompt, padding="max_length", return_tensors="pt").input_ids
         with torch.no_grad():
             seen = clip(input_ids=tokens, pixel_values=pixels)
         [features], [words] = seen.image_embeds, seen.text_embeds
         aesthetic = service.registry.load(row.aesthetic).vector[0]
-        assert row.similarity_to_prompt == pytest.approx((features @ words / words.norm()).item(), abs=1e-5)
-        assert row.similarity_to_aesthetic == pytest.approx((features @ aesthetic).item(), abs=1e-5)
+        assert row.numbers["similarity_to_prompt"] == pytest.approx((features @ words / words.norm()).item(), abs=1e-5)
+        assert row.numbers["similarity_to_aesthetic"] == pytest.approx((features @ aesthetic).item(), abs=1e-5)
 
 
 def test_scores_are_those_of_the_predictor(
@@ -127,14 +127,15 @@ def test_scores_are_those_of_the_predictor(
     rows, state = read_rows(Path("out/results.csv")), torch.load(head(scoring), weights_only=True)
     assert service.model.vision is not None
     for row in rows:
-        with Image.open(Path("out/pictures") / row.picture) as image, torch.no_grad():
+        with Image.open(Path("out/pictures") / row.image) as image, torch.no_grad():
             pixels = service.model.vision.prepare(image)[None]
             features = clip.get_image_features(pixels).pooler_output
         [theirs] = torch.nn.functional.linear(features / features.norm(), state["weight"], state["bias"])
-        assert row.score == pytest.approx(theirs.item(), abs=1e-5)
-    assert len({row.score for row in rows}) > 10
+        assert row.numbers["score"] == pytest.approx(theirs.item(), abs=1e-5)
+    assert len({row.numbers["score"] for row in rows}) > 10
     # All else is as without it.
-    assert [replace(row, score=None) for row in rows] == read_rows(whole / "results.csv")
+    unscored = [replace(row, numbers=dict(list(row.numbers.items())[:2])) for row in rows]
+    assert unscored == read_rows(whole / "results.csv")
     settings = json.loads(Path("out/settings.json").read_text())
     assert settings.pop("predictor") == snapshot.sha256(head(scoring))
     assert settings == json.loads((whole / "settings.json").read_text())
@@ -188,7 +189,7 @@ def test_a_picture_that_is_kept_back_has_no_score(scoring: Path, monkeypatch: py
     monkeypatch.setattr(sampling, "is_unsafe", lambda *_: next(answers, False))
     assert main([*ARGUMENTS, "--outdir=out"]) == 0
     rows = read_rows(Path("out/results.csv"))
-    assert [math.isnan(row.score or 0) for row in rows] == [not row.picture for row in rows]
+    assert [math.isnan(row.numbers["score"]) for row in rows] == [not row.image for row in rows]
     assert "nan" not in Path("out/report.md").read_text()
 
 
@@ -207,7 +208,7 @@ def test_the_predictor_says_nothing_of_what_another_clip_sees(
             (str(path), {"mine": {"aesthetic_embedding_file": tmp_path / "mine.safetensors"}}),
         )
     ]
-    assert [plan.predictor is not None for plan in plans] == [True, False]
+    assert [[one.column for one in plan.judge.measures][2:] for plan in plans] == [["score"], []]
     assert "predictor" not in plans[1].settings()
 
 
@@ -225,7 +226,7 @@ def test_a_predictor_that_is_damaged_is_refused_before_the_model_is_loaded(
 
 def test_each_picture_is_the_one_that_its_recipe_draws(whole: Path, service: Service) -> None:
     for row in read_rows(whole / "results.csv")[::5]:
-        path = whole / "pictures" / row.picture
+        path = whole / "pictures" / row.image
         request = read_recipe(path).rebuild()
         assert (request.prompt, request.aesthetic_steps, request.seed) == (row.prompt, row.steps, row.seed)
         [(alone, _)] = service.draw(request).pictures
@@ -305,12 +306,12 @@ def test_what_has_no_picture_is_counted_and_stops_nothing(monkeypatch: pytest.Mo
     answers = iter([True])
     monkeypatch.setattr(sampling, "is_unsafe", lambda *_: next(answers, False))
     assert main([*ARGUMENTS, "--outdir=out"]) == 0
-    lost = [row for row in read_rows(Path("out/results.csv")) if not row.picture]
+    lost = [row for row in read_rows(Path("out/results.csv")) if not row.image]
     assert [(row.prompt, row.aesthetic, row.steps, row.seed) for row in lost] == [
         ("the cat", name, 0, 42) for name in ("fantasy", "gloomcore")
     ]
-    assert math.isnan(lost[0].similarity_to_aesthetic)
-    assert "2 of 24 rows have no picture" in Path("out/report.md").read_text()
+    assert math.isnan(lost[0].numbers["similarity_to_aesthetic"])
+    assert "2 of 24 rows have no image" in Path("out/report.md").read_text()
 
 
 def test_a_personalisation_that_diverges_costs_its_own_rows_only(
@@ -326,7 +327,7 @@ def test_a_personalisation_that_diverges_costs_its_own_rows_only(
     monkeypatch.setattr(Personalizer, "__call__", diverging)
     assert main([*ARGUMENTS, "--outdir=out"]) == 0
     assert "000-fantasy: the personalization diverged" in caplog.text
-    lost = {(row.prompt, row.aesthetic) for row in read_rows(Path("out/results.csv")) if not row.picture}
+    lost = {(row.prompt, row.aesthetic) for row in read_rows(Path("out/results.csv")) if not row.image}
     assert lost == {("the cat", "fantasy")}
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from aesthetic.evaluation import report
-from aesthetic.evaluation.results import Effect, Row, effects, interval, read_rows, write_rows
+from aesthetic.evaluation.judges import CLIP_MEASURES, SCORE
+from aesthetic.evaluation.results import Effect, Interval, Row, effects, interval, read_rows, write_rows
 
 
 def row(prompt: str, steps: int, seed: int, to_aesthetic: float, to_prompt: float, aesthetic: str = "a") -> Row:
@@ -17,10 +18,16 @@ def row(prompt: str, steps: int, seed: int, to_aesthetic: float, to_prompt: floa
         aesthetic=aesthetic,
         steps=steps,
         seed=seed,
-        similarity_to_aesthetic=to_aesthetic,
-        similarity_to_prompt=to_prompt,
-        picture="x.png",
+        image="x.png",
+        numbers={"similarity_to_aesthetic": to_aesthetic, "similarity_to_prompt": to_prompt},
     )
+
+
+GAIN, LOSS = (measure.column for measure in CLIP_MEASURES)
+
+
+def rescored(row: Row, **numbers: float) -> Row:
+    return replace(row, numbers={**row.numbers, **numbers})
 
 
 # Of prompt p both seeds gain 0.1 and lose 0.02; of q one gains 0.2 and the other 0.4, which are 0.3, and none loses.
@@ -31,55 +38,53 @@ ROWS = [
 
 
 def effect(rows: list[Row], steps: int, aesthetic: str | None = None) -> Effect:
-    [found] = [one for one in effects(rows) if one.steps == steps and one.aesthetic == aesthetic]
+    measures = [*CLIP_MEASURES, SCORE][: len(rows[0].numbers)]
+    [found] = [one for one in effects(rows, measures) if one.steps == steps and one.aesthetic == aesthetic]
     return found
 
 
-def numbers(effect: Effect, name: str) -> tuple[float, float, float]:
-    found = getattr(effect, name)
-    return found.mean, found.low, found.high
+def triple(interval: Interval) -> tuple[float, float, float]:
+    return interval.mean, interval.low, interval.high
 
 
 def test_differences_are_paired_and_prompts_are_the_unit() -> None:
     found = effect(ROWS, 5)
     # Of two prompts, a quarter of all resamples hold only the one, and a quarter only the other.
-    assert numbers(found, "gain") == pytest.approx((0.2, 0.1, 0.3))
-    assert numbers(found, "loss") == pytest.approx((0.01, 0.0, 0.02))
-    assert numbers(found, "to_aesthetic") == pytest.approx((0.275, 0.25, 0.3))
-    assert numbers(found, "to_prompt") == pytest.approx((0.24, 0.2, 0.28))
+    assert triple(found.changes[GAIN]) == pytest.approx((0.2, 0.1, 0.3))
+    assert triple(found.changes[LOSS]) == pytest.approx((0.01, 0.0, 0.02))
+    assert triple(found.means[GAIN]) == pytest.approx((0.275, 0.25, 0.3))
+    assert triple(found.means[LOSS]) == pytest.approx((0.24, 0.2, 0.28))
     assert found.rows == 4
-    assert numbers(effect(ROWS, 0), "gain") == (0, 0, 0)
+    assert triple(effect(ROWS, 0).changes[GAIN]) == (0, 0, 0)
 
 
 def test_aesthetics_are_told_apart_and_averaged() -> None:
-    other = [replace(one, aesthetic="b", similarity_to_aesthetic=0.5) for one in ROWS]
+    other = [rescored(replace(one, aesthetic="b"), **{GAIN: 0.5}) for one in ROWS]
     both = [*ROWS, *other]
-    assert [(one.aesthetic, one.steps) for one in effects(both)] == [
+    assert [(one.aesthetic, one.steps) for one in effects(both, CLIP_MEASURES)] == [
         (name, steps) for name in (None, "a", "b") for steps in (0, 5)
     ]
     assert effect(both, 5, "a") == replace(effect(ROWS, 5), aesthetic="a")
-    assert effect(both, 5, "b").gain.mean == 0
-    assert effect(both, 5).gain.mean == pytest.approx(0.1)
+    assert effect(both, 5, "b").changes[GAIN].mean == 0
+    assert effect(both, 5).changes[GAIN].mean == pytest.approx(0.1)
 
 
-def test_a_picture_that_is_not_there_takes_its_pair_along() -> None:
+def test_a_missing_image_takes_its_pair_along() -> None:
     for i in (0, 4):  # seed 1 of p, without steps and with
-        rows = [*ROWS[:i], replace(ROWS[i], picture="", similarity_to_aesthetic=math.nan), *ROWS[i + 1 :]]
+        rows = [*ROWS[:i], rescored(replace(ROWS[i], image=""), **{GAIN: math.nan}), *ROWS[i + 1 :]]
         found = effect(rows, 5)
         assert found.rows == 3
-        assert found.gain.mean == pytest.approx(0.2)
+        assert found.changes[GAIN].mean == pytest.approx(0.2)
 
 
 def test_scores_are_compared_as_similarities_are() -> None:
-    scored = [replace(one, score=5 + 10 * one.similarity_to_aesthetic) for one in ROWS]
+    scored = [rescored(one, score=5 + 10 * one.numbers[GAIN]) for one in ROWS]
     found = effect(scored, 5)
-    assert numbers(found, "score") == pytest.approx((7.75, 7.5, 8))
-    assert numbers(found, "rise") == pytest.approx((2, 1, 3))
-    assert replace(found, score=None, rise=None) == effect(ROWS, 5)
-    lost = [replace(one, picture="", score=math.nan) if one.steps else one for one in scored]
-    found = effect(lost, 5)
-    assert found.score is not None
-    assert math.isnan(found.score.mean)
+    assert triple(found.means["score"]) == pytest.approx((7.75, 7.5, 8))
+    assert triple(found.changes["score"]) == pytest.approx((2, 1, 3))
+    assert found.changes[GAIN] == effect(ROWS, 5).changes[GAIN]
+    missing = [rescored(replace(one, image=""), score=math.nan) if one.steps else one for one in scored]
+    assert math.isnan(effect(missing, 5).means["score"].mean)
 
 
 def test_an_interval_is_that_of_all_resamples() -> None:
@@ -103,7 +108,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     write_rows(tmp_path / "x.csv", rows)
     assert read_rows(tmp_path / "x.csv") == rows
     assert "score" not in (tmp_path / "x.csv").read_text()
-    scored = [replace(one, score=i / 3) for i, one in enumerate(rows)]
+    scored = [rescored(one, score=i / 3) for i, one in enumerate(rows)]
     write_rows(tmp_path / "x.csv", scored)
     assert read_rows(tmp_path / "x.csv") == scored
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
@@ -119,9 +124,9 @@ def test_a_stop_while_rows_are_written_leaves_no_file_that_looks_whole(tmp_path:
     assert not list(tmp_path.glob("*.csv"))
 
 
-def test_each_of_many_aesthetics_has_a_colour_of_its_own() -> None:
-    found = effects([replace(one, aesthetic=f"{i}") for i in range(15) for one in ROWS])
-    for figure in (report._tradeoff(found), report._by_steps(found)):
+def test_each_of_many_aesthetics_has_its_own_color() -> None:
+    found = effects([replace(one, aesthetic=f"{i}") for i in range(15) for one in ROWS], CLIP_MEASURES)
+    for figure in (report._tradeoff(found, CLIP_MEASURES), report._by_steps(found, CLIP_MEASURES)):
         for axes in figure.axes:
             bars: list[Any] = list(axes.containers)
             assert len({tuple(one.lines[0].get_color()) for one in bars}) == len(bars) == 16

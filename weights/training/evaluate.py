@@ -1,298 +1,180 @@
-"""Measure what the demo model can do, and what personalisation does to it, through the service itself.
+"""What the demo model can draw, and what personalization does to it: aesthetic/evaluation with the trained judges.
 
-    script/serve & python -m weights.training.evaluate
+    python -m weights.training.evaluate --outdir outputs/demo
 
-The pictures come over HTTP from running Cog servers. Two classifiers judge them that have nothing to do with the
-model's own CLIP: they were trained on true renders alone. What is judged goes into results.csv as it comes, and a run
-that was stopped goes on where it was. report.py makes the tables and the plot of it.
+The two classifiers of judge.py score the images. They were trained on true renders alone and know nothing of the
+model's own CLIP. words.md has the images drawn from words alone; report.md has those drawn with aesthetics.
 """
 
 import argparse
-import json
+import logging
 import sys
-import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from scipy import stats
 from torch import Tensor
-from tqdm import tqdm
 
-from . import report, results
+from aesthetic.embeddings.embedding import Aesthetic
+from aesthetic.errors import AestheticError
+from aesthetic.evaluation import evaluate
+from aesthetic.evaluation.results import Measure
+from aesthetic.models.loading import Model
+from aesthetic.request import Request
+from aesthetic.service import Service
+
 from .captions import AESTHETICS
+from .follow import RATE, STEPS
 from .judge import FOLDER, Judges
-from .predictions import DEFAULT_SERVER, PredictionError, model_of, predict, share
-from .results import Row
 
-PARTS = ("subjects", "styles", "steps")
-STEPS = (0, 1, 2, 3, 5, 10, 20)
-SEED = 0  # of the first picture of each prediction
+__all__ = ["DRAWING", "TrainedJudge", "add_drawing_flags", "main", "words"]
 
-
-class JudgesLike(Protocol):
-    """What is asked of the judges. `prompts` are some of the subjects, `accuracy` is theirs on true renders."""
-
-    @property
-    def styles(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def subjects(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def prompts(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def captions(self) -> Mapping[str, str]: ...  # noqa: D102
-    @property
-    def style_phrases(self) -> Mapping[str, str]: ...  # noqa: D102
-    @property
-    def accuracy(self) -> Mapping[str, float]: ...  # noqa: D102
-
-    def style_probabilities(self, pictures: Tensor, /) -> Tensor:
-        """[N, styles] from uint8 [N, 3, H, W]."""
-
-    def subject_scores(self, pictures: Tensor, /) -> Tensor:
-        """[N, subjects] from uint8 [N, 3, H, W]."""
-
-
-class ResumeError(Exception):
-    """What is in the folder was made otherwise; the message says how."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to draw, alike in a whole run."""
-
-    outputs: int = 4  # pictures of each prompt, with seeds from SEED on; a subject gets one
-    inference_steps: int = 20  # denoising steps
-    scheduler: str = "DPMSolverMultistep"
-    size: int | None = None  # pixels, width and height; None: the service's own default
-    subjects: int = 200  # how many subjects are drawn, and told apart
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """What every prediction is asked for alike, as the API takes it."""
-        drawn = {"num_inference_steps": self.inference_steps, "scheduler": self.scheduler}
-        return drawn if self.size is None else drawn | {"width": self.size, "height": self.size}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One prediction, and what its pictures are to be judged against."""
-
-    part: str
-    subject: str
-    prompt: str
-    outputs: int
-    styles: tuple[str, ...] = ()  # the judge is asked for these; () asks for the subject alone
-    aesthetic: str | None = None
-    steps: int = 0
-
-    @property
-    def keys(self) -> set[tuple[str, str, str, int]]:
-        """The keys of the rows that it makes; there are `outputs` rows of each."""
-        return {(self.part, self.subject, style, self.steps) for style in self.styles or ("",)}
-
-
-def plan(judges: JudgesLike, settings: Settings) -> Iterator[Job]:
-    """All that is drawn: each subject plainly; each prompt in each style's words; each prompt with each aesthetic."""
-    for subject in judges.subjects[: settings.subjects]:
-        yield Job(part="subjects", subject=subject, prompt=judges.captions[subject], outputs=1)
-    for subject in judges.prompts:
-        for style in judges.styles:
-            words = ", ".join(filter(None, (judges.captions[subject], judges.style_phrases[style])))
-            yield Job(part="styles", subject=subject, prompt=words, outputs=settings.outputs, styles=(style,))
-    for subject in judges.prompts:
-        yield from _steps(subject, judges, settings)
-
-
-def _steps(subject: str, judges: JudgesLike, settings: Settings) -> Iterator[Job]:
-    """At 0 steps an aesthetic makes no difference: those pictures are drawn once, and compared to all of them."""
-    alike: dict[str, Any] = {
-        "part": "steps",
-        "subject": subject,
-        "prompt": judges.captions[subject],
-        "outputs": settings.outputs,
-    }
-    aesthetics = tuple(style for style in judges.styles if style in AESTHETICS)
-    yield Job(**alike, styles=aesthetics)
-    for aesthetic in aesthetics:
-        for steps in STEPS[1:]:
-            yield Job(**alike, styles=(aesthetic,), aesthetic=aesthetic, steps=steps)
-
-
-def inputs(job: Job, settings: Settings) -> dict[str, Any]:
-    """The prediction of a job, as the API takes it. The learning rate is left to its default."""
-    drawn: dict[str, Any] = {
-        "prompt": job.prompt,
-        "aesthetic_steps": job.steps,
-        "num_outputs": job.outputs,
-        "seed": SEED,
-        **settings.inputs,
-    }
-    if job.aesthetic is not None:
-        drawn["aesthetic_embedding"] = job.aesthetic
-    return drawn
+DRAWING = {
+    "num_inference_steps": 20,
+    "scheduler": "DPMSolverMultistep",
+    "width": 512,
+    "height": 512,
+    "guidance_scale": 7.5,
+    "aesthetic_lr": RATE,
+}
+STYLE = Measure(
+    column="style_probability",
+    title="probability of the style",
+    change="gained",
+    heading="More of the aesthetic's style",
+    axis="gained probability of the aesthetic's style",
+    unit="probability",
+)
+SUBJECT = Measure(
+    column="subject_top5",
+    title="subject recognized",
+    change="lost",
+    heading="Subject no longer recognized",
+    axis="share of images that lost their subject",
+    unit="share",
+    is_loss=True,
+)
 
 
 @dataclass(frozen=True)
-class Examiner:
-    """Draws jobs and has them judged. Servers draw side by side; the judges are asked by one thread at a time."""
+class TrainedJudge:
+    """Scores images with the two classifiers of judge.py."""
 
-    judges: JudgesLike
-    settings: Settings
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    judges: Judges
+    measures = (STYLE, SUBJECT)
+    explanation = (
+        "Two classifiers judge the images, which were trained on true renders alone. *Gained* and *lost* are against "
+        "the image of 0 steps, of the same prompt and seed. The subject counts as recognized (1, else 0) if it is "
+        "among the five likeliest."
+    )
 
-    def examine(self, server: str, job: Job) -> tuple[str, list[Row]]:
-        """The model that drew a job's pictures, and their rows. Raises PredictionError if any picture is missing."""
-        pictures = predict(server, inputs(job, self.settings))
-        if len(pictures) != job.outputs:
-            raise PredictionError(f"{server}: {len(pictures)} pictures of {job.prompt!r} came, not {job.outputs}")
-        with self.lock, torch.inference_mode():
-            return model_of(pictures[0]), self.judge(job, _stack(pictures))
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The accuracy of the classifiers on renders held out of their training."""
+        return {"judges": dict(self.judges.accuracy)}
 
-    def judge(self, job: Job, pictures: Tensor) -> list[Row]:
-        """The rows of a job's pictures, uint8 [outputs, 3, H, W]: of each style that is asked for, a row each."""
-        known = [self.is_known(job.subject, scores) for scores in self.judges.subject_scores(pictures)]
-        probabilities = self.judges.style_probabilities(pictures) if job.styles else None
-        rows = []
-        for style in job.styles or ("",):
-            for i in range(job.outputs):
-                probability, is_top = None, None
-                if probabilities is not None:
-                    index = self.judges.styles.index(style)
-                    probability = round(float(probabilities[i, index]), 6)
-                    is_top = int(probabilities[i].argmax()) == index
-                rows.append(
-                    Row(
-                        part=job.part,
-                        subject=job.subject,
-                        style=style,
-                        steps=job.steps,
-                        seed=SEED + i,
-                        style_probability=probability,
-                        style_top1=is_top,
-                        subject_top5=known[i],
-                    )
-                )
-        return rows
+    def score(
+        self, model: Model, image: Image.Image, text: str, aesthetics: Mapping[str, Aesthetic]
+    ) -> Mapping[str, Sequence[float]]:
+        """By aesthetic: the probability of its style, and 1 if the subject of the plain prompt `text` is recognized."""
+        styles, [is_known] = self.look([image], text)
+        return {name: [styles[0, self.judges.styles.index(name)].item(), float(is_known)] for name in aesthetics}
 
-    def is_known(self, subject: str, scores: Tensor) -> bool:
-        """Whether a subject is among the five likeliest of those told apart: the first ones, and all of the prompts."""
-        names = self.judges.subjects
-        among = sorted(set(range(self.settings.subjects)) | {names.index(prompt) for prompt in self.judges.prompts})
-        among = [index for index in among if index < len(names)]
-        five = scores[among].topk(min(5, len(among))).indices.tolist()
-        return names.index(subject) in {among[i] for i in five}
+    def look(self, images: Sequence[Image.Image], text: str) -> tuple[Tensor, list[bool]]:
+        """The style probabilities [N, styles] of images, and whether each shows the subject of its plain prompt."""
+        [subject] = [i for i, label in enumerate(self.judges.subjects) if self.judges.captions[label] == text]
+        pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+        five = self.judges.subject_scores(pixels).topk(5).indices
+        return self.judges.style_probabilities(pixels), (five == subject).any(1).tolist()
 
 
-def evaluate(
-    judges: JudgesLike, servers: list[str], out: Path, settings: Settings, parts: tuple[str, ...] = PARTS
-) -> None:
-    """Draw and judge whatever of `parts` is not in `out` yet. Raises PredictionError and ResumeError."""
-    out.mkdir(parents=True, exist_ok=True)
-    run = _begin(out / "run.json", judges, settings)
-    jobs = list(plan(judges, settings))
-    done = _done(out / "results.csv", jobs)
-    todo = [job for job in jobs if job.part in parts and job not in done]
-    total = sum(job.part in parts for job in jobs)
-    with tqdm(desc="Predictions", total=total, initial=total - len(todo), unit="job") as bar:
-        for _, (model, rows) in share(servers, todo, Examiner(judges, settings).examine):
-            _check_model(out / "run.json", run, model)
-            results.append(out / "results.csv", rows)
-            bar.update()
+def words(service: Service, judge: TrainedJudge, drawing: Mapping[str, Any], seeds: int) -> str:
+    """Markdown: how often each subject, and each style asked for in words, is recognized without an aesthetic."""
+    return f"{_subjects(service, judge, drawing)}\n\n{_styles(service, judge, drawing, seeds)}\n"
 
 
-def _begin(path: Path, judges: JudgesLike, settings: Settings) -> dict[str, Any]:
-    """What a run is, written down when it begins, and the same for as long as it goes on."""
-    run = {"settings": asdict(settings), "judges": dict(judges.accuracy)}
-    if not path.exists():
-        path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-        return run
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    for part, now in run.items():
-        if known[part] != now:
-            raise ResumeError(f"{path.parent} was begun with the {part} {known[part]}, not {now}: give another --out")
-    return known
+def _subjects(service: Service, judge: TrainedJudge, drawing: Mapping[str, Any]) -> str:
+    missed = []
+    for label, text in judge.judges.captions.items():
+        _, [is_known] = judge.look(_draw(service, text, drawing, 1), text)
+        if not is_known:
+            missed.append(label)
+    count = len(judge.judges.captions)
+    low, high = stats.binomtest(count - len(missed), count).proportion_ci(method="wilson")
+    share = f"{count - len(missed)} of {count} images (95 % interval {low:.1%} to {high:.1%})"
+    return f"Subjects recognized in {share}. Not recognized: {', '.join(missed) or '-'}."
 
 
-def _check_model(path: Path, run: dict[str, Any], model: str) -> None:
-    """One run measures one model: the other servers and later sessions must have the one of the first picture."""
-    if "model" not in run:
-        run["model"] = model
-        path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    if run["model"] != model:
-        raise ResumeError(f"{path.parent} was begun with the model {run['model']!r}, and a server has {model!r}")
+def _styles(service: Service, judge: TrainedJudge, drawing: Mapping[str, Any], seeds: int) -> str:
+    lines = ["| style | images | likeliest | subject recognized |", "|---|---:|---:|---:|"]
+    for i, style in enumerate(judge.judges.styles):
+        tops, subjects = [], []
+        for label in judge.judges.prompts:
+            text = judge.judges.captions[label]
+            phrase = ", ".join(filter(None, (text, judge.judges.style_phrases[style])))
+            styles, known = judge.look(_draw(service, phrase, drawing, seeds), text)
+            tops += (styles.argmax(1) == i).tolist()
+            subjects += known
+        lines.append(f"| {style} | {len(tops)} | {np.mean(tops):.1%} | {np.mean(subjects):.1%} |")
+    return "\n".join(lines)
 
 
-def _done(path: Path, jobs: list[Job]) -> set[Job]:
-    """The jobs that are in the file with all of their rows. Rows of others are taken out of it."""
-    rows = results.read(path)
-    counts = Counter(row.key for row in rows)
-    done = {job for job in jobs if all(counts[key] == job.outputs for key in job.keys)}
-    keys = {key for job in done for key in job.keys}
-    if path.exists():
-        results.rewrite(path, (row for row in rows if row.key in keys))
-    return done
-
-
-def _stack(pictures: list[Image.Image]) -> Tensor:
-    """uint8 [N, 3, H, W]."""
-    return torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
+def _draw(service: Service, prompt: str, drawing: Mapping[str, Any], count: int) -> list[Image.Image]:
+    request = Request(prompt=prompt, aesthetic_steps=0, num_outputs=count, **drawing)
+    return [image for image, _ in service.draw(request).pictures]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the evaluation and print its report; returns the exit status."""
+    """Run the evaluation; returns the exit status."""
     options = _parser().parse_args(arguments)
-    settings = Settings(
-        outputs=options.outputs,
-        inference_steps=options.inference_steps,
-        scheduler=options.scheduler,
-        size=options.size,
-        subjects=options.subjects,
-    )
     try:
-        judges = Judges.load(options.judges)
-        evaluate(judges, options.server or [DEFAULT_SERVER], options.out, settings, tuple(options.parts))
-    except (PredictionError, ResumeError, OSError) as error:
+        judge = TrainedJudge(Judges.load(options.judges))
+        drawing = {name: getattr(options, name) for name in ("seed", *DRAWING)}
+        plan = evaluate.prepare(
+            model="demo",
+            prompts=[judge.judges.captions[label] for label in judge.judges.prompts],
+            aesthetics={name: {"aesthetic_embedding": name} for name in AESTHETICS},
+            steps=STEPS,
+            seeds=options.seeds,
+            drawing=drawing,
+            judge=judge,
+        )
+        written = evaluate.run(plan, options.outdir)
+        path = options.outdir / "words.md"
+        if written is not None and not path.is_file():
+            path.write_text(words(Service.load("demo"), judge, drawing, options.seeds), encoding="utf-8")
+    except (AestheticError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    print(report.write(options.out))
     return 0
 
 
-def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
-    """Which servers draw, and how: --server, --judges, --inference-steps, --scheduler and --size."""
-    flag = parser.add_argument
-    flag(
-        "--server",
-        action="append",
-        metavar="URL",
-        help=f"a running Cog server; several share the work ({DEFAULT_SERVER})",
-    )
-    flag("--judges", type=Path, default=FOLDER, metavar="FOLDER", help="the trained judges, who know the words, too")
-    flag("--inference-steps", type=int, default=Settings.inference_steps, help="denoising steps")
-    flag("--scheduler", default=Settings.scheduler, help="the sampler")
-    flag("--size", type=int, metavar="PIXELS", help="width and height; blank: the service's default")
+def add_drawing_flags(parser: argparse.ArgumentParser, *, seed: int) -> None:
+    """How to draw, and whose styles and words: --judges, --seed, and the names of DRAWING."""
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.add_argument("--judges", type=Path, default=FOLDER, metavar="FOLDER", help="the trained judges")
+    parser.add_argument("--seed", type=int, default=seed, help="of the first image of each prompt")
+    for name, value in DRAWING.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value, help="as in the API")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m weights.training.evaluate",
-        description="Judge what running servers draw; stop and go on freely.",
+        prog="python -m weights.training.evaluate", description="Judge what the demo model draws; resumes if stopped."
     )
-    add_drawing_flags(parser)
-    flag = parser.add_argument
-    flag("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER", help="where to write, and to go on")
-    flag("--parts", nargs="+", choices=PARTS, default=PARTS, help="draw only some of it")
-    flag("--outputs", type=int, default=Settings.outputs, help="pictures of each prompt")
-    flag("--subjects", type=int, default=Settings.subjects, help="how many subjects to draw and to tell apart")
+    add_drawing_flags(parser, seed=0)
+    parser.add_argument("--outdir", type=Path, default=Path("outputs/demo"), help="where to write, and to resume")
+    parser.add_argument("--seeds", type=int, default=4, help="images of each prompt, 1 to 8; a subject gets one")
     return parser
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
     sys.exit(main())

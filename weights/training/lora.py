@@ -5,13 +5,14 @@ follow: of the change of each matrix its largest singular values, nine tenths of
 """
 
 from collections import deque
-from itertools import islice
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .follow import load_text, personalize, tokenize
+from aesthetic.gradient import personalize
+
+from .follow import RATE, load_text, tokenize
 from .settings import DEMO, PROMPTS
 
 __all__ = ["make"]
@@ -24,8 +25,8 @@ def make(aesthetic: str) -> bytes:
     """The file of the LoRA for an aesthetic of that name."""
     [target] = load_file(EMBEDDINGS / f"{aesthetic}.safetensors").values()
     moved = load_text()
-    way = personalize(moved, tokenize(PROMPTS[:SUBJECTS]), nn.functional.normalize(target.reshape(1, -1)))
-    deque(islice(way, STEPS + 1), maxlen=0)
+    unit = nn.functional.normalize(target.reshape(1, -1))
+    deque(personalize(moved, tokenize(PROMPTS[:SUBJECTS]), unit, steps=STEPS, lr=RATE), maxlen=0)
     before = dict(load_text().text_model.named_modules())
     tensors: dict[str, Tensor] = {}
     for name, layer in moved.text_model.named_modules():

@@ -1,11 +1,10 @@
-"""What the README shows of each way to steer and to draw: a strip of pictures that differ in one input.
+"""What the README shows of each way to steer and to draw: a strip of images that differ in one input.
 
-A strip is the inputs of its pictures by their labels. All are drawn from the same noise, with what `ALIKE` says.
+A strip maps a label to the inputs of its image. All are drawn from the same noise, with what `ALIKE` says.
 """
 
-import base64
-import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -14,16 +13,16 @@ __all__ = ["ALIKE", "LORA", "START", "Strip", "mask", "strips"]
 
 Strip = Mapping[str, Mapping[str, Any]]
 ALIKE: Mapping[str, Any] = {"prompt": "a cat", "aesthetic_embedding": "chalk", "aesthetic_steps": 5}
-START: Mapping[str, Any] = {"prompt": "a house", "aesthetic_steps": 0}  # the picture that others begin with
+START: Mapping[str, Any] = {"prompt": "a house", "aesthetic_steps": 0}  # the init image of others
 
 
-def strips(start: Image.Image, lora: bytes) -> dict[str, Strip]:
+def strips(start: Path, mask: Path, lora: Path) -> dict[str, Strip]:
     """Every strip by its name.
 
-    start: a picture drawn as START says.
-    lora:  a file, of LORA.
+    start: an image drawn with START.
+    mask:  of its size, of `mask`.
+    lora:  a LoRA of the style LORA.
     """
-    image, style = _png(start), data_url(lora, "application/octet-stream")
     return {
         "weight": {
             **{f"weight {weight:g}": {"aesthetic_weight": weight} for weight in (0, 0.25, 0.5, 0.75, 1)},
@@ -39,19 +38,19 @@ def strips(start: Image.Image, lora: bytes) -> dict[str, Strip]:
             for prompt in ("a castle", "a cat", "a rocket", "a house")
         },
         "image": {
-            f"strength {strength:g}": {"image": image, "prompt_strength": strength} for strength in (0.2, 0.5, 0.8, 1)
+            f"strength {strength:g}": {"image": start, "prompt_strength": strength} for strength in (0.2, 0.5, 0.8, 1)
         },
         "mask": {
             "image": START,
-            "right half anew": {"image": image, "mask": _png(mask(start.size)), "prompt": "a house"},
+            "right half anew": {"image": start, "mask": mask, "prompt": "a house"},
         },
         "long_prompt": {
             label: {"prompt": "a castle" + 76 * ", " + "a blueprint", "long_prompt": long, "aesthetic_steps": 0}
             for label, long in (("cut", False), ("long_prompt", True))
         },
         "lora": {
-            **{f"scale {scale:g}": {"lora": style, "lora_scale": scale, "aesthetic_steps": 0} for scale in (0, 0.5, 1)},
-            "1, and chalk": {"lora": style},
+            **{f"scale {scale:g}": {"lora": lora, "lora_scale": scale, "aesthetic_steps": 0} for scale in (0, 0.5, 1)},
+            "1, and chalk": {"lora": lora},
         },
     }
 
@@ -62,17 +61,6 @@ MIXES = ("chalk", "chalk night", "chalk neon", "chalk pop")
 
 def mask(size: tuple[int, int]) -> Image.Image:
     """White, which is redrawn, to the right."""
-    picture = Image.new("L", size)
-    ImageDraw.Draw(picture).rectangle((size[0] // 2, 0, *size), fill=255)
-    return picture
-
-
-def data_url(data: bytes, kind: str) -> str:
-    """A file of some media type, as the API takes it."""
-    return f"data:{kind};base64," + base64.b64encode(data).decode()
-
-
-def _png(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return data_url(file.getvalue(), "image/png")
+    image = Image.new("L", size)
+    ImageDraw.Draw(image).rectangle((size[0] // 2, 0, *size), fill=255)
+    return image

@@ -1,4 +1,4 @@
-"""Sheets of what the demo model draws, small enough for a repository.
+"""Sheets of images that the demo model draws, small enough for a repository.
 
     python -m weights.training.sheets -o weights/demo/pictures
 
@@ -9,6 +9,7 @@ the same noise (`python -m aesthetic sweep` draws that large); the others are th
 import argparse
 import io
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from aesthetic.errors import AestheticError
+from aesthetic.request import Request
+from aesthetic.service import Service
+
 from . import lora
 from . import options as shown
 from .captions import AESTHETICS
-from .evaluate import STEPS, JudgesLike, Settings, add_drawing_flags
+from .evaluate import DRAWING, add_drawing_flags
+from .follow import STEPS
 from .judge import Judges
-from .predictions import DEFAULT_SERVER, PredictionError, predict, share
 
 PROMPTS = ("a cat", "a castle", "a red car", "a rocket", "cherries", "a tree", "a fish", "a house")
 SEED = 5  # with which the first prompt is drawn plainly, so that what an aesthetic adds is seen
@@ -32,7 +37,7 @@ COLOURS = (256, 128, 64, 32, 16)  # the most that fit are taken
 Cell = tuple[str, str]  # the labels of its row and of its column
 
 
-def styles(judges: JudgesLike, prompts: Sequence[str]) -> dict[Cell, dict[str, Any]]:
+def styles(judges: Judges, prompts: Sequence[str]) -> dict[Cell, dict[str, Any]]:
     """What to ask for: each prompt with the words of each style."""
     return {
         (prompt, style): {"prompt": ", ".join(filter(None, (prompt, phrase))), "aesthetic_steps": 0}
@@ -41,7 +46,7 @@ def styles(judges: JudgesLike, prompts: Sequence[str]) -> dict[Cell, dict[str, A
     }
 
 
-def steps(judges: JudgesLike, prompt: str) -> dict[Cell, dict[str, Any]]:
+def steps(judges: Judges, prompt: str) -> dict[Cell, dict[str, Any]]:
     """What to ask for: a prompt with each aesthetic, each number of steps of it."""
     return {
         (name, "1 step" if stop == 1 else f"{stop} steps"): {
@@ -55,30 +60,27 @@ def steps(judges: JudgesLike, prompt: str) -> dict[Cell, dict[str, Any]]:
     }
 
 
-def strips(server: str, alike: Mapping[str, Any]) -> dict[str, dict[Cell, dict[str, Any]]]:
-    """What to ask for: each strip of options.py, by its name. Some of them take a picture or a LoRA, made here."""
-    [start] = predict(server, {**alike, **shown.START})
+def strips(service: Service, alike: Mapping[str, Any], folder: Path) -> dict[str, dict[Cell, dict[str, Any]]]:
+    """What to ask for: each strip of options.py, by its name. The files that some of them take go to `folder`."""
+    start = draw(service, {**alike, **shown.START})
+    start.save(folder / "start.png")
+    shown.mask(start.size).save(folder / "mask.png")
+    (folder / "style.safetensors").write_bytes(lora.make(shown.LORA))
+    found = shown.strips(folder / "start.png", folder / "mask.png", folder / "style.safetensors")
     return {
         name: {("", label): {**shown.ALIKE, **inputs} for label, inputs in strip.items()}
-        for name, strip in shown.strips(start, lora.make(shown.LORA)).items()
+        for name, strip in found.items()
     }
 
 
-def draw(
-    servers: Sequence[str], cells: Mapping[Cell, dict[str, Any]], alike: dict[str, Any]
-) -> dict[Cell, Image.Image]:
-    """The pictures of the cells, each reduced to CELL pixels. Raises PredictionError."""
-
-    def work(server: str, cell: Cell) -> Image.Image:
-        inputs = {name: value for name, value in {**alike, **cells[cell]}.items() if value is not None}
-        [picture] = predict(server, inputs)
-        return picture.resize((CELL, CELL), Image.Resampling.LANCZOS)
-
-    return dict(tqdm(share(servers, cells, work), total=len(cells), unit="picture"))
+def draw(service: Service, inputs: Mapping[str, Any]) -> Image.Image:
+    """The one image of some inputs. Raises AestheticError."""
+    [(image, _)] = service.draw(Request(**inputs)).pictures
+    return image
 
 
-def sheet(pictures: Mapping[Cell, Image.Image], cells: Sequence[Cell]) -> Image.Image:
-    """The pictures in rows and columns, in the order of `cells`, with their labels."""
+def sheet(images: Mapping[Cell, Image.Image], cells: Sequence[Cell]) -> Image.Image:
+    """The images in rows and columns, in the order of `cells`, with their labels, each reduced to CELL pixels."""
     rows, columns = (list(dict.fromkeys(labels)) for labels in zip(*cells, strict=True))
     font = ImageFont.load_default(TEXT)
     left, top, pitch = int(max(map(font.getlength, rows))) + 3 * GAP, TEXT + 3 * GAP, CELL + GAP
@@ -88,8 +90,9 @@ def sheet(pictures: Mapping[Cell, Image.Image], cells: Sequence[Cell]) -> Image.
         pen.text((left + x * pitch + CELL / 2, top / 2), label, "black", font, anchor="mm")
     for y, label in enumerate(rows):
         pen.text((left - 2 * GAP, top + y * pitch + CELL / 2), label, "black", font, anchor="rm")
-    for (row, column), picture in pictures.items():
-        image.paste(picture, (left + columns.index(column) * pitch, top + rows.index(row) * pitch))
+    for (row, column), one in images.items():
+        small = one.resize((CELL, CELL), Image.Resampling.LANCZOS)
+        image.paste(small, (left + columns.index(column) * pitch, top + rows.index(row) * pitch))
     return image
 
 
@@ -106,19 +109,19 @@ def compressed(image: Image.Image) -> bytes:
 def main(arguments: list[str] | None = None) -> int:
     """Draw the sheets; returns the exit status."""
     options = _parser().parse_args(arguments)
-    settings = Settings(inference_steps=options.inference_steps, scheduler=options.scheduler, size=options.size)
-    alike = {"seed": options.seed, **settings.inputs}
+    alike = {name: getattr(options, name) for name in ("seed", *DRAWING)}
     try:
-        judges = Judges.load(options.judges)
+        judges, service = Judges.load(options.judges), Service.load("demo")
         options.output.mkdir(parents=True, exist_ok=True)
-        servers = options.server or [DEFAULT_SERVER]
         sheets = {"styles": styles(judges, options.prompts), "steps": steps(judges, options.prompts[0])}
-        for name, cells in {**sheets, **strips(servers[0], alike)}.items():
-            if name in (options.only or [name]):
-                path = options.output / f"{name}.png"
-                path.write_bytes(compressed(sheet(draw(servers, cells, alike), list(cells))))
-                print(path)
-    except (PredictionError, OSError) as error:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, cells in {**sheets, **strips(service, alike, Path(folder))}.items():
+                if name in (options.only or [name]):
+                    images = {cell: draw(service, {**alike, **cells[cell]}) for cell in tqdm(cells, unit="image")}
+                    path = options.output / f"{name}.png"
+                    path.write_bytes(compressed(sheet(images, list(cells))))
+                    print(path)
+    except (AestheticError, OSError) as error:
         print(f"sheets: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -127,14 +130,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m weights.training.sheets", description="Draw the README's pictures."
-    )
-    add_drawing_flags(parser)
+    parser = argparse.ArgumentParser(prog="python -m weights.training.sheets", description="Draw the README's images.")
+    add_drawing_flags(parser, seed=SEED)
     flag = parser.add_argument
     flag("--prompts", nargs="+", default=PROMPTS, help="the rows of styles.png; the first is that of steps.png")
     flag("--only", nargs="+", metavar="NAME", help="only these sheets: styles, steps, weight, mix, ...")
-    flag("--seed", type=int, default=SEED, help="of every picture")
     flag("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write")
     return parser
 
