@@ -44,7 +44,7 @@ class Stages:
         self.request = followed(request, self.model, folder)
         assert self.request.aesthetic_embedding_file is not None
         self.target = embedding.load_aesthetic(self.request.aesthetic_embedding_file).vector.to(self.model.device)
-        self.tokens = prompt.tokenize(self.model, request.prompt)
+        self.tokens = prompt.tokenize_prompt(self.model.pipeline.tokenizer, request.prompt, self.model.device)
         scheduler = schedulers.build(request.scheduler, self.model.scheduler)
         self.original = Original(self.model.pipeline, self.model.encoder, scheduler)
         self._draw()

@@ -305,7 +305,9 @@ def _work(service: Service, plan: Plan, job: Job, pictures: Path) -> Iterator[Ro
                 seen[steps, seed] = (name, _features(service, image))
     except DrawingError as error:  # one job that gives nothing need not stop the others
         log.warning("%s: %s", job.name, error)
-    words = prompt.embed(service.model, prompt.tokenize(service.model, job.prompt)).cpu()
+    words = prompt.embed(
+        service.model, prompt.tokenize_prompt(service.model.pipeline.tokenizer, job.prompt, service.model.device)
+    ).cpu()
     for label in plan.aesthetics if job.aesthetic is None else [job.aesthetic]:
         _, aesthetic = plan.aesthetics[label]
         for steps in plan.steps[:1] if job.aesthetic is None else plan.steps[1:]:

@@ -27,9 +27,11 @@ __all__ = [
     "PROJECTION",
     "Vision",
     "load_vision",
+    "project",
     "quiet_loading",
     "read_clip_space",
     "read_projection",
+    "require_width",
 ]
 
 
@@ -114,10 +116,9 @@ def read_projection(clip: Path | None = None) -> Tensor:
     return projection.float()
 
 
-def _project(text_encoder: Any, projection: Tensor, file: Path) -> Any:
-    """A text encoder with a projection on top: transformers' own class for both, frozen."""
+def project(text_encoder: Any, projection: Tensor) -> Any:
+    """A text encoder with a projection [dim, hidden] on top, as a frozen CLIPTextModelWithProjection."""
     config = copy.deepcopy(text_encoder.config)
-    _require_width(config.hidden_size, projection, file)
     config.projection_dim = projection.shape[0]
     with torch.device("meta"):  # both halves are put in at once
         encoder = transformers.CLIPTextModelWithProjection(config)
@@ -127,7 +128,8 @@ def _project(text_encoder: Any, projection: Tensor, file: Path) -> Any:
     return encoder.eval().requires_grad_(False)
 
 
-def _require_width(width: int, projection: Tensor, where: Path) -> None:
+def require_width(width: int, projection: Tensor, where: Path) -> None:
+    """Raise CheckpointError unless a projection [dim, hidden] fits a text encoder that is `width` wide."""
     if width != projection.shape[1]:
         raise CheckpointError(
             f"the text encoder in {where} is {width} wide, "
@@ -142,7 +144,7 @@ def _load_encoder(folder: Path, projection: Tensor) -> Any:
         may_lack={PROJECTION},
         projection_dim=projection.shape[0],
     )
-    _require_width(encoder.config.hidden_size, projection, folder)
+    require_width(encoder.config.hidden_size, projection, folder)
     encoder.text_projection.weight.data.copy_(projection)
     return encoder
 

@@ -30,10 +30,11 @@ from .clip import (
     _load_tower,
     _load_vision,
     _processor,
-    _project,
     _projection,
     _variant,
+    project,
     quiet_loading,
+    require_width,
 )
 from .device import require_kernels
 
@@ -117,7 +118,8 @@ def _load_file(file: Path, folder: Path, projection: Tensor, device: torch.devic
             f"{file} lacks weights of Stable Diffusion 1.x, or has them in other shapes: {error}"
         ) from error
     _require_weights(pipeline.text_encoder, f"the text encoder's weights in {file}")
-    encoder = _project(pipeline.text_encoder, projection, file).to(device)
+    require_width(pipeline.text_encoder.config.hidden_size, projection, file)
+    encoder = project(pipeline.text_encoder, projection).to(device)
     dtype = precision(device)
     pipeline.register_modules(text_encoder=in_precision(encoder.text_model, dtype))
     return encoder, pipeline.to(device, dtype)

@@ -49,7 +49,7 @@ def target_embedding(request: Request, model: Model, aesthetic: Aesthetic) -> Te
     """The direction [1, D] to follow, fp32 of unit norm: the aesthetic's, turned if a phrase is given."""
     if not request.aesthetic_text:
         return aesthetic.vector
-    tokens = prompt.tokenize(model, request.aesthetic_text)
+    tokens = prompt.tokenize_prompt(model.pipeline.tokenizer, request.aesthetic_text, model.device)
     warn_of_truncation("aesthetic_text", tokens)
     phrase = prompt.embed(model, tokens).cpu()
     return interpolation.turn(

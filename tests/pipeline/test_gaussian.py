@@ -165,7 +165,7 @@ def test_kept_latents_are_as_noisy_as_redrawn_ones(
     mask[..., 8:] = 1
     canvas = InitImage(image=Image.new("RGB", (128, 128)), mask=None, files={})
     start = img2img.InitLatents(canvas=canvas, latents=torch.full((1, 4, 16, 16), MEAN), mask=mask)
-    words = prompt.tokenize(model, "")
+    words = prompt.tokenize_prompt(model.pipeline.tokenizer, "", model.device)
     conditioning = prompt.encode(model.pipeline.text_encoder, words, words, words)
     sampling.denoise(ideal(model, std=0.0), conditioning, request, start)
     assert len(pairs) >= request.img2img_steps
