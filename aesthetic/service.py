@@ -234,7 +234,7 @@ class Service:
         """
         with self._timed(seconds, "denoise"):
             latents = sampling.denoise(self.drawn, stop.conditioning, request, start)
-        init_image = start.canvas if start is not None else None
+        init_image = start.init if start is not None else None
         is_checked = not request.disable_safety_checker and self.model.pipeline.safety_checker is not None
         drawn: list[tuple[int, Picture, Future[Tensor] | None]] = []
         for i, image in self._decoded(request, latents, init_image, seconds):

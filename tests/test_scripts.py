@@ -47,7 +47,7 @@ def test_predict_draws_and_says_so(tmp_path: Path, home: Path) -> None:
         with Image.open(path) as image:
             assert image.size == (128, 128)
             assert image.info["parameters"].startswith("the cat = the dog\n")
-    for line in ("Model: stable-diffusion-v1-5", "Seed: ", "Personalising: 100%", "Denoising 2 of 2: 100%"):
+    for line in ("Model: stable-diffusion-v1-5", "Seed: ", "Personalizing: 100%", "Denoising 2 of 2: 100%"):
         assert line in answer.stderr
 
 

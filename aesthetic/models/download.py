@@ -1,10 +1,10 @@
-"""Fetch the files that the manifest and the index name, and verify each by its digest.
+"""Fetch the files in weights/manifest.json and embeddings/index.json, and verify each by its digest.
 
     python -m aesthetic.models.download [NAME ...]       everything, or only the snapshots named
 
 A file is downloaded to .cog/download/, verified there and then moved to its place, so a partial file never looks
-complete. Files that are there already, or that come with the checkout, are only verified. huggingface_hub downloads
-from the hub (redirects, HF_TOKEN, HF_ENDPOINT, retries, progress bars); this module knows which files must arrive.
+complete. Files that are already there, or come with the checkout, are only verified. huggingface_hub downloads from the
+hub (redirects, HF_TOKEN, HF_ENDPOINT, retries, progress bars).
 """
 
 import argparse
@@ -30,7 +30,7 @@ from .manifest import File, Source, read_manifest
 
 __all__ = ["main"]
 
-MAX_URL_BYTES = 2**20  # files fetched from a URL have some kB; a longer one is cut here and fails its digest
+MAX_URL_BYTES = 2**20  # files from URLs have a few kB; a longer one is cut here and fails its digest
 TIMEOUT = 30  # seconds without a byte from a URL
 AGAIN = "run script/download-weights again: it fetches the files that are still missing"
 WRONG = (
@@ -49,7 +49,7 @@ class _HubFile(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """A file, its place and its origin: `file.url`, the hub, or with neither the checkout."""
+    """A file, its place, and its origin: `file.url`, else the hub, else the checkout."""
 
     path: Path
     file: File
@@ -57,7 +57,7 @@ class _Wanted:
 
     @property
     def bundled(self) -> bool:
-        """Whether it comes with the checkout."""
+        """Whether the file comes with the checkout."""
         return self.file.url is None and self.hub is None
 
 
@@ -79,12 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _provide(names: list[str], home: Path) -> None:
-    """Fetch the named snapshots, or all, and the aesthetics that go with them; verify the bundled ones last."""
+    """Fetch the named snapshots, or all, and the aesthetics that belong to them; then verify the bundled ones."""
     sources = _choose(names, home / "weights")
     for name, source in sources.items():
         print(f"{name} ({source.license}): {'comes with the checkout' if source.bundled else home / 'weights' / name}")
     files = [*_snapshot_files(sources, home / "weights"), *_aesthetics(sources, home / "embeddings")]
-    # The small files from URLs go first, so that they do not fail after gigabytes.
+    # The small files from URLs come first, so that they fail before gigabytes are downloaded.
     for wanted in sorted(files, key=lambda wanted: wanted.hub is not None):
         if not wanted.bundled:
             _fetch(wanted, home)
@@ -109,7 +109,7 @@ def _snapshot_files(sources: Mapping[str, Source], weights: Path) -> Iterator[_W
 
 
 def _aesthetics(sources: Mapping[str, Source], folder: Path) -> Iterator[_Wanted]:
-    """The published aesthetics with any snapshot from the hub, the bundled ones with any bundled snapshot."""
+    """The published aesthetics if any snapshot is from the hub, and the bundled ones if any snapshot is bundled."""
     entries = registry.Registry(folder)
     for name, entry in entries.entries.items():
         if any(source.bundled if entry.url is None else source.repo_id is not None for source in sources.values()):
@@ -117,7 +117,7 @@ def _aesthetics(sources: Mapping[str, Source], folder: Path) -> Iterator[_Wanted
 
 
 def _verify(bundled: list[_Wanted]) -> None:
-    """Raise DownloadError unless the files that come with the checkout are right."""
+    """Raise DownloadError unless the bundled files have the right digests."""
     wrong = [wanted.path for wanted in bundled if not _is_right(wanted.path, wanted)]
     if wrong:
         raise DownloadError(
@@ -140,7 +140,7 @@ def _fetch(wanted: _Wanted, home: Path) -> None:
 
 @contextmanager
 def _staging(home: Path) -> Iterator[Path]:
-    """An empty folder that neither git nor Cog looks into; what a killed run left there is removed."""
+    """An empty folder that git and Cog ignore, without the leftovers of a killed run."""
     folder = home / ".cog" / "download"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -151,7 +151,7 @@ def _staging(home: Path) -> Iterator[Path]:
 
 
 def _download(wanted: _Wanted, folder: Path) -> Path:
-    """The file as its server gives it, in `folder`."""
+    """Download the file into `folder`, unverified."""
     if wanted.hub is not None:
         return Path(hf_hub_download(**wanted.hub, local_dir=folder))
     assert wanted.file.url is not None, "files that come with the checkout are not downloaded"
@@ -162,7 +162,7 @@ def _download(wanted: _Wanted, folder: Path) -> Path:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Move a file to its place in one step, from another file system too."""
+    """Move a file to its place atomically, also from another file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.part")
     shutil.move(path, beside)
@@ -170,7 +170,7 @@ def _move(path: Path, target: Path) -> None:
 
 
 def _is_right(path: Path, wanted: _Wanted) -> bool:
-    """Whether `path` is the file: by sha256 or, where that is unconfirmed, by the hub's git SHA-1."""
+    """Whether `path` has the file's sha256 or, where that is unconfirmed, the hub's git SHA-1."""
     if not path.is_file():
         return False
     if _sha256(path) == wanted.file.sha256:
@@ -199,7 +199,7 @@ def _explained() -> Iterator[None]:
     """Turn the errors of a download into a DownloadError that says what to do."""
     try:
         yield
-    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # hf_xet raises RuntimeError
         raise DownloadError(f"{_advice(error)} {AGAIN}") from error
 
 

@@ -30,23 +30,21 @@ def prompt_embeds(
     projection: Tensor | None = None,
     long_prompt: bool = False,
 ) -> dict[str, Tensor]:
-    """What to call `pipe` with, in place of prompt and negative_prompt, to draw `prompt` towards `aesthetic`.
+    """The arguments that replace prompt and negative_prompt in a call of `pipe`, personalized towards `aesthetic`.
 
-    pipe:       any pipeline of diffusers with a CLIP text encoder and its tokenizer, as all of the Stable Diffusion
-                1.x family have.
+    pipe:       any diffusers pipeline with one CLIP text encoder, such as all of the Stable Diffusion 1.x family.
     aesthetic:  [1, dim], as `embedding.load_aesthetic(path).vector` gives it.
-    steps, lr:  as in `gradient.ascend`; 0 steps give what the pipeline makes of the words itself, and so does an empty
-                prompt.
+    steps, lr:  as in `gradient.personalize`; 0 steps, or an empty prompt, give the pipeline's own encoding.
     projection: CLIP's text projection [dim, hidden]; None takes that of the CLIP which script/download-weights fetches.
-    long_prompt: read all of both prompts, in chunks, and weights in them as (red:1.3), as `prompt.read` does; else they
-                are cut to one chunk.
+    long_prompt: read both prompts in chunks, with weights as in (red:1.3), as `tokenize_prompt` does, instead of one
+                chunk of each.
 
     Returns prompt_embeds and negative_prompt_embeds, [1, tokens, hidden] each, on the pipeline's device and in its
-    precision. The negative prompt is the business of the untouched encoder.
+    precision. The negative prompt is encoded by the untouched encoder.
 
     Not for use inside torch.inference_mode. Raises CheckpointError if there is no projection, ValueError if it does not
     fit text encoder and aesthetic, or if steps or lr are negative, RequestError if a weight can't be read, and
-    DrawingError if the personalisation diverges.
+    DrawingError if the personalization diverges.
     """
     if steps < 0 or not lr >= 0:
         raise ValueError(f"steps and lr must be 0 or more, not {steps} and {lr}")
