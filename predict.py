@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 from contextlib import suppress
@@ -47,13 +48,13 @@ class Predictor(BasePredictor):
         self.predictions = Predictions()
         self.predictions.make(self.service.warm_up, Request())
         self.temporary = LocalPath(tempfile.mkdtemp(prefix="aesthetic-"))
-        atexit.register(shutil.rmtree, self.temporary, ignore_errors=True)
+        atexit.register(lambda: shutil.rmtree(self.temporary, ignore_errors=True))
         # Cog's too, for what it downloads before it calls predict: tempfile.tempdir can't make a lost folder again.
         tempfile.gettempdir = self._temporary_folder
 
     def healthcheck(self) -> bool:
-        """Whether the model can still draw."""
-        return self.service.is_healthy()
+        """Whether the model can still draw. Only an idle GPU is tested: a busy one answers after Cog's five seconds."""
+        return self.predictions.is_busy() or self.service.is_healthy()
 
     def predict(
         self,
@@ -268,8 +269,13 @@ class Predictor(BasePredictor):
         return [Path(path) for path in paths]
 
     def _temporary_folder(self) -> str:
-        """Where all temporary files go: a folder that is made again after a cleaner of /tmp has removed it."""
-        self.temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Where all temporary files go: a new folder once a cleaner of /tmp has removed the last one.
+
+        Anybody may make something of the lost folder's name, and a prediction empties its folder.
+        """
+        if not _is_safe(self.temporary):
+            parent = next(filter(_is_safe, self.temporary.parents))
+            self.temporary = LocalPath(tempfile.mkdtemp(prefix="aesthetic-", dir=parent))
         return str(self.temporary)
 
     def _draw(self, inputs: Dict[str, Any], folder: LocalPath) -> "Tuple[List[LocalPath], Result]":
@@ -296,9 +302,17 @@ class Predictor(BasePredictor):
         return LocalPath(tempfile.mkdtemp())
 
 
+def _is_safe(folder: LocalPath) -> bool:
+    """Whether `folder` is a folder of this user or of root, and not a link."""
+    with suppress(OSError):
+        state = folder.lstat()
+        return stat.S_ISDIR(state.st_mode) and state.st_uid in (0, os.geteuid())
+    return False
+
+
 def _require_writable(folder: LocalPath) -> None:
     """Raise SettingError if Cog, run by this user, can't make the folder of a prediction in `folder`."""
-    found = next(path for path in (folder, *folder.parents) if path.exists())
+    found = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK, effective_ids=True))
     if not os.access(found, os.W_OK | os.X_OK, effective_ids=True):
         raise SettingError(
             f"Cog keeps the files of each prediction in {folder}, and {found} belongs to {_owner(found)}: every "

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 __all__ = ["Cancelled", "Predictions", "check"]
@@ -51,8 +51,13 @@ class Predictions:
     def __init__(self) -> None:
         """Start it: not to be done in a prediction. It ends when nobody knows this object any more."""
         self._jobs: SimpleQueue[Any] = SimpleQueue()
-        Thread(target=_work, args=(self._jobs,), daemon=True).start()
+        self._busy = Event()
+        Thread(target=_work, args=(self._jobs, self._busy), daemon=True).start()
         weakref.finalize(self, self._jobs.put, None)
+
+    def is_busy(self) -> bool:
+        """Whether a prediction is being made, also one that was cancelled and has not checked yet."""
+        return self._busy.is_set()
 
     def make(self, predict: Callable[..., Result], *arguments: object) -> Result:
         """What `predict` gives or raises: called in the thread, but in the caller's context.
@@ -74,14 +79,16 @@ def _taken(answer: "SimpleQueue[Future[Result]]") -> Future[Result]:
             return answer.get(timeout=POLL)
 
 
-def _work(jobs: "SimpleQueue[Any]") -> None:
+def _work(jobs: "SimpleQueue[Any]", busy: Event) -> None:
     while (job := jobs.get()) is not None:
+        busy.set()
         context, wait, predict, arguments, answer = job
         made: Future[Any] = Future()
         try:
             made.set_result(context.run(_predict, wait, predict, arguments))
         except BaseException as error:  # of whatever kind: somebody waits
             made.set_exception(error)
+        busy.clear()
         answer.put(made)
         del job, context, wait, predict, arguments, answer, made  # or they would live on until the next one
 

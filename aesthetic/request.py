@@ -112,6 +112,18 @@ class Request:
             return self
         return replace(self, seed=secrets.randbelow(MAX_SEED + 2 - self.num_outputs))
 
+    def alone(self, index: int, steps: int) -> Self:
+        """The request that draws image `index` of this one by itself, after so many steps. It must have a seed."""
+        assert self.seed is not None
+        return replace(
+            self,
+            seed=self.seed + index,
+            num_outputs=1,
+            aesthetic_steps=steps,
+            aesthetic_sweep=None,
+            aesthetic_until=None,
+        )
+
     @property
     def mix(self) -> Mapping[str, float]:
         """The weights of aesthetic_mix by name; empty if there is none."""
@@ -121,6 +133,11 @@ class Request:
     def sweep(self) -> tuple[int, ...]:
         """The numbers of steps of aesthetic_sweep; empty if there is none."""
         return parsing.parse_stops(self.aesthetic_sweep) if self.aesthetic_sweep is not None else ()
+
+    @property
+    def aesthetic_source(self) -> str:
+        """The input that says which aesthetic to follow."""
+        return next((name for name in _SOURCES if getattr(self, name) is not None), "aesthetic_embedding")
 
     @property
     def is_plain(self) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .errors import SettingError
 
-__all__ = ["SPEEDS", "home", "silence_libraries", "speed"]
+__all__ = ["SPEEDS", "home", "model", "silence_libraries", "speed"]
 
 SPEEDS = ("plain", "graph", "compile")
 
@@ -22,6 +22,11 @@ def silence_libraries() -> None:
 def home() -> Path:
     """The folder that holds weights/ and embeddings/: AESTHETIC_HOME, or else this checkout."""
     return Path(os.environ.get("AESTHETIC_HOME") or Path(__file__).parent.parent)
+
+
+def model() -> str | None:
+    """AESTHETIC_MODEL: a name in weights/manifest.json or a path; None if it is not set."""
+    return os.environ.get("AESTHETIC_MODEL") or None
 
 
 def speed(device: str) -> str:

@@ -4,9 +4,11 @@ import copy
 import gc
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -22,6 +24,7 @@ from aesthetic.acceleration import accelerate, modules
 from aesthetic.acceleration.compiled import Compiled
 from aesthetic.acceleration.cuda_graphs import CACHED, GraphedCallable, Recorder
 from aesthetic.acceleration.graphed_personalizer import GraphedPersonalizer
+from aesthetic.cancellation import Predictions
 from aesthetic.embeddings import embedding
 from aesthetic.embeddings.registry import Registry
 from aesthetic.images import init_image
@@ -32,6 +35,7 @@ from aesthetic.pipeline import prompt, sampling
 from aesthetic.pipeline.prompt_embeds import prompt_embeds
 from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
+from predict import Predictor
 from tests import lora, original
 from tests.cancelling import cancel
 from tests.models import sd2
@@ -169,6 +173,20 @@ def test_a_prediction_that_runs_out_of_memory_leaves_the_next_as_it_is(home: Pat
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert len(service.draw(large).pictures) == 8
+
+
+def test_a_busy_gpu_is_not_asked_whether_it_is_healthy() -> None:
+    predictor, predictions = Predictor(), Predictions()
+    predictor.predictions = predictions
+    predictor.service = SimpleNamespace(is_healthy=torch.cuda.synchronize)  # type: ignore[assignment]
+
+    def answers_at_once() -> bool:
+        torch.cuda._sleep(4 * 10**9)  # type: ignore[no-untyped-call]  # cycles, some two seconds
+        started = time.monotonic()
+        return predictor.healthcheck() and time.monotonic() - started < 0.5
+
+    assert predictions.make(answers_at_once)
+    torch.cuda.synchronize()
 
 
 BROKEN = """

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -198,8 +199,9 @@ def test_weights_are_not_kept_out_of_the_image() -> None:
     assert Path(ROOT / "weights" / "manifest.json").is_file()
 
 
-def test_the_setup_gets_ready_for_the_forms_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setup_gets_ready_for_the_forms_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     warmed_up: list[Request] = []
+    monkeypatch.setattr(predict, "COGLET", tmp_path / "coglet" / "predictions")
     monkeypatch.setattr(Service, "load", lambda: SimpleNamespace(warm_up=warmed_up.append))
     monkeypatch.setattr(tempfile, "gettempdir", tempfile.gettempdir)  # setup changes it
     Predictor().setup()
@@ -207,14 +209,14 @@ def test_the_setup_gets_ready_for_the_forms_defaults(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-@pytest.mark.parametrize("made", ["coglet/predictions", "coglet"])
+@pytest.mark.parametrize(("made", "mode"), [("coglet/predictions", 0o755), ("coglet", 0o755), ("coglet", 0o700)])
 def test_a_folder_of_another_user_is_said_before_the_model_is_loaded(
-    monkeypatch: pytest.MonkeyPatch, made: str
+    monkeypatch: pytest.MonkeyPatch, made: str, mode: int
 ) -> None:
     monkeypatch.setattr(Service, "load", lambda: 1 / 0)
     with tempfile.TemporaryDirectory() as folder:  # which others may look into, unlike pytest's
         Path(folder).chmod(0o755)
-        (Path(folder) / made).mkdir(parents=True)
+        (Path(folder) / made).mkdir(mode=mode, parents=True)
         monkeypatch.setattr(predict, "COGLET", Path(folder) / "coglet" / "predictions")
         os.seteuid(65534)
         try:
@@ -224,19 +226,67 @@ def test_a_folder_of_another_user_is_said_before_the_model_is_loaded(
             os.seteuid(0)
 
 
+def plant_link(lost: Path, others: Path) -> None:
+    lost.symlink_to(others)
+
+
+def plant_folder(lost: Path, _: Path) -> None:
+    lost.mkdir()
+    (lost / "precious").touch()
+    os.chown(lost, 65534, 65534)
+
+
+def plant_link_above(lost: Path, others: Path) -> None:
+    lost.parent.rmdir()
+    lost.parent.symlink_to(others)
+    os.lchown(lost.parent, 65534, 65534)
+
+
+@pytest.mark.parametrize("plant", [plant_link, plant_folder, plant_link_above])
+def test_what_others_make_of_a_lost_temporary_folder_is_left_alone(tmp_path: Path, plant: Callable[..., None]) -> None:
+    if os.geteuid() != 0 and plant is not plant_link:
+        pytest.skip("only root can make folders of another user")
+    predictor, others = Predictor(), tmp_path / "others"
+    others.mkdir()
+    (others / "precious").touch()
+    predictor.temporary = tmp_path / "server" / "aesthetic-lost"
+    predictor.temporary.parent.mkdir()
+    plant(predictor.temporary, others)
+    before = sorted(tmp_path.rglob("precious"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "gettempdir", predictor._temporary_folder)
+        folder = predictor._fresh_folder([])
+        assert folder.parent == Path(tempfile.gettempdir())  # the new one is kept
+    assert sorted(tmp_path.rglob("precious")) == before
+    assert not folder.resolve().is_relative_to(others)
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_failing_gpu_is_told_to_who_asks(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     predictor = Predictor()
-    predictor.service = service
+    predictor.service, predictor.predictions = service, Predictions()
     assert predictor.healthcheck()
 
     def fail(*_: object, **__: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch, "ones", fail)
+    assert predictor.predictions.make(predictor.healthcheck)  # a prediction is running: the GPU is not asked
     assert not predictor.healthcheck()
     assert "illegal memory access" in caplog.text
+
+
+def test_a_full_gpu_is_healthy(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "ones", fail)
+    assert service.is_healthy()
+    assert not caplog.text
 
 
 def test_tracebacks_are_of_our_faults_only(

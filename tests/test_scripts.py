@@ -330,3 +330,55 @@ def test_the_scripts_take_any_python_that_will_do(tmp_path: Path, versions: list
     )
     assert answer.stdout.strip() == found
     assert found or "uv python install 3.11" in answer.stderr
+
+
+def set_up(root: Path, *path: Path) -> subprocess.CompletedProcess[str]:
+    """Set up the environment of a checkout without requirements; the answer is the Python that scripts then find."""
+    (root / "script").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "script" / "bootstrap", root / "script")
+    (root / "requirements.txt").touch()
+    return subprocess.run(
+        [
+            shutil.which("bash") or "",
+            "-euo",
+            "pipefail",
+            "-c",
+            "source script/bootstrap; set_up; python -c ''; type -P python",
+        ],
+        cwd=root,
+        env={"PATH": os.pathsep.join(map(str, [*path, *os.defpath.split(os.pathsep)]))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_an_environment_is_made_again_when_its_python_has_gone(tmp_path: Path) -> None:
+    python = tmp_path / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    python.parent.mkdir()
+    base = Path(sys.base_prefix, "bin", python.name)
+    python.symlink_to(base)
+    venv = tmp_path / ".cog" / "venv"
+    for line in ("Making a virtual environment", "", "Making a virtual environment"):
+        answer = set_up(tmp_path, python.parent)
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.strip() == str(venv / "bin" / "python")
+        assert line in answer.stderr
+        assert line or not answer.stderr
+        if not line:
+            (venv / "bin" / python.name).unlink()
+            (venv / "bin" / python.name).symlink_to(tmp_path / "removed")
+
+
+def test_what_older_versions_left_does_not_get_into_an_image(tmp_path: Path) -> None:
+    (tmp_path / ".cog/venv/bin").mkdir(parents=True)
+    for name in ("pip", "python"):
+        (tmp_path / ".cog/venv/bin" / name).symlink_to("/bin/true")
+    for name in (".venv/lib", "weights/.partial"):
+        (tmp_path / name).mkdir(parents=True)
+    assert set_up(tmp_path).returncode == 0
+    assert (tmp_path / ".venv/lib").is_dir()  # somebody else's
+    assert not (tmp_path / "weights/.partial").exists()
+    (tmp_path / ".venv/.installed-service").touch()
+    assert f"Removing {tmp_path}/.venv" in set_up(tmp_path).stderr
+    assert not (tmp_path / ".venv").exists()

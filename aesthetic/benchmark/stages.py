@@ -17,8 +17,9 @@ from ..images import metadata
 from ..models.loading import Model
 from ..personalizer import Personalizer
 from ..pipeline import conditioning, prompt, sampling, schedulers
+from ..pipeline.sampling import WORKERS
 from ..request import Request
-from ..service import WORKERS, Service
+from ..service import Service
 from . import roofline
 from .baseline import Original, difference
 from .roofline import Work
@@ -83,10 +84,10 @@ class Stages:
         step = self._step(self.request.num_outputs)
         return {
             "personalization": lambda: self._personalization(service.personalizer),
-            "UNet step": lambda: self._unet(service.drawn, step),
-            "denoising": lambda: sampling.denoise(service.drawn, self.conditioning, self.request),
-            "decoding": lambda: self._decoding(service.drawn),
-            "safety check": lambda: self._check(service.drawn),
+            "UNet step": lambda: self._unet(service.accelerated, step),
+            "denoising": lambda: sampling.denoise(service.accelerated, self.conditioning, self.request),
+            "decoding": lambda: self._decoding(service.accelerated),
+            "safety check": lambda: self._check(service.accelerated),
             "PNG": self._png,
             "whole": lambda: self._whole(service),
         }
@@ -162,7 +163,7 @@ class Stages:
 
     def differences(self, service: Service) -> dict[str, float]:
         """Relative differences between the results of a service and of plain diffusers."""
-        latents = sampling.denoise(service.drawn, self.conditioning, self.request)
+        latents = sampling.denoise(service.accelerated, self.conditioning, self.request)
         return {
             "conditioning": difference(self._personalization(service.personalizer), self._plain_personalization()),
             "latents": difference(latents.float(), self._plain_denoising().float()),

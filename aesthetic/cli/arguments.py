@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .. import settings
 from ..errors import RequestError
 from ..request import Request
 
@@ -86,25 +85,20 @@ def aesthetic_input(path_or_name: str | None) -> dict[str, Any]:
 
 def check_drawing(request: Request, model: str | None) -> None:
     """Refuse a file or a name that is no good, or not for this model, before the model is loaded."""
-    from ..embeddings import embedding
     from ..embeddings.registry import Registry
-    from ..images import init_image
+    from ..embeddings.resolve import resolve
+    from ..images.init_image import load_init_image
     from ..models import checkpoint, lora_file
 
-    init_image.load_init_image(request)
+    load_init_image(request)
     if request.lora is not None:
         lora_file.load_lora(request.lora)
     if request.is_plain:
         return
-    if request.aesthetic_embedding_file is not None:
-        embedding.load_aesthetic(request.aesthetic_embedding_file)
-    names = [name for name in (request.aesthetic_embedding, *request.mix) if name is not None]
-    if names:
-        home = settings.home()
-        clip_space = checkpoint.locate(model or os.environ.get("AESTHETIC_MODEL"), home / "weights").clip_space
-        registry = Registry(home / "embeddings")
-        for name in names:
-            registry.load(name, clip_space)
+    registry, mix, file = Registry(), request.mix, request.aesthetic_embedding_file
+    if request.aesthetic_embedding or mix or file:
+        clip_space = checkpoint.locate(model).clip_space
+        resolve(registry, name=request.aesthetic_embedding, mix=mix, file=file, clip_space=clip_space)
 
 
 def given_path(text: str) -> Path:

@@ -116,21 +116,18 @@ def _require_one_model(options: argparse.Namespace) -> None:
 
 def _model(options: argparse.Namespace) -> "Model":
     """That of the options, or one with random weights, of which nothing is on the disk."""
-    from .. import service
     from ..benchmark import random_model
-    from ..models import loading
+    from ..models import checkpoint, loading
     from ..models.device import default_device
 
     device = default_device()
     if options.random:
         return random_model.build(options.random, device)
-    return loading.load(service.locate(options.ckpt), device)
+    return loading.load(checkpoint.locate(options.ckpt), device)
 
 
 def _at_speed(model: "Model", speed: str) -> "Service":
     from ..embeddings.registry import Registry
     from ..service import Service
 
-    return Service(
-        model, Registry(settings.home() / "embeddings"), accelerate.choose(model, speed, accelerate.code(speed))
-    )
+    return Service(model, Registry(), accelerate.choose(model, speed, accelerate.code(speed)))

@@ -33,9 +33,9 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
 def embed(options: argparse.Namespace) -> None:
     """Make an aesthetic from pictures and write it down, with where it came from."""
     require_writable(options.output, ".safetensors")
-    from .. import service
     from ..embeddings import embedding
     from ..images import user_images
+    from ..models import checkpoint
     from ..models.device import default_device
     from ..pipeline import target
 
@@ -43,7 +43,7 @@ def embed(options: argparse.Namespace) -> None:
     next(
         user_images.read_pictures(options.pictures, user_images.LOCAL, skip_unreadable=skip)
     )  # an error before the model loads
-    snapshot = service.locate(options.ckpt)
+    snapshot = checkpoint.locate(options.ckpt)
     vision = clip.load_vision(snapshot, default_device())
     vector, sha256s = target.encode_pictures(vision, options.pictures, user_images.LOCAL, skip_unreadable=skip)
     notes = {
@@ -95,7 +95,7 @@ def embeddings(options: argparse.Namespace) -> None:
     if options.preview is not None:
         preview(options)
         return
-    registry = Registry(settings.home() / "embeddings")
+    registry = Registry()
     manifest = read_manifest(settings.home() / "weights")
     for clip_space in dict.fromkeys(entry.clip_space for entry in registry.entries.values()):
         models = [name for name, source in manifest.items() if source.clip_space == clip_space]

@@ -44,6 +44,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def sweep(options: argparse.Namespace) -> None:
     """One sheet of aesthetics × steps: a row for each aesthetic, a column for each number of steps, one noise."""
+    if not options.prompt.strip():
+        raise RequestError("--prompt must not be blank: without words, no number of steps changes the image")
     stops = ",".join(map(str, options.steps))
     requests = [
         Request(

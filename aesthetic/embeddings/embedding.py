@@ -55,6 +55,11 @@ class Aesthetic:
         """D, the number of dimensions."""
         return self.vector.shape[-1]
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Name, source and sha256: what a recipe says of it."""
+        return {"name": self.name, "source": self.source, "sha256": self.sha256}
+
 
 def load_aesthetic(path: Path, name: str | None = None, *, label: str | None = None) -> Aesthetic:
     """The aesthetic in a .pt or .safetensors file; its first bytes say which of the two it is.
@@ -117,14 +122,14 @@ def digest_of(sha256s: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{one}\n" for one in sorted(sha256s)).encode()).hexdigest()
 
 
-def require_fit(aesthetic: Aesthetic, *, clip_space: str, dim: int) -> None:
-    """Raise EmbeddingError unless a model of CLIP space `clip_space`, of `dim` dimensions, can follow `aesthetic`."""
-    if aesthetic.dim != dim:
+def require_fit(aesthetic: Aesthetic, *, clip_space: str | None, dim: int | None) -> None:
+    """Raise EmbeddingError unless a model of that CLIP space and so many dimensions, where known, can follow it."""
+    if dim not in (None, aesthetic.dim):
         raise EmbeddingError(
             f"the aesthetic {aesthetic.name} has {aesthetic.dim} dimensions "
             f"(CLIP space {brief(aesthetic.clip_space or 'not named')}), the model's CLIP space {clip_space} has {dim}"
         )
-    if aesthetic.clip_space is not None and aesthetic.clip_space != clip_space:
+    if None not in (aesthetic.clip_space, clip_space) and aesthetic.clip_space != clip_space:
         raise EmbeddingError(
             f"the aesthetic {aesthetic.name} was made in the CLIP space {brief(aesthetic.clip_space)}, "
             f"and the model works in {clip_space}: their directions have nothing to do with one another"

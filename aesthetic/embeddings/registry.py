@@ -12,6 +12,7 @@ from reprlib import repr as brief
 from typing import TYPE_CHECKING
 
 from ..errors import INCOMPLETE, CheckpointError, EmbeddingError, RequestError
+from ..settings import home
 
 if TYPE_CHECKING:
     from .embedding import Aesthetic
@@ -34,8 +35,9 @@ class Entry:
 class Registry:
     """The named aesthetics of one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read `folder`/index.json. Raises CheckpointError if it is not there."""
+    def __init__(self, folder: Path | None = None) -> None:
+        """Read `folder`/index.json, by default that of the embeddings of `home`. Raises CheckpointError without it."""
+        folder = folder or home() / "embeddings"
         index = folder / "index.json"
         if not index.is_file():
             raise CheckpointError(f"there is no {index}: the checkout is incomplete")
@@ -77,7 +79,7 @@ class Registry:
             )
         return replace(aesthetic, clip_space=entry.clip_space, source="name")
 
-    def default(self, clip_space: str) -> str:
+    def default(self, clip_space: str | None) -> str:
         """The name of the aesthetic that models of a CLIP space follow if nothing else is asked for.
 
         Raises RequestError if the space has none.

@@ -38,7 +38,7 @@ from ..models import checkpoint, clip
 from ..models.device import default_device
 from ..pipeline import prompt
 from ..request import Request
-from ..service import Service, locate
+from ..service import Service
 from ..writing import whole
 from . import aesthetic_score, report
 from .aesthetic_score import Predictor
@@ -141,7 +141,7 @@ def prepare(
     if not 1 <= seeds <= MAX_SEEDS:
         raise RequestError(f"--seeds must be 1 to {MAX_SEEDS}, not {seeds}")
     Request(num_outputs=seeds, **drawing)  # which raises if the last seed is too large
-    snapshot = locate(model)
+    snapshot = checkpoint.locate(model)
     clip_space, dim = clip.read_clip_space(snapshot)
     plan = Plan(
         model=model,
@@ -208,7 +208,7 @@ def _fitting(
     clip_space: str, dim: int, wanted: Mapping[str, Mapping[str, Any]] | None
 ) -> dict[str, tuple[Mapping[str, Any], Aesthetic]]:
     """The aesthetics that were asked for, or all there are, if a model of that CLIP space can follow them."""
-    registry = Registry(settings.home() / "embeddings")
+    registry = Registry()
     if wanted is None:
         here = [name for name in registry.names(clip_space) if registry.path(name).is_file()]
         wanted = {name: {"aesthetic_embedding": name} for name in here}

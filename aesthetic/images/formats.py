@@ -5,11 +5,14 @@ holds a limit on pixels that is one global variable for all threads, while the c
 """
 
 import io
+import logging
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import PurePosixPath
 
+from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -19,24 +22,36 @@ from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from . import samples
+from ..cancellation import check
+from . import color, samples
 
 __all__ = ["NAMES", "SUFFIXES", "format_of", "is_image", "open_image"]
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
-RARE = r"\.(apng|jpe|jfif|dib|heif|hif)"
-# Of formats that are not read. They count as images, so that none is passed over as other files are.
-UNREAD = (
-    r"\.(3fr|arw|avifs|cr2|cr3|cur|dcr|dds|dng|emf|eps|erf|exr|fff|hdr|heics|heifs|icns|ico|iiq|j2c|j2k|jp2|jpf|jpm|jpx"
-    r"|jxl|jxr|kdc|mef|mos|mrw|nef|nrw|orf|p[abfgnp]m|pcx|pef|psb|psd|qoi|raf|raw|rw2|rwl|sr2|srf|srw|svgz?|tga|wdp|wmf"
-    r"|x3f|xbm|xcf|xpm)"
+# What Pillow registers no suffix for: HEIC, the files of cameras, and other formats, which are not read.
+MORE = (
+    ".heic .heics .heif .heifs .hif .insp .jps .pns .3fr .ari .arq .arw .bay .cr2 .cr3 .crw .dcr .dcs .dng .drf .eip "
+    ".erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .ptx .pxn .raf .raw .rw2 .rwl .rwz .sr2 .srf "
+    ".srw .x3f .bpg .exr .flif .hdr .ief .jls .jph .jpm .jxl .jxr .kra .ora .pam .pct .pict .psb .svg .svgz .wbmp .wdp "
+    ".xcf .xwd"
 )
+NO_IMAGES = ".bufr .grib .h5 .hdf .iim .mpeg .mpg .pdf .ps"  # of the suffixes that Pillow registers
+MAX_CHUNKS = 100_000  # of a PNG: a hundred megabytes in pieces of a kilobyte
 
 
 def is_image(name: str) -> bool:
-    """Whether the suffix of `name` is that of an image, of a format that is read or not."""
-    suffix = PurePosixPath(name).suffix.lower()
-    return suffix in SUFFIXES or re.fullmatch(f"{RARE}|{UNREAD}", suffix) is not None
+    """Whether the suffix of `name` is that of an image, of a format that is read or not.
+
+    Those that are not read count, too, so that an error names them, where other files are passed over.
+    """
+    return PurePosixPath(name.rstrip(" .\t\r\n")).suffix.lower() in _suffixes()
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    return frozenset(Image.registered_extensions()) - {*NO_IMAGES.split()} | {*MORE.split()}
 
 
 def format_of(data: bytes) -> str | None:
@@ -53,7 +68,8 @@ def open_image(name: str, data: bytes) -> ImageFile:
 
 
 def _open_png(data: bytes) -> ImageFile:
-    image, depth = PngImageFile(io.BytesIO(_without_texts(data))), data[24]
+    image, depth = PngImageFile(_Checked(_without_texts(data))), data[24]
+    image.info["icc_profile"] = _profile(data)
     transparent = image.info.get("transparency")  # in the file's depth, where Pillow's pixels have 8 bits
     if image.mode == "RGB" and depth == 16 and transparent is not None:
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
@@ -64,7 +80,7 @@ def _open_png(data: bytes) -> ImageFile:
 
 def _open_tiff(data: bytes) -> ImageFile:
     try:
-        image = TiffImageFile(io.BytesIO(data))
+        image = TiffImageFile(_Checked(data))
     except SyntaxError as error:  # of a damaged header, or of samples that Pillow has no mode for
         raise ValueError(f"{error}; {samples.REMEDY}") from error
     samples.require_readable(image.tag_v2)
@@ -77,8 +93,16 @@ def _open_heic(data: bytes) -> ImageFile:
     return _by(HeifImageFile)(data)
 
 
+class _Checked(io.BytesIO):
+    """An encoded image that looks for cancellation wherever Pillow reads it: a file may have millions of pieces."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        check()
+        return super().read(size)
+
+
 def _by(kind: type[ImageFile]) -> Callable[[bytes], ImageFile]:
-    return lambda data: kind(io.BytesIO(data))
+    return lambda data: kind(_Checked(data))
 
 
 _FORMATS: dict[str, tuple[bytes, Callable[[bytes], ImageFile]]] = {
@@ -95,33 +119,53 @@ NAMES = ", ".join(_FORMATS)
 
 
 def _without_texts(png: bytes) -> bytes:
-    """The file without the texts and profiles that pixels don't need or that unpack to more than Pillow reads."""
-    return png[:8] + b"".join(chunk for chunk in _chunks(png) if _is_wanted(chunk[4:8], chunk[8:-4]))
+    """The file without its profiles and texts, but for the first EXIF and XMP, which tell what is up."""
+    parts, missing = [png[:8]], {b"Raw profile type exif", b"XML:com.adobe.xmp"}
+    for chunk in _chunks(png):
+        kind, content = chunk[4:8], chunk[8:-4]
+        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            keyword, _, rest = content.partition(b"\0")
+            if kind == b"iCCP" or keyword not in missing:
+                continue
+            missing.remove(keyword)
+            if _is_bomb(kind, rest):
+                continue
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _profile(png: bytes) -> bytes | None:
+    """The color profile, of which Pillow itself refuses more than 1 MB; cut one byte beyond what color.py reads."""
+    for chunk in _chunks(png):
+        if chunk[4:8] == b"iCCP":
+            packed = chunk[8:-4].partition(b"\0")[2][1:]
+            try:
+                return zlib.decompressobj().decompress(packed, color.MAX_PROFILE + 1)
+            except zlib.error as error:
+                log.warning("Ignored a color profile: %s", error)
+    return None
 
 
 def _chunks(png: bytes) -> Iterator[bytes]:
+    """The chunks up to the end of the image. Raises ValueError if they are too many."""
     at = 8
-    while at < len(png):
+    for _ in range(MAX_CHUNKS):
+        check()
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
         yield png[at:end]
+        if end >= len(png) or png[at + 4 : at + 8] == b"IEND":
+            return
         at = end
+    raise ValueError(f"it has more than {MAX_CHUNKS:,} chunks")
 
 
-def _is_wanted(kind: bytes, content: bytes) -> bool:
-    if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-        return True
-    keyword, _, rest = content.partition(b"\0")
-    if kind != b"iCCP" and keyword not in (b"Raw profile type exif", b"XML:com.adobe.xmp"):  # which tell what is up
-        return False
-    is_packed_text = kind == b"iTXt" and rest[:1] == b"\1"
-    packed = rest[2:].split(b"\0", 2)[-1] if is_packed_text else rest[1:]
-    return kind == b"tEXt" or not _is_bomb(packed)
-
-
-def _is_bomb(packed: bytes) -> bool:
+def _is_bomb(kind: bytes, text: bytes) -> bool:
+    """Whether the text after a keyword unpacks to more than Pillow reads."""
+    is_packed_text = kind == b"iTXt" and text[:1] == b"\1"
+    packed = text[2:].split(b"\0", 2)[-1] if is_packed_text else text[1:]
     unpacker = zlib.decompressobj()
     try:
         unpacker.decompress(packed, MAX_TEXT_CHUNK)
-    except zlib.error:  # a damaged text, which Pillow passes over
+    except zlib.error:  # not packed, or damaged, which Pillow passes over
         return False
     return bool(unpacker.unconsumed_tail)

@@ -18,6 +18,7 @@ __all__ = ["InitImage", "fitted", "load_init_image"]
 log = logging.getLogger(__name__)
 
 STEP = SIZES[1] - SIZES[0]  # pixels
+CORNERS = 0.01  # share of a mask's pixels: a smaller transparent part, as rounded corners, is ignored
 HALF = 128  # gray level, 0..255, from which a mask counts as white
 PAINT = 250  # gray level from which a visible part of a mask counts as white paint, even over a white image
 SAME = 16  # mean difference in levels, 0..255, between an image and a mask that was cut out of it
@@ -88,7 +89,8 @@ def _read(name: str, read: Callable[..., user_images.Picture], path: Path) -> us
 def _gray(mask: Image.Image, image: Image.Image) -> Image.Image:
     """An RGBA mask as gray, in the size of `image`: white is redrawn.
 
-    Of an opaque mask, the brightness counts. Of one with transparent parts, the alpha channel counts:
+    Of an opaque mask, the brightness counts, and faint paint is nearly black. Of one with transparent parts, the
+    alpha channel counts:
 
     - where all visible parts are white, they were painted on a transparent layer and are redrawn;
     - where all visible parts are black, or show the image itself, the transparent parts were erased and are redrawn.
@@ -97,19 +99,19 @@ def _gray(mask: Image.Image, image: Image.Image) -> Image.Image:
     """
     gray = _from_alpha(ImageOps.fit(mask, image.size), image)
     if gray is None:
-        white = Image.new("L", mask.size, "white")
-        white.paste(mask.convert("L"), mask=mask.getchannel("A"))
-        gray = ImageOps.fit(white, image.size)
+        black = Image.new("L", mask.size, "black")
+        black.paste(mask.convert("L"), mask=mask.getchannel("A"))
+        gray = ImageOps.fit(black, image.size)
     least, most = (int(level) for level in gray.getextrema())  # type: ignore[arg-type]
     if most < HALF:
-        raise ImageError("nothing in it is white, and only what is white is redrawn")
+        raise ImageError("nothing in it is white and opaque, and only that is redrawn")
     if least >= HALF:
         log.warning("mask: nothing in it is black, so all of the image is redrawn")
     return gray
 
 
 def _from_alpha(mask: Image.Image, image: Image.Image) -> Image.Image | None:
-    """The mask that the alpha channel is; None if it has no transparent or no visible place."""
+    """The mask that the alpha channel is; None if it has no transparent or no visible place, or clear corners only."""
     alpha = np.asarray(mask.getchannel("A"))
     seen = alpha >= HALF
     if seen.all() or not seen.any():
@@ -122,6 +124,8 @@ def _from_alpha(mask: Image.Image, image: Image.Image) -> Image.Image | None:
     if visible.min() >= HALF:
         log.info("mask: redraws what is white on its transparent layer")
         return Image.fromarray(alpha)
+    if 1 - seen.mean() < CORNERS:
+        return None
     raise ImageError(
         "it is transparent in places, and elsewhere neither white, nor black, nor the image: paint what to redraw in "
         "white, on black or on a transparent layer, or erase it from a copy of the image"

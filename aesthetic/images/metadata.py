@@ -13,11 +13,14 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 from PIL import ExifTags, Image, PngImagePlugin
 
+from .. import __version__
 from ..errors import ImageError, RequestError
 from ..request import Request
 from ..writing import whole
@@ -60,10 +63,14 @@ class Recipe:
     files: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, request: Request, **facts: Mapping[str, str]) -> Self:
-        """The recipe of a request for one picture, with a seed."""
+    def of(
+        cls, request: Request, *, model: Mapping[str, str], aesthetic: Mapping[str, str], files: Mapping[str, str]
+    ) -> Self:
+        """The recipe of a request for one image, with a seed; a named aesthetic is written into the request, too."""
+        if aesthetic.get("source") == "name":
+            request = replace(request, aesthetic_embedding=aesthetic["name"])
         kept = {name: value for name, value in asdict(request).items() if not isinstance(value, Path)}
-        return cls(request=kept, **facts)
+        return cls(request=kept, model=model, aesthetic=aesthetic, files=files, versions=_versions())
 
     def settings(self) -> Request:
         """The request again, but for a file that its aesthetic came from, or was made of.
@@ -101,6 +108,15 @@ class Recipe:
         if source == "file":
             _require_same(aesthetic_embedding_file, self.aesthetic["sha256"])
         return replace(request, aesthetic_embedding_file=aesthetic_embedding_file)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """The versions of this code and of the libraries that decide what is drawn."""
+    return {
+        "aesthetic": __version__,
+        **{library: version(library) for library in ("torch", "diffusers", "transformers")},
+    }
 
 
 def _require_same(path: Path, sha256: str) -> None:

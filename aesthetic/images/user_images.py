@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 MAX_ASPECT = 50  # CLIP scales the shorter side to 224 pixels: a thin line would become gigabytes
 LARGE = 100 * 10**6  # pixels of a JPEG above which it is decoded at a fraction of its size
 ENOUGH = 2048  # pixels of each side of that fraction: twice what the model draws, nine times what CLIP looks at
+NAMED = 20  # images that can't be read, in one error
 BAD_EXIF = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 
 
@@ -57,7 +58,7 @@ def read_pictures(
     warning, and hidden ones without a warning.
     label: what messages call it; its own name if None.
     skip_unreadable: leave out images that can't be read, with a warning that names them. Otherwise the first of them
-    ends the iteration, once the others have been checked, too: the error names them all.
+    ends the iteration, once the others have been checked, too: the error names the first 20 of them.
 
     Images are turned upright by their EXIF orientation, converted to sRGB by their color profile, and laid on white
     where they are transparent. The first frame of an animation counts. A JPEG of more than 100 million pixels is
@@ -67,23 +68,27 @@ def read_pictures(
     """
     label = label or path.name
     pixels, unreadable, passed_over, count = 0, list[str](), list[str](), 0
+
+    def count_pixels(image: Image.Image) -> None:
+        nonlocal pixels
+        pixels += image.width * image.height
+
     for name, read in members(path, caps, label):
         if read is None:
             passed_over.append(shown(name))
             continue
         count += 1
         _check_count(label, count, caps)
+        picture = None
         try:
-            picture = _decoded(shown(name), read(), caps, color.on_white)
+            picture = _decoded(shown(name), read(), caps, color.on_white, count_pixels)
         except ImageError as error:
             unreadable.append(str(error))
-            continue
-        pixels += picture.size[0] * picture.size[1]
         _check_pixels(label, pixels, caps)
-        if skip_unreadable or not unreadable:
+        if picture is not None and (skip_unreadable or not unreadable):
             yield picture
     if unreadable and not skip_unreadable:
-        raise ImageError("\n".join(unreadable))
+        raise ImageError(_listed(unreadable))
     _report(label, count, unreadable, passed_over)
 
 
@@ -104,7 +109,14 @@ def _read_one(path: Path, caps: Caps, label: str | None, finish: Callable[[Image
     return _decoded(label, read_file(path, label, caps.picture_bytes), caps, finish)
 
 
-def _decoded(name: str, data: bytes, caps: Caps, finish: Callable[[Image.Image], Image.Image]) -> Picture:
+def _decoded(
+    name: str,
+    data: bytes,
+    caps: Caps,
+    finish: Callable[[Image.Image], Image.Image],
+    before: Callable[[Image.Image], object] = lambda image: None,
+) -> Picture:
+    """The image in `data`. `before` is called with it before its pixels are decoded, which may fail."""
     kind = format_of(data)
     if kind is None:
         problem = f"is not an image of a format that is read ({NAMES})" if data else "is empty"
@@ -112,6 +124,7 @@ def _decoded(name: str, data: bytes, caps: Caps, finish: Callable[[Image.Image],
     with _explained(name, kind), open_image(kind, data) as image:
         size = image.size
         _check_size(name, size, caps)
+        before(image)
         if isinstance(image, JpegImageFile) and size[0] * size[1] > LARGE:
             image.draft(None, (ENOUGH, ENOUGH))
         image.load()
@@ -167,8 +180,13 @@ def _report(label: str, count: int, unreadable: list[str], passed_over: list[str
     if count == 0:
         raise ImageError(f"{label} holds no image ({', '.join(SUFFIXES)})")
     if count == len(unreadable):
-        raise ImageError(f"{label} holds no image that can be read:\n" + "\n".join(unreadable))
+        raise ImageError(f"{label} holds no image that can be read:\n{_listed(unreadable)}")
     if unreadable:
         log.warning("Left out %d images that can't be read:\n%s", len(unreadable), "\n".join(unreadable))
     if passed_over:
         log.warning("Passed over %d files that are not images, for instance %s", len(passed_over), passed_over[0])
+
+
+def _listed(unreadable: list[str]) -> str:
+    more = len(unreadable) - NAMED
+    return "\n".join(unreadable[:NAMED] + ([f"and {more} more images can't be read"] if more > 0 else []))

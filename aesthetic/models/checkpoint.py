@@ -4,10 +4,11 @@ Nothing is downloaded or loaded here: download.py fetches and verifies snapshots
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import settings
 from ..errors import INCOMPLETE, CheckpointError
 from . import single_file
 from .manifest import Source, missing, read_manifest
@@ -43,66 +44,71 @@ class Snapshot:
     file: Path | None = None
 
 
-def locate(model: str | None, weights: Path) -> Snapshot:
+def locate(model: str | None = None, weights: Path | None = None) -> Snapshot:
     """The snapshot to draw with.
 
     model:   a name in the manifest, the path of a folder in diffusers' layout, or that of a .safetensors file in the
-             original one; blank takes the first model of the manifest that is there: Stable Diffusion where it has
-             been downloaded, else the demo.
-    weights: the folder of the manifest and the snapshots.
+             original one; AESTHETIC_MODEL if None or blank. If that is unset, too, the first model of the manifest
+             that is there: Stable Diffusion where it has been downloaded, else the demo.
+    weights: the folder of the manifest and the snapshots; that of `settings.home` if None.
 
     Raises CheckpointError, saying what to do, if it is not there in full.
     """
+    weights = weights or settings.home() / "weights"
     manifest = read_manifest(weights)
-    models = [name for name, source in manifest.items() if "model_index.json" in source.files]
-    clip = weights / CLIP
-    has_clip = CLIP in manifest and not missing(clip, manifest[CLIP])
-    if not model:
-        model = _default(models, manifest, weights)
-    file, source = None, manifest[model] if model in models else None
-    folder = weights / model if source else Path(model)
+    models = {name: source for name, source in manifest.items() if "model_index.json" in source.files}
+    model = model or settings.model() or _default(models, weights)
+    source, path, file = models.get(model), Path(model), None
     if source is not None:
+        folder = weights / model
         _require(folder, model, source)
-    elif folder.is_file():
-        folder, file = weights / BASE, folder
-        single_file.require_stable_diffusion_1(file)
-        if BASE not in manifest or missing(folder, manifest[BASE]):
-            raise CheckpointError(
-                f"{file} is a model in a single file, and the rest (tokenizer, configuration, safety checker) is "
-                f"{BASE}'s, which is not there in full: run script/download-weights {BASE}"
-            )
-    elif not (folder / "model_index.json").is_file():
-        raise CheckpointError(
-            f"there is no model {model!r}: give a name ({', '.join(models)}) "
-            "or the path of a folder with a model_index.json, or of a .safetensors file"
-        )
+    elif path.is_file():
+        folder, file = weights / BASE, path
+        _require_single_file(file, folder, manifest)
     else:
-        _require_kind(folder)
+        folder = path
+        _require_folder(folder, models)
+    has_clip = CLIP in manifest and not missing(weights / CLIP, manifest[CLIP])
     return Snapshot(
         name=file.stem if file else folder.resolve().name,
         revision=source.revision if source else "local",
         bundled=source is not None and source.bundled,
         clip_space=source.clip_space if source else None,
         folder=folder,
-        clip=clip if has_clip else None,
+        clip=weights / CLIP if has_clip else None,
         openai_clip_space=(manifest[CLIP].repo_id if CLIP in manifest else None) or CLIP,
         file=file,
     )
 
 
-def _default(models: Sequence[str], manifest: Mapping[str, Source], weights: Path) -> str:
+def _default(models: Mapping[str, Source], weights: Path) -> str:
     """The first model that is there; if there is none, the bundled one, which is the easiest to restore."""
-    present = [name for name in models if not missing(weights / name, manifest[name])]
-    bundled = [name for name in models if manifest[name].bundled]
+    present = [name for name, source in models.items() if not missing(weights / name, source)]
+    bundled = [name for name, source in models.items() if source.bundled]
     return next(iter([*present, *bundled, *models]), "")
 
 
-def _require_kind(folder: Path) -> None:
+def _require_single_file(file: Path, base: Path, manifest: Mapping[str, Source]) -> None:
+    single_file.require_stable_diffusion_1(file)
+    if BASE not in manifest or missing(base, manifest[BASE]):
+        raise CheckpointError(
+            f"{file} is a model in a single file, and the rest (tokenizer, configuration, safety checker) is "
+            f"{BASE}'s, which is not there in full: run script/download-weights {BASE}"
+        )
+
+
+def _require_folder(folder: Path, models: Iterable[str]) -> None:
     """Raise CheckpointError, which names the kind, unless a snapshot in diffusers' layout is a text-to-image model."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise CheckpointError(
+            f"there is no model {str(folder)!r}: give a name ({', '.join(models)}) "
+            "or the path of a folder with a model_index.json, or of a .safetensors file"
+        )
     try:
-        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'model_index.json'} names no pipeline of diffusers: {error}") from error
+        raise CheckpointError(f"{index} names no pipeline of diffusers: {error}") from error
     if kind not in KINDS:
         raise CheckpointError(f"{folder} is a {kind}; Stable Diffusion 1.x or 2.x, a {KINDS[0]}, was expected")
 

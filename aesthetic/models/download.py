@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import httpx2
+from filelock import FileLock
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
@@ -132,6 +133,8 @@ def _fetch(wanted: _Wanted, home: Path) -> None:
         if _is_right(wanted.path, wanted):
             return
         with _staging(home) as folder:
+            if _is_right(wanted.path, wanted):  # another run, for which this one waited, has fetched it
+                return
             path = _download(wanted, folder)
             if not _is_right(path, wanted):
                 raise DownloadError(WRONG.format(found=_sha256(path), expected=wanted.file.sha256))
@@ -140,14 +143,16 @@ def _fetch(wanted: _Wanted, home: Path) -> None:
 
 @contextmanager
 def _staging(home: Path) -> Iterator[Path]:
-    """An empty folder that git and Cog ignore, without the leftovers of a killed run."""
+    """An empty folder that git and Cog ignore, without the leftovers of a killed run; other runs wait for it."""
     folder = home / ".cog" / "download"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _download(wanted: _Wanted, folder: Path) -> Path:

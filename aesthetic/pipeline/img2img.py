@@ -25,7 +25,7 @@ __all__ = ["Img2ImgPipeline", "InitLatents", "encode_init_image", "paste_kept_pi
 class InitLatents:
     """latents: [1, channels, height / f, width / f], scaled; mask: [1, 1, height / f, width / f], 1 is redrawn."""
 
-    init: InitImage
+    init_image: InitImage
     latents: Tensor
     mask: Tensor | None
 
@@ -36,7 +36,7 @@ class Img2ImgPipeline(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore
     def begin(self, start: InitLatents, noise: Tensor, steps: int) -> dict[str, Any]:
         """The arguments to call this with. noise: [images, channels, height / f, width / f]; steps: 1 or more."""
         self.start, self.noise, self.steps = start, noise, steps
-        return {"image": start.init.image}
+        return {"image": start.init_image.image}
 
     def get_timesteps(self, num_inference_steps: int, *_: object) -> tuple[Tensor, int]:
         """The timesteps of the last steps, and their number."""
@@ -68,7 +68,7 @@ def encode_init_image(model: Model, init: InitImage) -> InitLatents:
     vae, factor = model.pipeline.vae, model.pipeline.vae_scale_factor
     pixels = _pixels(init.image).to(model.device)
     mode = run_vae(vae, lambda vae, pixels: vae.encode(pixels).latent_dist.mode(), pixels).to(vae.dtype)
-    return InitLatents(init=init, latents=mode * vae.config.scaling_factor, mask=_by_latents(init, factor, mode))
+    return InitLatents(init_image=init, latents=mode * vae.config.scaling_factor, mask=_by_latents(init, factor, mode))
 
 
 def paste_kept_pixels(image: Tensor, init: InitImage) -> Tensor:

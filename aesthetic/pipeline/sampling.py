@@ -4,7 +4,10 @@ Personalised or not makes no difference here: the conditioning is just a tensor.
 each prediction gets a scheduler of its own.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -18,9 +21,82 @@ from ..models.loading import Model
 from ..request import Request
 from . import img2img, schedulers
 from .prompt import Conditioning
+from .stopwatch import Stopwatch
 from .vae import run_vae
 
-__all__ = ["checker_pixels", "decode", "denoise", "generators", "is_unsafe", "starting_noise", "to_pil"]
+__all__ = [
+    "WORKERS",
+    "Sample",
+    "checker_pixels",
+    "decode",
+    "denoise",
+    "generators",
+    "is_unsafe",
+    "sample",
+    "starting_noise",
+    "to_pil",
+]
+
+
+log = logging.getLogger(__name__)
+# For work that the model need not wait for: what the safety checker looks at, and the files of eight images.
+WORKERS = ThreadPoolExecutor(16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image, its place in the batch, and whether the safety checker blocks it."""
+
+    index: int
+    image: Image.Image
+    is_unsafe: bool
+
+
+def sample(
+    model: Model,
+    conditioning: Conditioning,
+    request: Request,
+    init: img2img.InitLatents | None = None,
+    *,
+    stopwatch: Stopwatch,
+    ready: Callable[[int, Image.Image], object],
+) -> Iterator[Sample]:
+    """Denoise, decode and check the images of a request; an image that overflows is left out.
+
+    ready: called with index and image as soon as it is decoded. The safety checker's input is prepared in a thread
+           while the next image is being decoded.
+    """
+    with stopwatch("denoise"):
+        latents = denoise(model, conditioning, request, init)
+    is_checked = not request.disable_safety_checker and model.pipeline.safety_checker is not None
+    decoded: list[tuple[int, Image.Image, Future[Tensor] | None]] = []
+    for index, image in _images(model, latents, init, stopwatch):
+        ready(index, image)
+        decoded.append((index, image, WORKERS.submit(checker_pixels, model, image) if is_checked else None))
+    for index, image, pixels in decoded:
+        with stopwatch("safety"):
+            unsafe = pixels is not None and is_unsafe(model, pixels.result())
+        if unsafe:
+            log.warning("The safety checker kept picture %d back", index)
+        yield Sample(index=index, image=image, is_unsafe=unsafe)
+
+
+def _images(
+    model: Model, latents: Tensor, init: img2img.InitLatents | None, stopwatch: Stopwatch
+) -> Iterator[tuple[int, Image.Image]]:
+    """Place in the batch and image of all latents that give a finite image."""
+    decoded = decode(model, latents)
+    for index in range(len(latents)):
+        check()
+        with stopwatch("decode"):
+            pixels = next(decoded)
+            if pixels is not None and init is not None:
+                pixels = img2img.paste_kept_pixels(pixels, init.init_image)
+            image = None if pixels is None else to_pil(model, pixels)
+        if image is None:
+            log.warning("Picture %d overflowed and is left out", index)
+        else:
+            yield index, image
 
 
 def generators(request: Request) -> list[torch.Generator]:

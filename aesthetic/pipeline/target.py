@@ -1,6 +1,6 @@
 """What a request moves the text encoder towards: the aesthetic that it names or brings along, turned by a phrase."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ..cancellation import check
 from ..embeddings import embedding, interpolation
 from ..embeddings.embedding import Aesthetic
 from ..embeddings.registry import Registry
+from ..embeddings.resolve import resolve
 from ..errors import RequestError, naming_input
 from ..images import user_images
 from ..models.clip import Vision
@@ -28,21 +29,22 @@ UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing
 def requested_aesthetic(request: Request, model: Model, registry: Registry) -> Aesthetic | None:
     """The aesthetic to follow; None if the plain model is to draw.
 
-    Raises RequestError, EmbeddingError or ImageError, naming the input, if there is none that `model` can follow.
+    Raises RequestError, EmbeddingError or ImageError, naming the input, if `model` can't follow what is asked for.
     """
     if request.is_plain:
         return None
-    if request.mix:
-        with naming_input("aesthetic_mix"):
-            return _mixed(request.mix, model, registry)
-    if request.aesthetic_images is not None:
-        with naming_input("aesthetic_images"):
-            return _from_pictures(request.aesthetic_images, model)
-    if request.aesthetic_embedding_file is not None:
-        with naming_input("aesthetic_embedding_file"):
-            return _fitting(embedding.load_aesthetic(request.aesthetic_embedding_file, label=UPLOAD), model)
-    with naming_input("aesthetic_embedding"):
-        return _named(request.aesthetic_embedding or registry.default(model.clip_space), model, registry)
+    with naming_input(request.aesthetic_source):
+        if request.aesthetic_images is not None:
+            return _from_images(request.aesthetic_images, model)
+        return resolve(
+            registry,
+            name=request.aesthetic_embedding,
+            mix=request.mix,
+            file=request.aesthetic_embedding_file,
+            label=UPLOAD,
+            clip_space=model.clip_space,
+            dim=model.dim,
+        )
 
 
 def target_embedding(request: Request, model: Model, aesthetic: Aesthetic) -> Tensor:
@@ -78,30 +80,7 @@ def encode_pictures(
     return embedding.mean(vision.features(batch) for batch in _batches(pixels)), sha256s
 
 
-def _named(name: str, model: Model, registry: Registry) -> Aesthetic:
-    return _fitting(registry.load(name, model.clip_space), model)
-
-
-def _fitting(aesthetic: Aesthetic, model: Model) -> Aesthetic:
-    """`aesthetic`, if the model can follow it. Raises EmbeddingError."""
-    embedding.require_fit(aesthetic, clip_space=model.clip_space, dim=model.dim)
-    return aesthetic
-
-
-def _mixed(weights: Mapping[str, float], model: Model, registry: Registry) -> Aesthetic:
-    parts = [_named(name, model, registry) for name in weights]
-    return Aesthetic(
-        vector=interpolation.mix([part.vector for part in parts], list(weights.values())),
-        name=" ".join(f"{name}:{weight}" for name, weight in weights.items()),
-        sha256=embedding.digest_of(
-            f"{part.sha256} {weight}" for part, weight in zip(parts, weights.values(), strict=True)
-        ),
-        source="mix",
-        clip_space=model.clip_space,
-    )
-
-
-def _from_pictures(path: Path, model: Model) -> Aesthetic:
+def _from_images(path: Path, model: Model) -> Aesthetic:
     if model.vision is None:
         raise RequestError(f"the model {model.snapshot.name} has no vision tower to look at pictures with")
     vector, sha256s = encode_pictures(model.vision, path, user_images.UPLOAD, label=UPLOAD)

@@ -79,7 +79,7 @@ def test_after_a_rehearsal_nothing_is_left_to_record(
 
 def test_a_stand_in_is_what_it_stands_for(fast_service: Service, nhwc: Model) -> None:
     for name in ("unet", "vae", "text_encoder"):
-        stand, part = getattr(fast_service.drawn.pipeline, name), getattr(nhwc.pipeline, name)
+        stand, part = getattr(fast_service.accelerated.pipeline, name), getattr(nhwc.pipeline, name)
         assert stand is not part
         assert (stand.config, stand.dtype, stand.device) == (part.config, part.dtype, part.device)
         assert type(copy.deepcopy(stand)) is type(part)
@@ -88,7 +88,7 @@ def test_a_stand_in_is_what_it_stands_for(fast_service: Service, nhwc: Model) ->
 
 
 def test_the_safety_checker_is_asked(fast_service: Service, nhwc: Model, quick: Request) -> None:
-    fast_service.drawn.pipeline.safety_checker.concept_embeds_weights.data -= 3  # now everything is a concept
+    fast_service.accelerated.pipeline.safety_checker.concept_embeds_weights.data -= 3  # now everything is a concept
     with pytest.raises(Exception, match="kept every picture back"):
         fast_service.draw(quick)
     assert len(Service(nhwc, fast_service.registry).draw(quick).pictures) == 1
@@ -139,7 +139,7 @@ def test_compiled_code_is_used_where_it_fits_and_never_for_a_lora(
     lora.write(path, lora.changes(nhwc))
     compiled: Any = Doubling()
     doubled = Service(nhwc, service.registry, Accelerated(nhwc, EagerRecorder(), compiled))
-    assert any(name.endswith(".to_qkv") for name, _ in doubled.drawn.pipeline.unet.part.named_modules())
+    assert any(name.endswith(".to_qkv") for name, _ in doubled.accelerated.pipeline.unet.part.named_modules())
     plain, request = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0)
     for wanted, least, most in (
         (request, 2, 255),

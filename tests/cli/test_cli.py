@@ -399,6 +399,8 @@ def test_errors_are_one_line_and_come_before_anything_is_loaded(
         (["txt2img", "--aesthetic_mix=fantasy nonsense"], "there is no aesthetic 'nonsense'"),
         (["sweep", "--aesthetics", "fantasy", "nonsense"], "there is no aesthetic 'nonsense'"),
         (["sweep", "--aesthetics", "fantasy", "--steps", "5", "2"], "aesthetic_sweep takes 1 to 12 rising numbers"),
+        (["sweep", "--aesthetics", "fantasy", "--prompt", ""], "--prompt must not be blank"),
+        (["sweep", "--aesthetics", "fantasy", "--prompt", " \t"], "--prompt must not be blank"),
         (["sweep", "--aesthetics", "fantasy", "-o", "nowhere/x.png"], "-o must name a .png file where one can be"),
         (["txt2img", "--ckpt=nonsense"], "there is no model 'nonsense'"),
         (["embed", "nothing", "-o", "a.safetensors"], "there is no file nothing"),

@@ -1,6 +1,7 @@
 """Directions mixed and turned, conditionings blended."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from aesthetic.embeddings import interpolation
 from aesthetic.errors import RequestError
 from aesthetic.pipeline import conditioning
+from tests.snapshot import ROOT
 
 
 def unit(seed: int, *shape: int) -> Tensor:
@@ -51,6 +53,16 @@ def test_a_turn_goes_its_share_of_the_way_and_stays_on_the_sphere(share: float, 
     assert turned.norm().item() == pytest.approx(1, abs=1e-6)
     assert angle(ONE, turned) == pytest.approx(share * angle(ONE, end), abs=1e-3)
     assert angle(turned, end) == pytest.approx((1 - share) * angle(ONE, end), abs=1e-3)
+
+
+@pytest.mark.parametrize(("length", "share"), [(10, 0.6), (25, 0.8)])
+def test_a_tenth_of_the_web_ui_s_way_is_what_the_differences_say(length: int, share: float) -> None:
+    image, text, between = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.2, 0.96**0.5]]), math.acos(0.2)
+    weights = math.sin(0.9 * between), math.sin(0.1 * between)
+    theirs = weights[0] * image + weights[1] * length * text  # its slerp, which keeps lengths, but for a factor
+    assert angle(image, theirs / theirs.norm()) / between == pytest.approx(share, abs=0.05)
+    told = (ROOT / "aesthetic" / "DIFFERENCES.md").read_text(encoding="utf-8")
+    assert re.search(rf"0\.1 there is .*{share} (here )?for (a text embedding|one) of length {length}\b", told)
 
 
 def test_no_turn_changes_no_bit() -> None:

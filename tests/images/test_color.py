@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 
 from aesthetic.images.user_images import UPLOAD, read_mask, read_picture
 from tests.images import icc
-from tests.images.test_user_images import encoded
+from tests.images.test_user_images import chunk, encoded
 
 SWATCH = Path(__file__).parent.parent / "cases" / "swatch_display_p3.png"  # red of sRGB first, as a phone writes it
 with Image.open(SWATCH) as swatch:
@@ -37,6 +37,26 @@ def test_display_p3_is_read_as_srgb(tmp_path: Path, kind: str) -> None:
     red = Image.new("RGB", (16, 16), (234, 51, 35))
     read = colors(tmp_path / "a", red, kind, icc_profile=P3, **LOSSLESS[kind])
     assert abs(read - (255, 0, 0)).max() <= (0 if kind in ("PNG", "TIFF", "WEBP") else 8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+def test_large_profiles_are_used_up_to_a_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    red = Image.new("RGB", (16, 16), (234, 51, 35))
+    for size, expected in ((1_200_000, (255, 0, 0)), (9_500_000, (255, 0, 0)), (10_000_001, (234, 51, 35))):
+        caplog.clear()
+        read = colors(tmp_path / "a", red, kind, icc_profile=P3.ljust(size, b"\0"), **LOSSLESS[kind])
+        assert abs(read - expected).max() <= (8 if kind == "JPEG" else 0)
+        assert ("Ignored a color profile: it is larger" in caplog.text) == (size > 10**7)
+
+
+def test_a_profile_that_can_t_be_unpacked_is_said_to_be_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = encoded(Image.new("RGB", (8, 8), (234, 51, 35)))
+    at = data.index(b"IDAT") - 4
+    (tmp_path / "a").write_bytes(data[:at] + chunk(b"iCCP", b"icc\0\0nonsense") + data[at:])
+    assert read_picture(tmp_path / "a", UPLOAD).image.getpixel((0, 0)) == (234, 51, 35)
+    assert "Ignored a color profile: Error -3 while decompressing data" in caplog.text
 
 
 def test_a_swatch_of_a_phone_is_right() -> None:

@@ -4,14 +4,19 @@ import io
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
+from mimetypes import MimeTypes
 from pathlib import Path
 
 import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
+from aesthetic import cancellation
 from aesthetic.errors import ImageError
-from aesthetic.images.formats import is_image
+from aesthetic.images.formats import format_of, is_image, open_image
 from aesthetic.images.user_images import UPLOAD, read_picture
 from tests.images.test_color import P3
 from tests.images.test_user_images import chunk, encoded, read, refusal, zipped
@@ -19,6 +24,7 @@ from tests.snapshot import ROOT
 
 SIDEWAYS = Image.Exif()
 SIDEWAYS[0x0112] = 6  # the camera was held on its side
+ENCODED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MEGABYTES = bytes(2 * 10**6)
 
 
@@ -96,15 +102,30 @@ def test_nothing_of_heic_is_imported_before_it_is_needed() -> None:
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("suffix", ["cr2", "nef", "arw", "dng", "psd", "svg", "jxl", "jp2", "tga", "ico", "CR3"])
+@pytest.mark.parametrize(
+    "suffix", ["cr2", "nef", "dng", "gpr", "psd", "svg", "jxl", "jp2", "jpc", "tga", "CR3", "sgi", "ras", "fits", "pcd"]
+)
 def test_an_image_of_another_format_is_no_other_file(tmp_path: Path, suffix: str) -> None:
     message = refusal(tmp_path, zipped({"a.png": encoded(), f"b.{suffix}": b"something else"}))
     assert message.startswith(f"b.{suffix} is not an image of a format that is read (PNG, JPEG, WEBP")
 
 
 def test_other_files_are_no_images() -> None:
-    assert not any(map(is_image, ("a.txt", "a.mov", "a.zip", "a", "png", "a.xmp", "a.json", "Thumbs.db")))
+    others = ("a.txt", "a.mov", "a.mpg", "a.pdf", "a.h5", "a.zip", "a", "png", "a.xmp", "Thumbs.db", "a.png.txt", " ")
+    assert not any(map(is_image, others))
     assert all(map(is_image, ("a.png", "A.JPG", "b/a.heic", "..\\a.Tiff", "C:/a.jfif", "a.pbm", "a.svgz")))
+
+
+@pytest.mark.parametrize("name", ["b.jpg ", "b.JPG.", "b.mpo", "b.insp", "b.jps"])
+def test_a_jpeg_of_a_rare_name_is_read(tmp_path: Path, name: str) -> None:
+    members = {"a.png": encoded(), name: encoded(kind="JPEG")}
+    assert [found for found, _ in read(tmp_path, zipped(members))] == ["a.png", name]
+
+
+def test_every_image_of_python_s_own_list_counts_as_one() -> None:
+    suffixes = [suffix for suffix, kind in MimeTypes().types_map[True].items() if kind.startswith("image/")]
+    assert len(suffixes) > 15
+    assert [suffix for suffix in suffixes if not is_image(f"a{suffix}")] == []
 
 
 def test_raw_files_are_not_read_as_their_thumbnails(tmp_path: Path) -> None:
@@ -119,6 +140,7 @@ TEXTS: dict[str, list[bytes]] = {
     "XMP": [b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(MEGABYTES)],
     "EXIF as text": [b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(MEGABYTES)],
     "a color profile": [b"iCCP", b"icc\0\0" + zlib.compress(MEGABYTES)],
+    "much XMP": [b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(10**6))] * 80,
     "many": [b"zTXt", b"key\0\0" + zlib.compress(bytes(10**6))] * 80,
 }
 
@@ -133,6 +155,27 @@ def test_texts_are_no_reason_to_refuse_a_png(tmp_path: Path, texts: list[bytes],
         data, at = encoded(), encoded().index(place) - 4
     [(_, image)] = read(tmp_path, data[:at] + chunks + data[at:])
     assert image.getpixel((0, 0)) == ((10, 20, 30) if texts[0] == b"iCCP" else (255, 0, 0))
+
+
+def test_a_png_of_too_many_pieces_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    data = encoded()
+    at = data.index(b"IDAT") - 4
+    [_] = read(tmp_path, data[:at] + 99_000 * chunk(b"skip", b"") + data[at:] + 99_000 * chunk(b"skip", b""))
+    message = refusal(tmp_path, data[:at] + 100_000 * chunk(b"skip", b"") + data[at:])
+    assert message == "file can't be read as PNG: it has more than 100,000 chunks"
+
+
+@pytest.mark.parametrize("write", [heic, avif, *(partial(encoded, kind=kind) for kind in ENCODED)])
+def test_opening_ends_once_it_is_cancelled(write: Callable[[Image.Image], bytes]) -> None:
+    data = write(signpost())
+    kind = format_of(data)
+    assert kind is not None
+    context, wait = copy_context(), cancellation._Wait()
+    context.run(cancellation._wait.set, wait)
+    with context.run(open_image, kind, data):
+        wait.over = True
+    with pytest.raises(cancellation.Cancelled):
+        context.run(open_image, kind, data)
 
 
 def test_the_orientation_of_a_png_is_found_wherever_it_is(tmp_path: Path) -> None:

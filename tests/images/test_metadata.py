@@ -26,7 +26,7 @@ RED = Image.new("RGB", (4, 4), "red")
 
 def recipe(request: Request, **aesthetic: str) -> Recipe:
     model = {"name": "tiny", "revision": "local", "precision": "float32"}
-    return Recipe.of(request, model=model, aesthetic=aesthetic, versions={"torch": "2.13.0"})
+    return replace(Recipe.of(request, model=model, aesthetic=aesthetic, files={}), versions={"torch": "2.13.0"})
 
 
 def written(path: Path, content: Recipe) -> Path:

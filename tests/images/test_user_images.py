@@ -199,6 +199,24 @@ def test_refuses_more_pixels_than_it_may_hold(tmp_path: Path) -> None:
     assert message == "file holds more than 29,999 pixels in all"
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_pixels_of_images_that_can_t_be_read_count(tmp_path: Path, skip: bool) -> None:
+    bright = encoded(Image.new("F", (100, 100), 2.0), "TIFF")  # refused only once it is decoded
+    (tmp_path / "file").write_bytes(zipped({f"{i}.tif": bright for i in range(3)}))
+    with pytest.raises(ImageError, match=r"^file holds more than 29,999 pixels in all$"):
+        list(read_pictures(tmp_path / "file", replace(UPLOAD, total_pixels=29_999), skip_unreadable=skip))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_error_names_the_first_images_that_can_t_be_read(tmp_path: Path, skip: bool) -> None:
+    (tmp_path / "file").write_bytes(zipped({f"{i:03}.png": b"text" for i in range(140)}))
+    with pytest.raises(ImageError) as error:
+        list(read_pictures(tmp_path / "file", UPLOAD, skip_unreadable=skip))
+    lines = str(error.value).splitlines()[skip:]
+    assert [line.partition(" ")[0] for line in lines] == [*(f"{i:03}.png" for i in range(20)), "and"]
+    assert lines[-1] == "and 120 more images can't be read"
+
+
 def test_refuses_sparse_files_in_a_tar(tmp_path: Path) -> None:
     (tmp_path / "hole.png").touch()
     os.truncate(tmp_path / "hole.png", 10**6)

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,25 @@ def test_a_download_begins_with_an_empty_folder(empty: Path, home: Path, monkeyp
     monkeypatch.setenv("AESTHETIC_HOME", str(empty))
     assert download.main([MODEL]) == 1
     assert found == []
+
+
+def test_two_runs_at_once_fetch_each_file_once(empty: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (home / "embeddings").glob("*.pt"):
+        shutil.copy(path, empty / "embeddings")
+    fetched: list[str] = []
+
+    def fetch(*, filename: str, local_dir: Path, **_: object) -> Path:
+        fetched.append(filename)
+        time.sleep(0.05)
+        path = local_dir / filename
+        path.parent.mkdir(exist_ok=True)
+        return Path(shutil.copy(home / "weights" / MODEL / filename, path))
+
+    monkeypatch.setattr(download, "hf_hub_download", fetch)
+    monkeypatch.setenv("AESTHETIC_HOME", str(empty))
+    with ThreadPoolExecutor() as runs:
+        assert list(runs.map(download.main, [[MODEL], [MODEL]])) == [0, 0]
+    assert len(set(fetched)) == len(fetched)
 
 
 def test_weights_may_be_on_another_file_system(empty: Path, hub: Hub, home: Path) -> None:

@@ -273,7 +273,26 @@ def test_what_a_transparent_mask_means_is_clear_or_asked_for(over: Request) -> N
             masked(over, mask)
 
 
-@pytest.mark.parametrize("color", ["white", (0, 0, 0, 0), (255, 255, 255, 0), (200, 200, 200, 255)])
+@pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0)])
+@pytest.mark.parametrize("alpha", [0, 1, 100])
+def test_a_mask_of_nothing_but_clear_places_and_faint_paint_is_refused(over: Request, color: Any, alpha: int) -> None:
+    whole, spot = Image.new("RGBA", (300, 200), (*color, alpha)), clear((0, 0, 0))
+    spot.paste((*color, alpha), HOLE)
+    for mask in (whole, spot):
+        with pytest.raises(ImageError, match="mask: nothing in it is white and opaque, and only that is redrawn"):
+            masked(over, mask)
+
+
+def test_clear_corners_of_an_opaque_mask_are_kept(over: Request) -> None:
+    grey = Image.new("L", (300, 200))
+    grey.paste(255, HOLE)
+    for hidden in ((0, 0, 0, 0), (255, 255, 255, 0)):
+        cornered = grey.convert("RGBA")
+        cornered.paste(hidden, (50, 0, 58, 8))
+        assert abs(masked(over, cornered).astype(int) - masked(over, grey)).max() <= 1
+
+
+@pytest.mark.parametrize("color", ["white", (255, 255, 255, 200), (200, 200, 200, 255)])
 def test_a_mask_that_keeps_nothing_says_so(over: Request, color: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert masked(over, Image.new("RGBA", (300, 200), color)).min() >= 128
     assert "mask: nothing in it is black, so all of the image is redrawn" in caplog.text
