@@ -41,7 +41,7 @@ def embed(options: argparse.Namespace) -> None:
 
     skip = options.skip_unreadable
     next(
-        user_images.read_pictures(options.pictures, user_images.LOCAL, skip_unreadable=skip)
+        user_images.read_images(options.pictures, user_images.LOCAL, skip_unreadable=skip)
     )  # an error before the model loads
     snapshot = checkpoint.locate(options.ckpt)
     vision = clip.load_vision(snapshot, default_device())

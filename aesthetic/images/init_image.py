@@ -42,7 +42,7 @@ def load_init_image(request: Request) -> InitImage | None:
     """The init image and mask of a request; None if it has no image. Raises ImageError."""
     if request.image is None:
         return None
-    given = _read("image", user_images.read_picture, request.image)
+    given = _read("image", user_images.read_image, request.image)
     size = fitted(given.size, (request.width, request.height))
     image, files = ImageOps.fit(given.image, size), {"image": given.sha256}
     if request.mask is None:
@@ -81,7 +81,7 @@ def _rounded(side: float) -> int:
     return max(SIZES[0], STEP * round(side / STEP))
 
 
-def _read(name: str, read: Callable[..., user_images.Picture], path: Path) -> user_images.Picture:
+def _read(name: str, read: Callable[..., user_images.UserImage], path: Path) -> user_images.UserImage:
     with naming_input(name):
         return read(path, user_images.UPLOAD, label="the file")  # the names of uploads tell nothing
 

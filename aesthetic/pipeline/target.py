@@ -65,18 +65,18 @@ def encode_pictures(
     """The mean raw CLIP features [1, D] of the images at `path`, and the sha256 of each.
 
     If `caps` limit their number, all are read before the first is encoded, so that a bad one is refused before model
-    work; otherwise they are streamed. `skip_unreadable` and errors are those of images.read_pictures.
+    work; otherwise they are streamed. `skip_unreadable` and errors are those of images.read_images.
     """
     sha256s: list[str] = []
 
     def prepared() -> Iterator[Tensor]:
-        pictures = user_images.read_pictures(path, caps, label=label, skip_unreadable=skip_unreadable)
+        pictures = user_images.read_images(path, caps, label=label, skip_unreadable=skip_unreadable)
         for picture in tqdm(pictures, desc="Looking at pictures", unit=" pictures"):
             check()
             sha256s.append(picture.sha256)
             yield vision.prepare(picture.image)
 
-    pixels: Iterable[Tensor] = prepared() if caps.pictures is None else list(prepared())
+    pixels: Iterable[Tensor] = prepared() if caps.images is None else list(prepared())
     return embedding.mean(vision.features(batch) for batch in _batches(pixels)), sha256s
 
 
