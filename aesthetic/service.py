@@ -99,7 +99,7 @@ class _Job:
 
     @property
     def init_image(self) -> InitImage | None:
-        return None if self.init is None else self.init.canvas
+        return None if self.init is None else self.init.init_image
 
 
 class Service:

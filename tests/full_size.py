@@ -102,7 +102,7 @@ def _opened(action: Callable[[], object]) -> list[str]:
 def _compare(service: Service, home: Path) -> list[str]:
     """Conditioning against the original loop, on this device and on the CPU; a batch against single pictures."""
     device = service.model.device
-    tokens = prompt.tokenize(service.model, REQUEST.prompt).input_ids
+    tokens = prompt.tokenize_prompt(service.model.pipeline.tokenizer, REQUEST.prompt, service.model.device).input_ids
     target = service.registry.load("sac_8plus").vector
     steps = service.personalizer(tokens, target.to(device), steps=10, lr=1e-4)
     *_, last = steps

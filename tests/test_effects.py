@@ -62,7 +62,9 @@ def test_a_mix_leads_where_its_parts_do(demo: Service, plain: Image.Image, mix: 
 
 
 def test_a_phrase_turns_the_aesthetic_towards_what_it_says_or_away(demo: Service, golden: Image.Image) -> None:
-    phrase = prompt.embed(demo.model, prompt.tokenize(demo.model, "a neon sign"))
+    phrase = prompt.embed(
+        demo.model, prompt.tokenize_prompt(demo.model.pipeline.tokenizer, "a neon sign", demo.model.device)
+    )
     turned = replace(GOLD, aesthetic_text="a neon sign", aesthetic_text_angle=0.5)
     towards = nearness(demo, draw(demo, turned), phrase)
     away = nearness(demo, draw(demo, replace(turned, aesthetic_text_negative=True)), phrase)

@@ -85,7 +85,7 @@ def recorder() -> Recorder:
 
 @pytest.mark.parametrize("steps", [0, 1, 5, 20])
 def test_equals_the_original_loop(gpu: Model, clip: CLIPModel, home: Path, recorder: Recorder, steps: int) -> None:
-    tokens = prompt.tokenize(gpu, "the cat").input_ids
+    tokens = prompt.tokenize_prompt(gpu.pipeline.tokenizer, "the cat", gpu.device).input_ids
     target = Registry(home / "embeddings").load("sac_8plus").vector.cuda()
     theirs = original.conditioning(clip.cuda(), tokens, target, steps=steps, lr=1e-4)
     exact, rounded = (GraphedPersonalizer(gpu.encoder, recorder, tf32=tf32) for tf32 in (False, True))
@@ -102,7 +102,12 @@ def test_replayed_runs_are_alike_whatever_was_between(gpu: Model, home: Path, re
     )
 
     def run(text: str, lr: float = 1e-4, *, stop: int = 5, long: bool = False) -> torch.Tensor:
-        steps = personalizer(prompt.tokenize(gpu, text, long=long).input_ids, target, steps=5, lr=lr)
+        steps = personalizer(
+            prompt.tokenize_prompt(gpu.pipeline.tokenizer, text, gpu.device, long=long).input_ids,
+            target,
+            steps=5,
+            lr=lr,
+        )
         return next(step for step in steps if step.index == stop).conditioning
 
     first = run("the cat")
@@ -248,7 +253,9 @@ def test_the_compiled_personalisation_repeats_itself(
 ) -> None:
     monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
     accelerate.prepare(nhwc, [])
-    ids = prompt.tokenize(nhwc, "the cat and the dog and the cat and the dog").input_ids
+    ids = prompt.tokenize_prompt(
+        nhwc.pipeline.tokenizer, "the cat and the dog and the cat and the dog", nhwc.device
+    ).input_ids
     target = Registry(home / "embeddings").load("sac_8plus").vector.cuda()
     personalizer = GraphedPersonalizer(nhwc.encoder, recorder, modules._best("encoder", Compiled(tmp_path)))
     ours = [list(personalizer(ids, target, steps=5, lr=1e-4))[-1].conditioning for _ in range(50)]

@@ -22,7 +22,7 @@ RATES = (1e-4, 3e-3)
 
 @pytest.fixture
 def tokens(model: Model) -> Tensor:
-    return prompt.tokenize(model, "a painting of the cat").input_ids
+    return prompt.tokenize_prompt(model.pipeline.tokenizer, "a painting of the cat", model.device).input_ids
 
 
 @pytest.fixture
@@ -42,7 +42,10 @@ def test_equals_the_original_loop(
 
 
 def test_rounding_in_fp32_grows_with_the_rate(demo: Service) -> None:
-    tokens, target = prompt.tokenize(demo.model, "a castle").input_ids, demo.registry.load("night").vector
+    tokens, target = (
+        prompt.tokenize_prompt(demo.model.pipeline.tokenizer, "a castle", demo.model.device).input_ids,
+        demo.registry.load("night").vector,
+    )
     exact = Personalizer(copy.deepcopy(demo.model.encoder).double())
     errors = []
     for lr in (1e-4, 1e-3):
@@ -119,7 +122,9 @@ def test_only_the_text_model_moves_and_gradients_are_freed(model: Model, tokens:
 def test_training_the_rows_of_a_prompt_is_training_the_whole_table(
     model: Model, tokens: Tensor, target: Tensor, lr: float
 ) -> None:
-    chunks = torch.cat([tokens, prompt.tokenize(model, "the dog and the dog").input_ids])
+    chunks = torch.cat(
+        [tokens, prompt.tokenize_prompt(model.pipeline.tokenizer, "the dog and the dog", model.device).input_ids]
+    )
     everything = copy.deepcopy(model.encoder)
     everything.get_submodule("text_model").requires_grad_(True)
     expected = personalize(everything, chunks, target, steps=5, lr=lr)
@@ -146,7 +151,14 @@ def test_a_row_moves_as_it_would_in_the_table_and_the_others_would_not(
 def test_prompts_of_any_length_follow_one_another(model: Model, tokens: Tensor, target: Tensor) -> None:
     personalizer = Personalizer(model.encoder)
     *_, expected = personalizer(tokens, target, steps=2, lr=1e-3)
-    list(personalizer(torch.cat([tokens, prompt.tokenize(model, "a dog").input_ids]), target, steps=2, lr=1e-3))
+    list(
+        personalizer(
+            torch.cat([tokens, prompt.tokenize_prompt(model.pipeline.tokenizer, "a dog", model.device).input_ids]),
+            target,
+            steps=2,
+            lr=1e-3,
+        )
+    )
     *_, last = personalizer(tokens, target, steps=2, lr=1e-3)
     assert torch.equal(last.conditioning, expected.conditioning)
 

@@ -25,7 +25,7 @@ FILES = {
     "predict": ROOT / "predict.py",
     **{".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")},
 }
-HEAVY = {"compel", "diffusers", "peft", "transformers"}
+HEAVY = {"diffusers", "peft", "transformers"}
 MAY_BE_HEAVY = {"benchmark", "models", "pipeline"}
 
 

@@ -132,7 +132,7 @@ def test_a_synchronous_prediction(address: str) -> None:
         assert value == round(value, 4)
     assert all(seconds == round(seconds, 3) for seconds in metrics["timing"].values())
     assert set(metrics["timing"]) == {"aesthetic", "personalise", "denoise", "decode", "safety", "encode"}
-    for line in ("Seed: 7", "Personalising: 100%", "Denoising: 100%", "Similarity to sac_8plus:"):
+    for line in ("Seed: 7", "Personalizing: 100%", "Denoising: 100%", "Similarity to sac_8plus:"):
         assert line in prediction["logs"]
 
 
@@ -287,7 +287,7 @@ def test_with_a_lora(address: str, model: Model, tmp_path: Path) -> None:
     )
     assert changed != plain == off
     prediction = draw(address, lora=data_url(b"text"))
-    assert "CheckpointError: lora: the file is damaged, or no .safetensors file" in prediction["error"]
+    assert "CheckpointError: lora: the file is damaged, or not a .safetensors file" in prediction["error"]
 
 
 def test_the_log_of_a_bad_input_has_no_traceback(address: str) -> None:

@@ -246,8 +246,8 @@ def test_what_is_lost_of_either_prompt_is_said(
     service: Service, quick: Request, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.draw(replace(quick, prompt="cat " * 80, negative_prompt="dog " * 80))
-    assert "The prompt is longer than CLIP can read. What is lost: cat" in caplog.text
-    assert "The negative prompt is longer than CLIP can read. What is lost: dog" in caplog.text
+    assert "The prompt is longer than CLIP can read. Truncated: cat" in caplog.text
+    assert "The negative prompt is longer than CLIP can read. Truncated: dog" in caplog.text
 
 
 def test_messages_do_not_speak_of_temporary_names(service: Service, quick: Request, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_long_prompt_is_cut_and_says_what_is_lost(
 ) -> None:
     caplog.set_level(logging.INFO)
     service.draw(replace(quick, prompt="cat " * 75 + "dog"))
-    assert "The prompt is longer than CLIP can read. What is lost: dog" in caplog.text
+    assert "The prompt is longer than CLIP can read. Truncated: dog" in caplog.text
     assert "Seed: 7" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""The same results, sooner: CUDA graphs and compiled modules.
+"""The same results, sooner: CUDA graphs and compiled modules, on a GPU only.
 
-Nothing here decides what is computed; without a GPU nothing here runs.
+What is computed is decided elsewhere: these modules stand in for others, behind the same calls.
 """

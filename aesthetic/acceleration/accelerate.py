@@ -1,4 +1,4 @@
-"""TODO."""
+"""Choose how fast to draw (plain, graph, compile), and compile for the GPU in advance."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,44 +15,44 @@ from ..settings import home
 from .compiled import Compiled
 from .cuda_graphs import Recorder
 from .graphed_personalizer import products_in_tf32
-from .modules import FUNCTIONS, Accelerated, _arrange, _fused, log
+from .modules import FUNCTIONS, Accelerated, fuse_projections, log, use_channels_last
 
 __all__ = ["choose", "code", "prepare"]
 
 
 def code(mode: str) -> Compiled | None:
-    """What has been compiled for the GPU that is here, if `mode` is to draw with it; None if there isn't any.
+    """The code compiled for this GPU, if `mode` is "compile"; None if there is none, with a warning.
 
-    Takes seconds, and may be done in a thread while a model is being loaded.
+    This takes seconds. It may run in a thread while a model is being loaded.
     """
     if mode != "compile":
         return None
-    torch.cuda.synchronize()  # the code goes to the GPU, which a thread begins without
+    torch.cuda.synchronize()  # loading the code needs a CUDA context, which a new thread lacks
     compiled = Compiled(_folder())
     if not compiled:
-        log.warning("No code has been compiled for this GPU and these versions (script/warm does it): speed graph")
+        log.warning("No compiled code for this GPU and these versions (script/warm makes it): using speed graph")
         return None
     return compiled
 
 
-def choose(model: Model, mode: str, compiled: Compiled | None) -> "Accelerated | None":
-    """How to draw with `model` at one of SPEEDS; None is the plain way. Lays out its weights for it.
+def choose(model: Model, mode: str, compiled: Compiled | None) -> Accelerated | None:
+    """The accelerated parts of `model` at one of settings.SPEEDS; None for "plain". May change its weights' layout.
 
-    compiled: what `code` has for that way.
+    compiled: what `code` returned for that mode.
     """
     if mode == "plain":
         return None
-    _arrange(model)
+    use_channels_last(model)
     return Accelerated(model, Recorder(model.device), compiled)
 
 
 def prepare(model: Model, requests: Sequence[Request]) -> None:
-    """Compile what requests like these are drawn with, as far as that has not been done on this machine."""
+    """Compile the parts that requests of these sizes need, unless this machine has them already."""
     compiled = Compiled(_folder())
-    _arrange(model)
+    use_channels_last(model)
     for name, part, inputs in tqdm(_examples(model, requests), desc="Compiling", unit=" parts"):
         if compiled.find(name, part, inputs) is None:
-            with products_in_tf32():  # as it will run, which the compiler would advise otherwise
+            with products_in_tf32():  # the mode in which it will run; in another, the compiler would advise this one
                 log.info("%s", compiled.make(name, FUNCTIONS[name], part, inputs))
 
 
@@ -61,11 +61,11 @@ def _folder() -> Path:
 
 
 def _examples(model: Model, requests: Sequence[Request]) -> list[tuple[str, Any, tuple[Tensor, ...]]]:
-    """The parts worth compiling, by name, and examples of what requests call them with."""
+    """The parts worth compiling: their names, the parts, and example inputs for the requests."""
     tokens = torch.zeros(1, model.pipeline.tokenizer.model_max_length, dtype=torch.int64, device=model.device)
     target = torch.randn(1, model.dim, device=model.device)
     encoder = Personalizer(model.encoder).start(tokens)
-    parts = {"unet": _fused(model.pipeline.unet), "vae": model.pipeline.vae}
+    parts = {"unet": fuse_projections(model.pipeline.unet), "vae": model.pipeline.vae}
     drawing = [(name, parts[name], inputs) for one in requests for name, inputs in _inputs(model, one).items()]
     return [("encoder", encoder, (tokens, target)), *drawing]
 

@@ -1,11 +1,11 @@
-"""The loop of gradient.py as two CUDA graphs: a step, and a look without one.
+"""The loop of gradient.py as two CUDA graphs: a step, and a forward pass.
 
-A step has a thousand kernels, which a GPU has done before Python has launched them; here it is one launch. What is
-computed is the same: forward, backward, Adam. That Adam is one kernel for all weights changes the last bits.
+A step has a thousand kernels, which run faster than Python launches them; a graph launches them at once. The
+computation is the same: forward, backward, Adam. Adam is fused into one kernel, which changes the last bits.
 
-The products of matrices are in TF32, fp32 whose factors are rounded to 10 bits, as fp16 has them: the conditioning
-differs from that of the plain loop by some 3e-4 of its length, which is what rounding it to fp16 for the UNet costs
-anyway. Without, it is within 1e-5, and ten steps take half as long again.
+Matrix products are in TF32, which rounds fp32 factors to fp16's 10 bits. The conditioning then differs from that of the
+plain loop by about 3e-4 of its length, as much as rounding it to fp16 for the UNet costs anyway. Without TF32 the
+difference is below 1e-5, and ten steps take half as long again.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,19 +23,19 @@ from .cuda_graphs import Graph, LRUCache, Recorder
 
 __all__ = ["GraphedPersonalizer", "Position", "forward_pass", "products_in_tf32"]
 
-LENGTHS = 4  # of prompts, in chunks, whose graphs are kept
+LENGTHS = 4  # graphs kept, by the length of the prompt in chunks
 Position = tuple[Tensor, Tensor]  # similarity [batch], -1..1, and conditioning [batch, tokens, hidden]
 
 
 def forward_pass(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor) -> Position:
-    """Where an encoder stands; it and the other arguments are those of `personalize`."""
+    """Similarity and conditioning of an encoder; arguments as in `personalize`."""
     output = encoder(input_ids)
     return similarity(output.text_embeds, aesthetic), output.last_hidden_state
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Capture:
-    """The graphs for prompts of one shape, and where their inputs are put."""
+    """The graphs for prompts of one shape, and the memory of their inputs."""
 
     input_ids: Tensor
     rows: PromptTokenEmbedding
@@ -47,7 +47,7 @@ class _Capture:
 
 
 class GraphedPersonalizer(Personalizer):
-    """A Personalizer that replays its steps on a GPU."""
+    """A Personalizer that replays its steps as CUDA graphs."""
 
     def __init__(
         self,
@@ -57,10 +57,11 @@ class GraphedPersonalizer(Personalizer):
         *,
         tf32: bool = True,
     ) -> None:
-        """As Personalizer. `recorder` records when a prompt of another shape is personalised for the first time.
+        """encoder: as for Personalizer.
 
-        forward: what is recorded, and differentiated: forward_pass, or code compiled of it.
-        tf32:    whether products of matrices may be rounded like that.
+        recorder: captures the graphs when a prompt of another shape is first personalized.
+        forward:  the pass to capture and differentiate: forward_pass, or code compiled from it.
+        tf32:     whether matrix products may use TF32.
         """
         super().__init__(encoder)
         self._recorder, self._forward, self._tf32 = recorder, forward, tf32
@@ -69,7 +70,7 @@ class GraphedPersonalizer(Personalizer):
         self._moments = {weight: _moments(weight) for weight in self._trained}
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
-        """Personalise the prompt `input_ids` towards `aesthetic`; arguments and stops as in `personalize`."""
+        """Personalize the prompt `input_ids` towards `aesthetic`; arguments and steps as in `personalize`."""
         capture = self._captures.get(input_ids.shape, lambda: self._record(input_ids, aesthetic))
         self._begin(capture, input_ids, aesthetic, lr)
         for index in range(steps + 1):
@@ -87,7 +88,7 @@ class GraphedPersonalizer(Personalizer):
     def _record(self, input_ids: Tensor, aesthetic: Tensor) -> _Capture:
         ids, target, rows = input_ids.clone(), aesthetic.clone(), PromptTokenEmbedding()
         self._reset(rows, ids)
-        rate = torch.zeros((), device=ids.device)  # at which the runs before the recording go nowhere
+        rate = torch.zeros((), device=ids.device)  # 0, so that the runs before the capture change no weight
         optimizer = torch.optim.Adam([rows.weight, *self._trained], lr=rate, fused=True, capturable=True)
         optimizer.state.update({rows.weight: _moments(rows.weight), **self._moments})
 
@@ -97,7 +98,7 @@ class GraphedPersonalizer(Personalizer):
             if moving:
                 (-cosine.mean()).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                optimizer.zero_grad()  # the memory goes to whatever is recorded next
+                optimizer.zero_grad()  # frees the memory for the next capture
             return cosine.detach(), hidden.detach()
 
         with products_in_tf32(self._tf32):
@@ -113,7 +114,7 @@ class GraphedPersonalizer(Personalizer):
 
 
 def _moments(weight: Tensor) -> dict[str, Any]:
-    """What Adam remembers of a weight."""
+    """Adam's state for a weight."""
     return {
         "step": torch.zeros((), device=weight.device),
         "exp_avg": torch.zeros_like(weight),
@@ -123,7 +124,7 @@ def _moments(weight: Tensor) -> dict[str, Any]:
 
 @contextmanager
 def products_in_tf32(allowed: bool = True) -> Iterator[None]:
-    """Whether products of matrices of fp32 are rounded like that within."""
+    """Compute fp32 matrix products in TF32, or not, within this context."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

@@ -1,11 +1,11 @@
-"""The parts of a model that a GPU works on, each with a stand-in that does the same faster, behind the same call.
+"""The parts of a model that run on a GPU, wrapped so that the same call is faster.
 
-    plain    as diffusers and transformers have it: the only way on a CPU
-    graph    every part replayed as a CUDA graph (graphs.py), and the personalisation too (climb.py)
-    compile  that, of code which torch.compile has made, where there is any for the shapes at hand (compiled.py),
-             and with the queries, keys and values of an attention in one product
+    plain    diffusers' and transformers' own modules: the only mode on a CPU
+    graph    every part replayed as a CUDA graph (cuda_graphs.py), and the personalization too (graphed_personalizer.py)
+    compile  graphs of code that torch.compile made, where it was made for the shapes of the request (compiled.py), with
+             queries, keys and values of an attention in one product
 
-What a part computes stays the same, but for rounding.
+A part computes the same in every mode, except for rounding.
 """
 
 import copy
@@ -26,36 +26,36 @@ from .compiled import Compiled
 from .cuda_graphs import GraphedCallable, Recorder
 from .graphed_personalizer import GraphedPersonalizer, forward_pass
 
-__all__ = ["Accelerated"]
+__all__ = ["FUNCTIONS", "Accelerated", "fuse_projections", "use_channels_last"]
 
 log = logging.getLogger(__name__)
 
-COMPILED = ("unet", "vae", "encoder")  # the parts with most of the work; the last is the personalisation's
-AHEAD = 2  # calls of the UNet that Python may be ahead of the GPU
+COMPILED = ("unet", "vae", "encoder")  # the parts with most of the work; encoder is the personalization's
+AHEAD = 2  # calls of the UNet by which Python may be ahead of the GPU
 
 
 class Accelerated:
-    """How to draw fast with a model, and with those that differ from it in a part or two."""
+    """The accelerated parts of a model, also for models that share some of them, as those with a LoRA do."""
 
     def __init__(self, model: Model, recorder: Recorder, compiled: Compiled | None = None) -> None:
-        """compiled: code to use where it fits."""
+        """compiled: code to use where its shapes fit."""
         self.speed = "graph" if compiled is None else "compile"
         self._model, self._recorder = model, recorder
         parts = dict(model.pipeline.components)
         if compiled is not None:
-            parts["unet"] = _fused(parts["unet"])
+            parts["unet"] = fuse_projections(parts["unet"])
         self._graphed = {name: self._graph(name, parts[name], compiled) for name in ("unet", "vae", "text_encoder")}
         if parts["safety_checker"] is not None:
-            # It decides on the CPU; the tower that looks at the pictures is what a GPU can replay.
+            # The checker decides on the CPU; only its vision tower can be captured.
             tower = parts["safety_checker"].vision_model
             graphed = self._graph("vision_model", tower)
             self._graphed["safety_checker"] = copy.deepcopy(parts["safety_checker"], {id(tower): graphed})
-        self._personalise = GraphedPersonalizer(model.encoder, recorder, _best("encoder", compiled))
+        self._personalizer = GraphedPersonalizer(model.encoder, recorder, _best("encoder", compiled))
 
     def wrap(self, model: Model) -> tuple[Model, Personalizer]:
-        """`model` to draw with, and its personaliser.
+        """`model` with accelerated parts, and its personalizer.
 
-        Of what is not the first model's, as with a LoRA, only the UNet is called often enough for recording to pay.
+        Of the components a LoRA replaces, only the UNet runs often enough to be worth capturing.
         """
         own, parts = self._model.pipeline.components, dict(model.pipeline.components)
         for name, graphed in self._graphed.items():
@@ -64,14 +64,14 @@ class Accelerated:
             elif name == "unet":
                 parts[name] = self._graph(name, parts[name])
         fast = replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
-        return fast, self._personalise if model.encoder is self._model.encoder else Personalizer(model.encoder)
+        return fast, self._personalizer if model.encoder is self._model.encoder else Personalizer(model.encoder)
 
     def _graph(self, name: str, part: Any, compiled: Compiled | None = None) -> Any:
         return GRAPHED[name](part, GraphedCallable(partial(_best(name, compiled), part), self._recorder))
 
 
 def _best(name: str, compiled: Compiled | None) -> Callable[..., Any]:
-    """What computes the part called `name`, given that and its inputs: compiled code where there is any that fits."""
+    """The function of the part called `name` and its inputs: compiled code where it fits, else the plain one."""
     function, missed = FUNCTIONS[name], set[torch.Size]()
     if compiled is None or name not in COMPILED:
         return function
@@ -80,14 +80,14 @@ def _best(name: str, compiled: Compiled | None) -> Callable[..., Any]:
         known = compiled.find(name, part, inputs)
         if known is None and inputs[0].shape not in missed:
             missed.add(inputs[0].shape)
-            log.warning("No code has been compiled for the %s at %s: speed graph", name, list(inputs[0].shape))
+            log.warning("No compiled code for the %s at %s: using speed graph", name, list(inputs[0].shape))
         return (known or function)(part, *inputs)
 
     return best
 
 
 class GraphedModule(nn.Module):
-    """Stands for a part: whatever is asked of it is the part's own, but for what a subclass does."""
+    """Wraps a part: attributes and methods are the part's, except those that a subclass defines."""
 
     def __init__(self, part: nn.Module, function: GraphedCallable) -> None:
         super().__init__()
@@ -100,15 +100,15 @@ class GraphedModule(nn.Module):
             return getattr(self.part, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the part, which may go anywhere, and change."""
+        """A copy of the part itself, without the graph."""
         return copy.deepcopy(self.part, memo)
 
 
 class _Unet(GraphedModule):
-    """Python stays only a little ahead of the GPU.
+    """Lets Python be only a few calls ahead of the GPU.
 
-    It launches a step in no time, and would be through with all of them long before the pictures are: the bar would say
-    nothing, and after a cancelled prediction the next one would have to wait for all that was launched.
+    Otherwise Python would launch all steps at once: the progress bar would be wrong, and after a cancelled prediction
+    the next one would wait for the launched steps.
     """
 
     def __init__(self, part: nn.Module, function: GraphedCallable) -> None:
@@ -117,8 +117,8 @@ class _Unet(GraphedModule):
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
         unknown = {name: value for name, value in others.items() if value is not None and name != "return_dict"}
-        assert not unknown, f"not recorded: {unknown}"
-        noise = self.function(sample, timestep.float(), encoder_hidden_states)  # some samplers' are integers
+        assert not unknown, f"not captured: {unknown}"
+        noise = self.function(sample, timestep.float(), encoder_hidden_states)  # integers in some samplers
         self._launched.append(torch.cuda.current_stream().record_event())
         while len(self._launched) > AHEAD:
             self._launched.popleft().synchronize()
@@ -171,13 +171,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _arrange(model: Model) -> None:
-    """Put the weights of convolutions in the order in which a GPU multiplies them: else each call has to."""
+def use_channels_last(model: Model) -> None:
+    """Store the UNet's weights in the order that the GPU's convolutions read, which saves a conversion in each call."""
     model.pipeline.unet.to(memory_format=torch.channels_last)
 
 
-def _fused(unet: Any) -> Any:
-    """A UNet of the same weights whose attentions have queries, keys and values in one product: fewer, larger ones."""
+def fuse_projections(unet: Any) -> Any:
+    """A copy of a UNet, otherwise on the same weights, that computes queries, keys and values in one product."""
     fused = copy.deepcopy(unet, {id(weight): weight for weight in unet.parameters()})
     fused.fuse_qkv_projections()
     return fused.requires_grad_(False)

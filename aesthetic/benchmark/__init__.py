@@ -1,1 +1,1 @@
-"""How fast: stages beside plain diffusers, the original loop and the least time that the hardware allows."""
+"""How fast: each stage beside plain diffusers, the original loop, and the least time that the hardware allows."""

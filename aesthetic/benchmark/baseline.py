@@ -1,6 +1,6 @@
-"""The original research code's way from prompt to pictures, to test and to measure against: its loop, plain diffusers.
+"""The original research code's loop and plain diffusers, to test and to measure against.
 
-Nothing of the package is used here, so that what is compared with it has nothing in common with it.
+This file imports nothing from the package, so the comparison is independent.
 """
 
 import copy
@@ -18,7 +18,7 @@ __all__ = ["Original", "conditioning", "difference"]
 
 
 def conditioning(model: Any, tokens: Tensor, image_embs: Tensor, *, steps: int, lr: float) -> Tensor:
-    """The conditioning [1, 77, hidden] of `tokens` personalised towards `image_embs`; changes `model`, a CLIPModel.
+    """The conditioning [1, 77, hidden] of `tokens` personalized towards `image_embs`; changes `model`, a CLIPModel.
 
     Transcribed with plain transformers from the FrozenCLIPEmbedder of the fork of Stable Diffusion that came with
     arXiv 2209.12330, with the model given instead of loaded from the disk for every prompt.
@@ -45,13 +45,13 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 class Original:
-    """A diffusers pipeline used as its documentation says, on a conditioning that the original's loop has made.
+    """A diffusers pipeline used as documented, with the conditioning from the original's loop.
 
-    The loop's weights are in memory, which is to its advantage: the original reads them from the disk for each prompt.
+    Its weights stay in memory, where the original reads them from the disk for each prompt.
     """
 
     def __init__(self, pipeline: Any, encoder: Any, scheduler: Any) -> None:
-        """`encoder`: CLIPTextModelWithProjection in fp32, which stays as it is."""
+        """encoder: CLIPTextModelWithProjection in fp32; not changed."""
         components = {**pipeline.components, "scheduler": scheduler}
         self.pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -59,12 +59,12 @@ class Original:
         self.clip = _whole(encoder)
 
     def personalize(self, tokens: Tensor, target: Tensor, *, steps: int, lr: float) -> Tensor:
-        """The conditioning, from the encoder's weights."""
+        """The conditioning [1, 77, hidden], starting from the encoder's weights."""
         self.clip.text_model.load_state_dict(self.encoder.text_model.state_dict())
         return conditioning(self.clip, tokens, target, steps=steps, lr=lr)
 
     def denoise(self, embeds: Tensor, latents: Tensor, **options: Any) -> Any:
-        """What the pipeline makes of a conditioning and of noise, with guidance away from no words."""
+        """The pipeline's images for a conditioning and noise, guided away from the empty prompt."""
         with torch.no_grad():
             [empty, _] = self.pipeline.encode_prompt("", embeds.device, 1, False)
         return self.pipeline(
@@ -77,23 +77,23 @@ class Original:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> tuple[Tensor, list[Image.Image]]:
-        """The pictures [n, 3, height, width] of latents, and in 8 bits."""
+        """The images [n, 3, height, width] of latents, also in 8 bits."""
         vae = self.pipeline.vae
         images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return images, self.pipeline.image_processor.postprocess(images, output_type="pil")
 
     def check(self, images: Tensor) -> None:
-        """Ask the safety checker about pictures, if there is one."""
+        """Run the safety checker on images, if there is one."""
         self.pipeline.run_safety_checker(images, images.device, self.pipeline.unet.dtype)
 
-    def save(self, pictures: Sequence[Image.Image], folder: Path) -> None:
-        """Write pictures, as they are and one after the other."""
-        for i, picture in enumerate(pictures):
-            picture.save(folder / f"plain.{i}.png")
+    def save(self, images: Sequence[Image.Image], folder: Path) -> None:
+        """Write images as PNGs, one after the other."""
+        for i, image in enumerate(images):
+            image.save(folder / f"plain.{i}.png")
 
 
 def _whole(encoder: Any) -> Any:
-    """A CLIP as the original had it, with a text tower of its own, and without a vision tower, which nobody asks."""
+    """A CLIPModel with a copy of the text tower; its vision tower, which is not used, stays without weights."""
     config = transformers.CLIPConfig(text_config=encoder.config.to_dict(), projection_dim=encoder.config.projection_dim)
     with torch.device("meta"):
         clip = transformers.CLIPModel(config).eval()

@@ -1,7 +1,7 @@
-"""How fast it is: each stage and the whole of a prediction, beside plain diffusers with the original's loop.
+"""Measure each stage and the whole of a prediction, beside plain diffusers with the original's loop.
 
-All ways are measured in the same process on the same inputs, in turn, so that whatever else the machine is doing
-concerns them alike. Beside what is measured stands the least that the stage can take: see floor.py.
+All ways run in turn in one process on the same inputs, so that other load on the machine affects them equally. The
+table also shows the least time that a stage can take: see roofline.py.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ LIBRARIES = ("torch", "diffusers", "transformers", "pillow")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What was measured of one request.
+    """The measurements of one request. A way is "plain diffusers" or one of settings.SPEEDS.
 
-    seconds:    of every repeat, by stage and by way.
-    floor:      the least seconds that a stage can take on this device, where there is such a number.
-    peak:       bytes of the GPU's memory that torch held at most during the whole, by way of ours.
-    difference: relative, of the conditioning and of the latents from those of plain diffusers, by way of ours.
-    repeatable: whether all repeats of a way gave the same files, by way.
+    seconds:    of every repeat, by stage and way.
+    floor:      the least seconds that a stage can take on this device, for stages whose work is known.
+    peak:       most bytes of GPU memory reserved by torch during a prediction, by speed.
+    difference: of the conditioning and the latents from those of plain diffusers, relative, by speed.
+    repeatable: whether all repeats gave the same files, by way.
     """
 
     width: int
@@ -63,9 +63,9 @@ def run(
     repeats: int,
     say: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Measure requests, each `repeats` times: what was measured, for machines; `say` gets it for people.
+    """Measure requests, each `repeats` times, and return the results; `say` gets them as text.
 
-    set_up: gives a service with one of fast.SPEEDS, of which those in `speeds` are measured, always on the same model.
+    set_up: returns a service at one of settings.SPEEDS, always on the same model; those in `speeds` are measured.
     """
     peaks = [_peaks(set_up, speed, requests) for speed in speeds]
     services = {speed: set_up(speed) for speed in speeds}
@@ -84,7 +84,7 @@ def run(
 
 
 def _peaks(set_up: Callable[[str], Service], speed: str, requests: Sequence[Request]) -> list[int]:
-    """How much memory each request takes while there is no other service; 0 on a CPU, where nobody counts it."""
+    """Peak GPU memory of each request, in bytes, without other services; 0 on a CPU, where torch doesn't count it."""
     if not torch.cuda.is_available():
         return [0] * len(requests)
     service = set_up(speed)
@@ -95,7 +95,7 @@ def _peaks(set_up: Callable[[str], Service], speed: str, requests: Sequence[Requ
 
 
 def _peak(service: Service, request: Request) -> int:
-    """Bytes that torch takes of the GPU's memory."""
+    """Most bytes of GPU memory that torch reserves."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     with TemporaryDirectory() as folder, _quiet():
@@ -104,7 +104,7 @@ def _peak(service: Service, request: Request) -> int:
 
 
 def _facts(model: Model) -> dict[str, str]:
-    """What was measured on: the device, and the versions of what drew."""
+    """The model, the device, and the versions of libraries."""
     on_gpu = model.device.type == "cuda"
     return {
         "model": model.snapshot.name,
@@ -121,10 +121,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def compare(model: Model, services: Mapping[str, Service], request: Request, rates: Rates, *, repeats: int) -> Case:
-    """Measure one request, which has a seed, `repeats` times: a model as it is, and services by what to call them."""
+    """Measure one request with a seed `repeats` times: plain diffusers on `model`, and services, by name."""
     with TemporaryDirectory() as folder, _quiet():
         stages = Stages(model, services, request, Path(folder))
-        for stage in stages.by_name.values():  # what the first time takes longer for is not what is asked
+        for stage in stages.by_name.values():  # the first run is slower, and is not measured
             for action in stage.ways.values():
                 action()
         seconds: dict[str, dict[str, list[float]]] = {
@@ -154,7 +154,7 @@ def compare(model: Model, services: Mapping[str, Service], request: Request, rat
 
 
 def table(case: Case) -> str:
-    """What was measured, for people: medians, with the least and the most of all repeats."""
+    """The results as a Markdown table: medians, with the least and the most of all repeats."""
     guided = f"{case.outputs} × {case.width} × {case.height}, {case.steps} steps of {case.scheduler}"
     ours = list(case.difference)
     heads = ["stage", "floor", PLAIN, *(head for way in ours for head in (way, "faster", "of the floor"))]
@@ -187,7 +187,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _floors(stages: Mapping[str, Stage], rates: Rates) -> dict[str, float]:
-    """By stage, where there is one; that of the whole is the sum of its parts."""
+    """Floors by stage, where the work is known; that of the whole is the sum of its parts."""
     floors = {name: stage.work.floor(rates) for name, stage in stages.items() if stage.work is not None}
     return {**floors, "whole": sum(least for name, least in floors.items() if name != "UNet step")}
 
@@ -199,7 +199,7 @@ def _spread(seconds: Sequence[float]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bars and the log of each prediction, of which there are many."""
+    """Silence the bars and the log of predictions."""
     level = logging.getLogger("aesthetic").level
     logging.getLogger("aesthetic").setLevel(logging.ERROR)
     try:

@@ -1,8 +1,8 @@
-"""How fast a device can be, measured, and what a piece of work asks of it, counted: the least time it can take.
+"""The least time that work can take: the device's rates, measured, and the work, counted.
 
     floor = max(floating-point operations / rate of a large matrix product, bytes / rate of a large copy)
 
-The bytes are those that no ordering of the work can save: weights, read once for each time they are used.
+The bytes are those that every order of the work must move: weights, once for each use.
 """
 
 import time
@@ -22,7 +22,7 @@ __all__ = ["Rates", "Work", "bytes_of", "measure", "operations", "seconds"]
 class Rates:
     """What a device does in a second.
 
-    flops: floating-point operations of a matrix product, by precision.
+    flops: floating-point operations of a matrix product, by dtype.
     bytes: read and written by a copy.
     """
 
@@ -32,14 +32,14 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a piece of work asks for: operations in a precision, and bytes to be moved."""
+    """Floating-point operations in a dtype, and bytes to move."""
 
     flops: float
     bytes: float
     dtype: torch.dtype
 
     def floor(self, rates: Rates) -> float:
-        """The seconds that it takes at least."""
+        """The least seconds that the work can take."""
         return max(self.flops / rates.flops[self.dtype], self.bytes / rates.bytes)
 
     def times(self, count: float) -> "Work":
@@ -48,7 +48,7 @@ class Work:
 
 
 def measure(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
-    """What `device` can do: the best of several tries, at sizes at which it is busy."""
+    """The rates of `device`: the best of several tries, at sizes that keep it busy."""
     side, room = (8192, 2**30) if device.type == "cuda" else (1024, 2**26)
     flops = {}
     for dtype in dtypes:
@@ -61,19 +61,19 @@ def measure(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
 
 def operations(action: Callable[[], object]) -> int:
     """The floating-point operations of matrix products and convolutions in `action`, which is run once."""
-    # The counter knows attention's kernels on a GPU but not those of a CPU; products of matrices it knows everywhere.
+    # FlopCounterMode counts the GPU's attention kernels but not the CPU's; the math backend uses matrix products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         action()
     return int(counter.get_total_flops())
 
 
 def bytes_of(*modules: nn.Module) -> int:
-    """Of all weights."""
+    """The bytes of all weights."""
     return sum(weight.nbytes for module in modules for weight in module.parameters())
 
 
 def seconds(device: torch.device, action: Callable[[], Any]) -> tuple[float, Any]:
-    """How long `action` takes, with all that it starts on the device, and what it gives."""
+    """The seconds that `action` takes, with the work it starts on the device, and its result."""
     _wait(device)
     started = time.perf_counter()
     result = action()

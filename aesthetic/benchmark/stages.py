@@ -1,6 +1,6 @@
-"""The stages of a prediction: as plain diffusers with the original's loop does them, and as a service does.
+"""The stages of a prediction, each done by plain diffusers with the original's loop and by services.
 
-Each has its inputs ready, so that every way gets the same, and says what it asks of a device at least.
+Inputs are prepared once, so that every way gets the same, and the work of a stage is counted for its floor.
 """
 
 from collections import deque
@@ -31,28 +31,28 @@ PLAIN = "plain diffusers"
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A part of a prediction: how to do it, by whose way, and what it asks for at least; None if that says nothing."""
+    """A part of a prediction: the ways to do it, by name, and its least work; None if that is not known."""
 
     ways: Mapping[str, Callable[[], object]]
     work: Work | None
 
 
 class Stages:
-    """Those of one request, by name."""
+    """The stages of one request, in `by_name`."""
 
     def __init__(self, model: Model, services: Mapping[str, Service], request: Request, folder: Path) -> None:
         self.model, self.services, self.folder = model, services, folder
         self.request = followed(request, self.model, folder)
         assert self.request.aesthetic_embedding_file is not None
         self.target = embedding.load_aesthetic(self.request.aesthetic_embedding_file).vector.to(self.model.device)
-        self.tokens = prompt.tokenize(self.model, request.prompt)
+        self.tokens = prompt.tokenize_prompt(self.model.pipeline.tokenizer, request.prompt, self.model.device)
         scheduler = schedulers.build(request.scheduler, self.model.scheduler)
         self.original = Original(self.model.pipeline, self.model.encoder, scheduler)
         self._draw()
         self.by_name = self._stages()
 
     def _draw(self) -> None:
-        """Once from end to end, for what each stage starts from."""
+        """Draw once from end to end, for the inputs of each stage."""
         _, [stop] = conditioning.condition(self.model, Personalizer(self.model.encoder), self.request, self.target)
         self.conditioning = stop.conditioning
         self.noise = sampling.starting_noise(self.model, self.request, sampling.generators(self.request))
@@ -63,7 +63,7 @@ class Stages:
     def _stages(self) -> dict[str, Stage]:
         work, step = self._work(), self._step(self.request.num_outputs)
         plain: dict[str, Callable[[], object]] = {
-            "personalisation": self._plain_personalisation,
+            "personalization": self._plain_personalization,
             "UNet step": lambda: self._unet(self.model, step),
             "denoising": self._plain_denoising,
             "decoding": lambda: self.original.decode(self.latents),
@@ -83,7 +83,7 @@ class Stages:
         """Each stage as a service does it."""
         step = self._step(self.request.num_outputs)
         return {
-            "personalisation": lambda: self._personalisation(service.personalizer),
+            "personalization": lambda: self._personalization(service.personalizer),
             "UNet step": lambda: self._unet(service.accelerated, step),
             "denoising": lambda: sampling.denoise(service.accelerated, self.conditioning, self.request),
             "decoding": lambda: self._decoding(service.accelerated),
@@ -92,13 +92,13 @@ class Stages:
             "whole": lambda: self._whole(service),
         }
 
-    def _plain_personalisation(self) -> Tensor:
+    def _plain_personalization(self) -> Tensor:
         request = self.request
         return self.original.personalize(
             self.tokens.input_ids, self.target, steps=request.aesthetic_steps, lr=request.aesthetic_lr
         )
 
-    def _personalisation(self, personalizer: Personalizer, steps: int | None = None) -> Tensor:
+    def _personalization(self, personalizer: Personalizer, steps: int | None = None) -> Tensor:
         request = self.request
         run = personalizer(
             self.tokens.input_ids,
@@ -110,7 +110,7 @@ class Stages:
         return last.conditioning
 
     def _step(self, count: int) -> dict[str, Tensor]:
-        """What the UNet is called with in a step of the denoising: with guidance, for twice as many pictures."""
+        """The UNet's inputs in a step of the denoising: with guidance, for twice as many images."""
         latents, both = self.noise[:count], self.conditioning
         embeds = [both.positive] if self.request.guidance_scale <= 1 else [both.negative, both.positive]
         return {
@@ -126,7 +126,7 @@ class Stages:
 
     def _plain_denoising(self, embeds: Tensor | None = None, **options: Any) -> Any:
         request = self.request
-        # Whatever else they give, as to ancestral samplers, comes after the noise.
+        # Noise for ancestral samplers comes from the same generators, after the initial noise.
         sources = sampling.generators(request)
         return self.original.denoise(
             self.conditioning.positive if embeds is None else embeds,
@@ -149,37 +149,37 @@ class Stages:
         return [sampling.is_unsafe(model, sampling.checker_pixels(model, image)) for image, _ in self.drawing.pictures]
 
     def _png(self) -> list[bytes]:
-        files = [WORKERS.submit(metadata.encode, *picture) for picture in self.drawing.pictures]
+        files = [WORKERS.submit(metadata.encode, *drawn) for drawn in self.drawing.pictures]
         return [file.result() for file in files]
 
     def _plain_whole(self) -> tuple[bytes, ...]:
-        pictures = self._plain_denoising(self._plain_personalisation(), output_type="pil")
-        self.original.save(pictures, self.folder)
-        return tuple((self.folder / f"plain.{i}.png").read_bytes() for i in range(len(pictures)))
+        images = self._plain_denoising(self._plain_personalization(), output_type="pil")
+        self.original.save(images, self.folder)
+        return tuple((self.folder / f"plain.{i}.png").read_bytes() for i in range(len(images)))
 
     def _whole(self, service: Service) -> tuple[bytes, ...]:
         paths, _ = service.predict(self.request, self.folder)
         return tuple(path.read_bytes() for path in paths)
 
     def differences(self, service: Service) -> dict[str, float]:
-        """How far what a service draws is from what plain diffusers draws."""
+        """Relative differences between the results of a service and of plain diffusers."""
         latents = sampling.denoise(service.accelerated, self.conditioning, self.request)
         return {
-            "conditioning": difference(self._personalisation(service.personalizer), self._plain_personalisation()),
+            "conditioning": difference(self._personalization(service.personalizer), self._plain_personalization()),
             "latents": difference(latents.float(), self._plain_denoising().float()),
         }
 
     def _work(self) -> dict[str, Work]:
-        """What each stage asks for: operations counted for one picture, and weights read once for each use."""
+        """The work of each stage: operations, counted for one image, and bytes of weights, once for each use."""
         parts, count = self.model.pipeline, self.request.num_outputs
-        picture = self.images[0]
+        image = self.images[0]
         unet = Work(
             flops=count * roofline.operations(lambda: self._unet(self.model, self._step(1))),
             bytes=roofline.bytes_of(parts.unet),
             dtype=parts.dtype,
         )
         work = {
-            "personalisation": self._personalising_work(),
+            "personalization": self._personalization_work(),
             "UNet step": unet,
             "denoising": unet.times(self._calls()),
             "decoding": Work(
@@ -190,29 +190,29 @@ class Stages:
         }
         if parts.safety_checker is not None:
             work["safety check"] = Work(
-                flops=count * roofline.operations(lambda: self.original.check(picture)),
+                flops=count * roofline.operations(lambda: self.original.check(image)),
                 bytes=roofline.bytes_of(parts.safety_checker),
                 dtype=parts.dtype,
             )
         return work
 
-    def _personalising_work(self) -> Work:
-        """A step moves the weights ten times: forward, backward, as gradients, and Adam reads four and writes three."""
+    def _personalization_work(self) -> Work:
+        """A step moves the weights ten times: forward, backward, gradients, and Adam reads four and writes three."""
         steps, tower = self.request.aesthetic_steps, self.model.encoder.text_model
         personalizer = Personalizer(self.model.encoder)
         forward, step = (
-            roofline.operations(lambda steps=steps: self._personalisation(personalizer, steps))  # type: ignore[misc]
+            roofline.operations(lambda steps=steps: self._personalization(personalizer, steps))  # type: ignore[misc]
             for steps in (0, 1)
         )
         weights = roofline.bytes_of(tower) - roofline.bytes_of(tower.get_input_embeddings())
         return Work(
             flops=forward + steps * (step - forward),
-            bytes=weights * (2 + 10 * steps + 1),  # the copy at the beginning, the forward pass at the end
+            bytes=weights * (2 + 10 * steps + 1),  # the copy at the start (2) and the last forward pass (1)
             dtype=self.model.encoder.dtype,
         )
 
     def _calls(self) -> int:
-        """How often plain diffusers calls the UNet."""
+        """The number of UNet calls in plain diffusers."""
         calls: list[object] = []
         hook = self.model.pipeline.unet.register_forward_pre_hook(lambda *_: calls.append(None))
         try:
@@ -223,7 +223,7 @@ class Stages:
 
 
 def followed(request: Request, model: Model, folder: Path) -> Request:
-    """`request` with an aesthetic of whatever kind, which is written to `folder`."""
+    """`request` with a random aesthetic, which is written to `folder`."""
     path, dice = folder / "aesthetic.safetensors", torch.Generator().manual_seed(0)
     embedding.save_aesthetic(path, torch.nn.functional.normalize(torch.randn(1, model.dim, generator=dice)), {})
     return replace(request, aesthetic_embedding_file=path)

@@ -115,7 +115,7 @@ def check_drawing(request: Request, model: str | None) -> None:
     wanted = None if request.is_plain else request
     if wanted and wanted.aesthetic_images is not None:
         with naming_input("aesthetic_images"):
-            next(user_images.read_pictures(wanted.aesthetic_images, user_images.UPLOAD, label="the file"))
+            next(user_images.read_images(wanted.aesthetic_images, user_images.UPLOAD, label="the file"))
     if wanted:
         for name in filter(None, (wanted.aesthetic_embedding, *wanted.mix)):
             registry.find(name, clip_space)

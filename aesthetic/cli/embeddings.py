@@ -43,11 +43,11 @@ def embed(options: argparse.Namespace) -> None:
 
     skip = options.skip_unreadable
     next(
-        user_images.read_pictures(options.images, user_images.LOCAL, skip_unreadable=skip)
+        user_images.read_images(options.images, user_images.LOCAL, skip_unreadable=skip)
     )  # an error before the model loads
     snapshot = checkpoint.locate(options.ckpt)
     vision = clip.load_vision(snapshot, default_device())
-    vector, sha256s = target.encode_pictures(vision, options.images, user_images.LOCAL, skip_unreadable=skip)
+    vector, sha256s = target.encode_images(vision, options.images, user_images.LOCAL, skip_unreadable=skip)
     notes = {
         "space": vision.clip_space,
         "model": snapshot.name,

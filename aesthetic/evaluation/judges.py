@@ -72,7 +72,8 @@ class ClipJudge:
         if model.vision is None:
             raise CheckpointError(f"{model.snapshot.name} has no vision tower (image_encoder) to score images with")
         features = model.vision.features([model.vision.prepare(image)]).cpu()
-        to_prompt = similarity(features, prompt.embed(model, prompt.tokenize(model, text)).cpu()).item()
+        tokens = prompt.tokenize_prompt(model.pipeline.tokenizer, text, model.device)
+        to_prompt = similarity(features, prompt.embed(model, tokens).cpu()).item()
         score = [] if self.predictor is None else [self.predictor.score(features)]
         return {
             name: [similarity(features, aesthetic.vector).item(), to_prompt, *score]

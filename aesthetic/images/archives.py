@@ -1,7 +1,7 @@
 """Files in a folder, a zip or a tar, read within limits.
 
-Archives are read as streams and in memory, never unpacked to disk. Their headers are hostile: sizes are limited before
-memory is allocated for them, and data is counted while it is read. What the files contain is not decoded here.
+Archives are read as streams in memory, never unpacked to disk. Their headers are untrusted: sizes are checked before
+memory is allocated, and data is counted while it is read. The files' contents are not decoded here.
 """
 
 import bz2
@@ -23,40 +23,40 @@ from .formats import NAMES, format_of, is_image
 
 __all__ = ["LOCAL", "UPLOAD", "Caps", "Member", "members", "read_file", "shown"]
 
-Member = tuple[str, Callable[[], bytes] | None]  # a name, and for an image the call that reads it
+Member = tuple[str, Callable[[], bytes] | None]  # a name, and the reader of an image; None for other files
 
 MEGABYTE = 10**6
-PIECE = 2**16  # bytes to read between two looks at cancellation
+PIECE = 2**16  # bytes to read between two checks for cancellation
 LISTING = 512  # bytes of a zip's central directory for one file: 46, a long path and time stamps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caps:
-    """How much is read before it is refused. None: no limit."""
+    """Limits on reading; None is unlimited."""
 
-    pictures: int | None  # in one folder or archive
+    images: int | None  # in one folder or archive
     total_bytes: int | None  # of an archive, packed and unpacked
     total_pixels: int | None  # of all images in it
     entries: int = 100_000  # of an archive, images or not
-    picture_bytes: int = 100 * MEGABYTE  # of one encoded image
-    picture_pixels: int = 16384 * 12288  # of one decoded image: 201,326,592, as of the largest phone cameras
+    image_bytes: int = 100 * MEGABYTE  # of one encoded image
+    image_pixels: int = 16384 * 12288  # of one decoded image: 201 million, as of the largest phone cameras
 
 
-UPLOAD = Caps(pictures=500, total_bytes=500 * MEGABYTE, total_pixels=2000 * MEGABYTE, entries=5000)
-LOCAL = Caps(pictures=None, total_bytes=None, total_pixels=None)
+UPLOAD = Caps(images=500, total_bytes=500 * MEGABYTE, total_pixels=2000 * MEGABYTE, entries=5000)
+LOCAL = Caps(images=None, total_bytes=None, total_pixels=None)
 
 
 def members(path: Path, caps: Caps, label: str) -> Iterator[Member]:
-    """Every file at `path` that is not hidden, in the order of names (in a tar: in its own order).
+    """Every file at `path` that is not hidden, in the order of names (in a tar, in its own order).
 
     path: a folder, a zip, a tar (plain, gzip or bzip2), or any other file, which is then the only member. The first
     bytes tell which, not the name.
     label: the name of the archive in messages.
 
-    A member of an archive or a folder is an image if its name says so; its reader must be called before the next
-    member is asked for. Names may be anything: nothing is written under them.
+    In an archive or a folder, the suffix tells images. A reader must be called before the next member is requested.
+    Names are untrusted, and never used as paths.
 
-    Raises ImageError if the archive goes beyond `caps` or is damaged; readers raise it for one file alone.
+    Raises ImageError if the archive exceeds `caps` or is damaged; readers raise it for their own file.
     """
     if path.is_dir():
         yield from _folder(path, caps)
@@ -75,11 +75,11 @@ def members(path: Path, caps: Caps, label: str) -> Iterator[Member]:
         elif format_of(start) is None:
             raise ImageError(f"{label} is neither an image ({NAMES}) nor a zip or tar of images (plain, gzip or bzip2)")
         else:
-            yield label, partial(_read, label, file, caps.picture_bytes)
+            yield label, partial(_read, label, file, caps.image_bytes)
 
 
 def read_file(path: Path, name: str, limit: int) -> bytes:
-    """The content of a file. Raises ImageError, which calls it `name`, if it has more than `limit` bytes."""
+    """The content of a file. Raises ImageError, with `name` in it, for more than `limit` bytes."""
     try:
         with path.open("rb") as file:
             return _read(name, file, limit)
@@ -88,12 +88,12 @@ def read_file(path: Path, name: str, limit: int) -> bytes:
 
 
 def shown(name: str) -> str:
-    """A name from an archive, safe to print: shortened, without control characters."""
+    """A name from an archive for messages: shortened, without control characters."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name[:200])
 
 
 def _kind(start: bytes) -> Callable[[str, "_Bounded", Caps], Iterator[Member]] | None:
-    """The reader of an archive that starts with these bytes; None for another file."""
+    """The reader of an archive that starts with these bytes; None for other files."""
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip
     if start.startswith(b"\x1f\x8b"):
@@ -108,7 +108,7 @@ def _folder(folder: Path, caps: Caps) -> Iterator[Member]:
         check()
         name = path.relative_to(folder).as_posix()
         if (path.is_file() or not path.exists()) and not _is_hidden(name):  # a dangling link is an unreadable file
-            yield name, partial(read_file, path, name, caps.picture_bytes) if is_image(name) else None
+            yield name, partial(read_file, path, name, caps.image_bytes) if is_image(name) else None
 
 
 def _zip(archive: str, file: "_Bounded", caps: Caps) -> Iterator[Member]:
@@ -118,13 +118,13 @@ def _zip(archive: str, file: "_Bounded", caps: Caps) -> Iterator[Member]:
         _check_total(archive, sum(info.file_size for info in infos if is_image(info.filename)), caps)
         for info in sorted(infos, key=lambda info: info.filename):
             check()
-            reader = partial(_read_zipped, archive, content, info, caps.picture_bytes)
+            reader = partial(_read_zipped, archive, content, info, caps.image_bytes)
             yield info.filename, reader if is_image(info.filename) else None
 
 
 def _read_zipped(archive: str, content: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
     name = f"{shown(info.filename)} in {archive}"
-    # zipfile also knows LZMA, whose headers may ask for gigabytes of memory.
+    # zipfile also reads LZMA, whose headers can demand gigabytes of memory.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ImageError(f"{name} is not stored or deflated")
     if info.flag_bits & 0x1:
@@ -138,17 +138,17 @@ def _tar(archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> Iterator[
     with _readable(f"{archive} is a tar that can't be read"), tarfile.open(fileobj=counted, mode="r|") as content:
         for number, info in enumerate(content, start=1):
             _check_entries(archive, number, caps)
-            if info.issparse():  # its holes are not in the archive, and would not be counted
+            if info.issparse():  # its holes take no bytes in the archive, so they are not counted
                 raise ImageError(f"{archive} holds {shown(info.name)}, which is a sparse file")
             if info.isdir() or _is_hidden(info.name):
                 continue
-            reader = partial(_read_tarred, archive, content, info, caps.picture_bytes)
+            reader = partial(_read_tarred, archive, content, info, caps.image_bytes)
             yield info.name, reader if is_image(info.name) else None
         _require_end(archive, content)
 
 
 def _require_end(archive: str, content: tarfile.TarFile) -> None:
-    """Raise ImageError unless only zeros follow, at least a block: tarfile takes damage and cuts for the end."""
+    """Raise ImageError unless at least a block of zeros follows, and only zeros: tarfile takes damage for the end."""
     assert content.fileobj is not None
     ending = content.fileobj.read(PIECE)
     if not ending:
@@ -157,7 +157,7 @@ def _require_end(archive: str, content: tarfile.TarFile) -> None:
         check()
         if ending.strip(b"\0"):
             raise ImageError(f"{archive} is a tar with a damaged header, or with data after its end")
-        ending = content.fileobj.read(PIECE)  # to the very end, where gzip has its checksum
+        ending = content.fileobj.read(PIECE)  # up to gzip's checksum at the end
 
 
 def _read_tarred(archive: str, content: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:
@@ -170,10 +170,9 @@ def _read_tarred(archive: str, content: tarfile.TarFile, info: tarfile.TarInfo, 
 
 
 class _Bounded(io.BufferedReader):
-    """A file that gives no more bytes at once than the directory of the largest zip that is read.
+    """A file that limits a single read to the size of the largest zip directory allowed.
 
-    zipfile reads as many bytes of a central directory at once as the archive claims, and parses them all. With this
-    limit it is refused before, whatever the records at the end of the archive claim.
+    zipfile reads a central directory of any size that the archive claims in one call, and parses all of it.
     """
 
     def __init__(self, raw: io.RawIOBase, archive: str, caps: Caps) -> None:
@@ -190,7 +189,7 @@ class _Bounded(io.BufferedReader):
 
 
 class _Counted(io.RawIOBase):
-    """Unpacked bytes, counted before they are read: a tar's headers, too, can ask for gigabytes."""
+    """Counts unpacked bytes as tarfile reads them: a tar's headers can demand gigabytes, too."""
 
     def __init__(self, archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> None:
         self._archive, self._file, self._caps = archive, file, caps
@@ -210,12 +209,12 @@ class _Counted(io.RawIOBase):
 
 @contextmanager
 def _readable(message: str) -> Iterator[None]:
-    """Raise every failure of zipfile, tarfile, zlib and bz2 as ImageError, with `message` before its own."""
+    """Raise errors of zipfile, tarfile, zlib and bz2 as ImageError, with `message` in front."""
     try:
         yield
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # damaged files make these libraries raise almost anything
+    except Exception as error:  # these libraries raise almost anything for damaged files
         raise ImageError(f"{message}: {error}") from error
 
 

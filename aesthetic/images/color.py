@@ -10,16 +10,16 @@ __all__ = ["on_white", "with_alpha"]
 
 log = logging.getLogger(__name__)
 
-SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}  # of a profile, by the mode that it fits
-MAX_PROFILE = 10 * 10**6  # bytes; those of printers have up to some 9 MB
+SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}  # color space of a profile that fits a mode
+MAX_PROFILE = 10 * 10**6  # bytes; profiles of printers have up to 9 MB
 LATTICE = Image.fromarray(np.mgrid[0:256:17, 0:256:17, 0:256:17].reshape(3, 64, 64).transpose(1, 2, 0).astype(np.uint8))
 
 
 def on_white(image: Image.Image) -> Image.Image:
     """The image in sRGB, mode RGB, on white where it is transparent.
 
-    Colors are converted if the image has a color profile that fits its mode; without one they are taken for sRGB. A
-    profile that can't be used is ignored, with a warning. An image that is sRGB keeps its values.
+    Colors are converted if the image has a color profile that fits its mode; without one they are assumed to be sRGB. A
+    profile that can't be used is ignored, with a warning. An sRGB image keeps its values.
     """
     rgb = _in_srgb(_opaque(image), image.info.get("icc_profile"))
     if not image.has_transparency_data:
@@ -30,14 +30,14 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def with_alpha(image: Image.Image) -> Image.Image:
-    """The image in mode RGBA, its colors as they are."""
+    """The image in mode RGBA, without color conversion."""
     if image.mode == "RGBA":
         return image
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """The image without alpha, in a mode that color profiles are for: L, RGB or CMYK."""
+    """The image without alpha, in a mode that color profiles exist for: L, RGB or CMYK."""
     if image.mode in SPACES:
         return image
     if image.mode == "La":
@@ -49,11 +49,11 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     transform = _transform(profile, image.mode) if profile else None
     if transform is not None:
         return transform.apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
 
 
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None for a profile that is sRGB, within a level of 255, or can't be used."""
+    """The transform to sRGB; None if it changes no level of 255 by more than 1, or the profile can't be used."""
     try:
         transform = _to_srgb(profile, mode)
         probe = LATTICE.convert(mode)
@@ -67,7 +67,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
     # Multi-process elements may share data: a file of 64 kB can ask for minutes and gigabytes.
     if len(profile) > MAX_PROFILE or b"mpet" in profile:
-        raise ValueError("it is larger or more complex than those of images are")
+        raise ValueError("it is larger or more complex than the profiles of images")
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     if source.profile.xcolor_space != SPACES[mode]:
         raise ValueError(f"it is for {source.profile.xcolor_space.strip()}, and the image is {mode}")

@@ -1,7 +1,7 @@
 """The image formats that are read: how each is recognized, and opened without decoding its pixels.
 
-The first bytes of a file tell its format, never its name. Each format is opened by its own Pillow class: Image.open
-holds a limit on pixels that is one global variable for all threads, while the callers of this file hold their own.
+The first bytes of a file tell its format, never its name. Each format is opened by its own Pillow class, since the
+limit on pixels in Image.open is a global variable; callers apply their own limit.
 """
 
 import io
@@ -30,7 +30,7 @@ __all__ = ["NAMES", "SUFFIXES", "format_of", "is_image", "open_image"]
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
-# What Pillow registers no suffix for: HEIC, the files of cameras, and other formats, which are not read.
+# Suffixes that Pillow does not register: HEIC, raw files of cameras, and other formats, which are not read.
 MORE = (
     ".heic .heics .heif .heifs .hif .insp .jps .pns .3fr .ari .arq .arw .bay .cr2 .cr3 .crw .dcr .dcs .dng .drf .eip "
     ".erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .ptx .pxn .raf .raw .rw2 .rwl .rwz .sr2 .srf "
@@ -44,7 +44,7 @@ MAX_CHUNKS = 100_000  # of a PNG: a hundred megabytes in pieces of a kilobyte
 def is_image(name: str) -> bool:
     """Whether the suffix of `name` is that of an image, of a format that is read or not.
 
-    Those that are not read count, too, so that an error names them, where other files are passed over.
+    Formats that are not read count too: those files are errors, where files of other kinds are skipped.
     """
     return PurePosixPath(name.rstrip(" .\t\r\n")).suffix.lower() in _suffixes()
 
@@ -55,14 +55,14 @@ def _suffixes() -> frozenset[str]:
 
 
 def format_of(data: bytes) -> str | None:
-    """The name of the format of an encoded image; None if it is not one that is read."""
+    """The format of an encoded image; None if it is not read."""
     return next((name for name, (start, _) in _FORMATS.items() if re.match(start, data[:64], re.DOTALL)), None)
 
 
 def open_image(name: str, data: bytes) -> ImageFile:
-    """An image of the format `name`, whose size, mode and info are known and whose pixels are not decoded yet.
+    """An image of the format `name`, with size, mode and info, and pixels that are not decoded yet.
 
-    Raises whatever Pillow raises for a damaged image or a kind that it doesn't read: any Exception, with a reason.
+    Raises any Exception, as Pillow does, for a damaged image or one that it can't read.
     """
     return _FORMATS[name][1](data)
 
@@ -70,7 +70,7 @@ def open_image(name: str, data: bytes) -> ImageFile:
 def _open_png(data: bytes) -> ImageFile:
     image, depth = PngImageFile(_Checked(_without_texts(data))), data[24]
     image.info["icc_profile"] = _profile(data)
-    transparent = image.info.get("transparency")  # in the file's depth, where Pillow's pixels have 8 bits
+    transparent = image.info.get("transparency")  # at the file's bit depth, while Pillow's pixels have 8 bits
     if image.mode == "RGB" and depth == 16 and transparent is not None:
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
     elif image.mode == "L" and transparent is not None:
@@ -81,20 +81,20 @@ def _open_png(data: bytes) -> ImageFile:
 def _open_tiff(data: bytes) -> ImageFile:
     try:
         image = TiffImageFile(_Checked(data))
-    except SyntaxError as error:  # of a damaged header, or of samples that Pillow has no mode for
+    except SyntaxError as error:  # a damaged header, or samples without a mode in Pillow
         raise ValueError(f"{error}; {samples.REMEDY}") from error
     samples.require_readable(image.tag_v2)
     return image
 
 
 def _open_heic(data: bytes) -> ImageFile:
-    from pillow_heif import HeifImageFile  # 40 ms; nothing is registered with Pillow
+    from pillow_heif import HeifImageFile  # takes 40 ms; does not register with Pillow
 
     return _by(HeifImageFile)(data)
 
 
 class _Checked(io.BytesIO):
-    """An encoded image that looks for cancellation wherever Pillow reads it: a file may have millions of pieces."""
+    """An encoded image that checks for cancellation at each read: a file may have millions of parts."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         check()
@@ -119,7 +119,7 @@ NAMES = ", ".join(_FORMATS)
 
 
 def _without_texts(png: bytes) -> bytes:
-    """The file without its profiles and texts, but for the first EXIF and XMP, which tell what is up."""
+    """The file without profiles and texts, except the first EXIF and XMP, which hold the orientation."""
     parts, missing = [png[:8]], {b"Raw profile type exif", b"XML:com.adobe.xmp"}
     for chunk in _chunks(png):
         kind, content = chunk[4:8], chunk[8:-4]
@@ -135,7 +135,7 @@ def _without_texts(png: bytes) -> bytes:
 
 
 def _profile(png: bytes) -> bytes | None:
-    """The color profile, of which Pillow itself refuses more than 1 MB; cut one byte beyond what color.py reads."""
+    """The color profile, cut to one byte more than color.py accepts. Pillow itself refuses more than 1 MB."""
     for chunk in _chunks(png):
         if chunk[4:8] == b"iCCP":
             packed = chunk[8:-4].partition(b"\0")[2][1:]
@@ -147,7 +147,7 @@ def _profile(png: bytes) -> bytes | None:
 
 
 def _chunks(png: bytes) -> Iterator[bytes]:
-    """The chunks up to the end of the image. Raises ValueError if they are too many."""
+    """The chunks up to the end of the image. Raises ValueError if there are too many."""
     at = 8
     for _ in range(MAX_CHUNKS):
         check()
@@ -166,6 +166,6 @@ def _is_bomb(kind: bytes, text: bytes) -> bool:
     unpacker = zlib.decompressobj()
     try:
         unpacker.decompress(packed, MAX_TEXT_CHUNK)
-    except zlib.error:  # not packed, or damaged, which Pillow passes over
+    except zlib.error:  # not packed, or damaged, which Pillow skips
         return False
     return bool(unpacker.unconsumed_tail)

@@ -1,10 +1,9 @@
-"""The image that a request starts from, and its mask, at the size that is drawn. Neither torch nor a model here."""
+"""The init image of a request and its mask, in the size to draw. Without torch: pipeline/img2img.py encodes them."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +17,19 @@ __all__ = ["InitImage", "fitted", "load_init_image"]
 
 log = logging.getLogger(__name__)
 
-CORNERS = 0.01  # of a mask's pixels: transparent places smaller than that, as rounded corners, mean nothing
-HALF = 128  # of 256 levels of grey: from here on a mask is white
-PAINT = 250  # of 256 levels: white paint over a white part of the image is paint, and not the image
-SAME = 16  # levels of 255, on average, by which a mask may differ from the image that it was cut out of
+STEP = SIZES[1] - SIZES[0]  # pixels
+CORNERS = 0.01  # share of a mask's pixels: a smaller transparent part, as rounded corners, is ignored
+HALF = 128  # gray level, 0..255, from which a mask counts as white
+PAINT = 250  # gray level from which a visible part of a mask counts as white paint, even over a white image
+SAME = 16  # mean difference in levels, 0..255, between an image and a mask that was cut out of it
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitImage:
-    """What is drawn over.
+    """An image to start from.
 
-    image: RGB, in the size that is drawn.
-    mask:  grey, of that size: white is redrawn, black is kept; None redraws everything.
+    image: RGB, in the size to draw.
+    mask:  gray, of that size: white is redrawn, black is kept; None redraws everything.
     files: the sha256 of each file, by the name of its input.
     """
 
@@ -39,57 +39,61 @@ class InitImage:
 
 
 def load_init_image(request: Request) -> InitImage | None:
-    """The canvas of a request; None if it has no image. Raises ImageError."""
+    """The init image and mask of a request; None if it has no image. Raises ImageError."""
     if request.image is None:
         return None
-    picture = _read("image", user_images.read_picture, request.image)
-    size = fitted(picture.size, (request.width, request.height))
-    image, files = ImageOps.fit(picture.image, size), {"image": picture.sha256}
+    given = _read("image", user_images.read_image, request.image)
+    size = fitted(given.size, (request.width, request.height))
+    image, files = ImageOps.fit(given.image, size), {"image": given.sha256}
     if request.mask is None:
         return InitImage(image=image, mask=None, files=files)
     mask = _read("mask", user_images.read_mask, request.mask)
-    _require_one_shape(mask.size, picture.size)
+    _require_one_shape(mask.size, given.size)
     with naming_input("mask"):
         gray = _gray(mask.image, image)
     return InitImage(image=image, mask=gray, files={**files, "mask": mask.sha256})
 
 
-def fitted(picture: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    """The size to draw a picture in, of those within the frame: as large as can be, with little cropped.
+def fitted(image: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """The size to draw an image in: scaled to fit into the frame, its sides rounded to multiples of 64 from 128 on.
 
-    That is the greatest area × (share of the picture that is kept)⁴. Of a frame that was the answer, the answer is
-    that frame: a recipe may name either.
+    One side is the frame's, the other is rounded to the nearest. Fitting into a size that this function returned gives
+    it back unchanged, so a recipe may store either.
 
-    Raises ImageError if less than half of the picture would be left.
+    Raises ImageError if cropping to that shape would leave less than half of the image.
     """
-
-    def kept(size: tuple[int, int]) -> Fraction:
-        shapes = Fraction(size[0], size[1]), Fraction(picture[0], picture[1])
-        return min(shapes) / max(shapes)
-
-    widths, heights = ([side for side in SIZES if side <= most] for most in frame)
-    best = max(product(widths, heights), key=lambda size: (size[0] * size[1] * kept(size) ** 4, size))
-    if kept(best) < Fraction(1, 2):
+    width, height = image
+    sizes = (
+        (frame[0], _rounded(frame[0] * height / width)),
+        (_rounded(frame[1] * width / height), frame[1]),
+    )
+    size = max((one for one in sizes if one[0] <= frame[0] and one[1] <= frame[1]), key=math.prod)
+    less, more = sorted((size[0] * height, size[1] * width))
+    if 2 * less < more:
         raise ImageError(
-            f"image: of {picture[0]} × {picture[1]} pixels, less than half would be left within "
-            f"{frame[0]} × {frame[1]}, whose sides are multiples of 64 from {SIZES[0]}: crop it first"
+            f"image: of {width} × {height} pixels, less than half would be left within "
+            f"{frame[0]} × {frame[1]}, whose sides are multiples of {STEP} from {SIZES[0]}: crop it first"
         )
-    return best
+    return size
 
 
-def _read(name: str, read: Callable[..., user_images.Picture], path: Path) -> user_images.Picture:
+def _rounded(side: float) -> int:
+    return max(SIZES[0], STEP * round(side / STEP))
+
+
+def _read(name: str, read: Callable[..., user_images.UserImage], path: Path) -> user_images.UserImage:
     with naming_input(name):
-        return read(path, user_images.UPLOAD, label="the file")  # uploads have no telling names
+        return read(path, user_images.UPLOAD, label="the file")  # the names of uploads tell nothing
 
 
 def _gray(mask: Image.Image, image: Image.Image) -> Image.Image:
-    """The mask, RGBA, as grey of the size of `image`, where white is redrawn.
+    """An RGBA mask as gray, in the size of `image`: white is redrawn.
 
-    An opaque mask is its brightness, and faint paint is nearly black. In one with transparent places, the alpha channel
-    is what was drawn:
+    Of an opaque mask, the brightness counts, and faint paint is nearly black. Of one with transparent parts, the
+    alpha channel counts:
 
-    - visible places are all white: they were painted on a transparent layer, and are redrawn;
-    - visible places are all black, or show the image itself: the transparent places were erased, and are redrawn.
+    - where all visible parts are white, they were painted on a transparent layer and are redrawn;
+    - where all visible parts are black, or show the image itself, the transparent parts were erased and are redrawn.
 
     Raises ImageError for other transparent masks, and if nothing is white; warns if nothing is black.
     """

@@ -1,4 +1,4 @@
-"""Pixels of more than 8 bits in 8 bits: which TIFFs have a known range, and what is white in it."""
+"""Convert samples of more than 8 bits to 8 bits, and refuse TIFFs whose samples have no known range."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 __all__ = ["REMEDY", "in_8_bits", "require_readable"]
 
 REMEDY = "save it with 8 bits a sample, or as PNG"
-SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, FORMAT = 254, 258, 259, 262, 277, 284, 339  # of TIFF 6.0
+SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, FORMAT = 254, 258, 259, 262, 277, 284, 339  # tags of TIFF 6.0
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # values of FORMAT
 KINDS = {UNSIGNED: "unsigned integers", SIGNED: "signed integers", FLOAT: "floats"}
 
@@ -17,7 +17,7 @@ KINDS = {UNSIGNED: "unsigned integers", SIGNED: "signed integers", FLOAT: "float
 def require_readable(tags: ImageFileDirectory_v2) -> None:
     """Raise ValueError for a TIFF whose samples have no known range, or that Pillow would misread.
 
-    So does one that begins with a thumbnail: the image that follows it is the raw data of a camera.
+    A TIFF that begins with a thumbnail is refused too: the image that follows is a camera's raw data.
     """
     bits, formats = max(tags.get(BITS, (1,))), set(tags.get(FORMAT, (UNSIGNED,)))
     if tags.get(SUBFILE, 0) & 1:
@@ -32,10 +32,10 @@ def require_readable(tags: ImageFileDirectory_v2) -> None:
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
-    """The image with 8 bits a channel, scaled from the range of its samples; itself where it has them.
+    """The image with 8 bits a channel; unchanged if it has 8 already.
 
-    16-bit RGB has 8 bits in Pillow already: so is 16-bit grey treated, which keeps the high byte. Raises ValueError
-    for floats outside of 0 to 1.
+    16-bit gray keeps the high byte, as Pillow does for 16-bit RGB; floats are scaled from 0..1. Raises ValueError for
+    floats outside of this range.
     """
     if image.mode != "F" and not image.mode.startswith("I;16"):
         return image
@@ -51,6 +51,6 @@ def in_8_bits(image: Image.Image) -> Image.Image:
 
 def _from_floats(values: Any) -> Any:
     least, most = values.min(), values.max()
-    if not (least >= 0 and most <= 1):  # so written, it refuses what is not a number, too
+    if not (least >= 0 and most <= 1):  # True for nan, too
         raise ValueError(f"its floats go from {least:g} to {most:g}; those from 0 to 1 are read")
     return np.rint(values * 255)

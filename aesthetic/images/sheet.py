@@ -1,4 +1,4 @@
-"""TODO."""
+"""Several images in one: grids and labelled contact sheets."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ __all__ = ["contact_sheet", "grid", "steps_label"]
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """All pictures (of one size) in one, row by row, two black pixels between and around them."""
+    """Images of one size in one, row by row, with two black pixels between and around them."""
     gap = 2
     width, height = images[0].size
     rows = -(-len(images) // columns)
@@ -23,7 +23,7 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image | None]], *, columns: Sequence[str], labels: Sequence[str] = ()
 ) -> Image.Image:
-    """Small pictures in rows, with a word above each column and one before each row; None leaves a place empty."""
+    """Small images in rows, with a label above each column and before each row; None leaves a place empty."""
     size, gap, font = 256, 8, ImageFont.load_default(20)
     left = max([gap, *(int(font.getlength(label)) + 2 * gap for label in labels)])
     top = 20 + 2 * gap
@@ -43,5 +43,5 @@ def contact_sheet(
 
 
 def steps_label(steps: int) -> str:
-    """What stands above a column of pictures after so many steps."""
+    """The label of a column of images after so many steps."""
     return f"{steps} step" + "s" * (steps != 1)

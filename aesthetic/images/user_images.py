@@ -1,7 +1,6 @@
 """Images from a user: one image, or all of a folder or an archive, decoded within limits as upright 8-bit images.
 
-Everything that comes in here is hostile until shown otherwise. archives.py reads the files, formats.py opens them,
-samples.py and color.py interpret their values. Nothing here knows what the images are for.
+All files are untrusted. archives.py reads them, formats.py opens them, samples.py and color.py interpret their values.
 """
 
 import hashlib
@@ -21,22 +20,22 @@ from . import color, samples
 from .archives import LOCAL, UPLOAD, Caps, members, read_file, shown
 from .formats import NAMES, SUFFIXES, format_of, open_image
 
-__all__ = ["LOCAL", "UPLOAD", "Caps", "Picture", "read_mask", "read_picture", "read_pictures"]
+__all__ = ["LOCAL", "UPLOAD", "Caps", "UserImage", "read_image", "read_images", "read_mask"]
 
 log = logging.getLogger(__name__)
 
-MAX_ASPECT = 50  # CLIP scales the shorter side to 224 pixels: a thin line would become gigabytes
+MAX_ASPECT = 50  # CLIP scales the shorter side to 224 pixels, which makes gigabytes of a thin line
 LARGE = 100 * 10**6  # pixels of a JPEG above which it is decoded at a fraction of its size
-ENOUGH = 2048  # pixels of each side of that fraction: twice what the model draws, nine times what CLIP looks at
-NAMED = 20  # images that can't be read, in one error
+ENOUGH = 2048  # pixels of each side at least: twice what the model draws, nine times CLIP's input
+NAMED = 20  # unreadable images that one error lists
 BAD_EXIF = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class UserImage:
     """One image from a user.
 
-    name:   in the folder or archive, or what messages call the file.
+    name:   in the folder or archive; else the label.
     image:  upright, with 8 bits a channel.
     size:   width and height in the file, upright; `image` may be smaller.
     sha256: of the encoded bytes.
@@ -48,23 +47,23 @@ class Picture:
     sha256: str
 
 
-def read_pictures(
+def read_images(
     path: Path, caps: Caps, *, label: str | None = None, skip_unreadable: bool = False
-) -> Iterator[Picture]:
+) -> Iterator[UserImage]:
     """The images at `path` in RGB, one at a time, in the order of their names (in a tar: in its own order).
 
-    path: an image, a zip, a tar (plain, gzip or bzip2), or a folder with folders in it. The first bytes of a file tell
-    what it is, not its name. In folders and archives, files without the suffix of an image are passed over with a
+    path: an image, a zip, a tar (plain, gzip or bzip2), or a folder, with its subfolders. The first bytes of a file
+    tell what it is, not its name. In folders and archives, files without the suffix of an image are skipped with a
     warning, and hidden ones without a warning.
-    label: what messages call it; its own name if None.
-    skip_unreadable: leave out images that can't be read, with a warning that names them. Otherwise the first of them
-    ends the iteration, once the others have been checked, too: the error names the first 20 of them.
+    label: the name in messages; None is the file's own.
+    skip_unreadable: skip unreadable images, with a warning that lists them. Otherwise nothing is yielded from the first
+    one on; the rest is still checked, and the error lists the first 20.
 
     Images are turned upright by their EXIF orientation, converted to sRGB by their color profile, and laid on white
-    where they are transparent. The first frame of an animation counts. A JPEG of more than 100 million pixels is
+    where they are transparent. Of an animation, the first frame is read. A JPEG of more than 100 million pixels is
     decoded at a half, a quarter or an eighth of its width and height.
 
-    Raises ImageError for images that can't be read, for whatever goes beyond `caps`, and if there is no image.
+    Raises ImageError for unreadable images, for anything beyond `caps`, and if there is no image.
     """
     label = label or path.name
     pixels, unreadable, passed_over, count = 0, list[str](), list[str](), 0
@@ -79,34 +78,34 @@ def read_pictures(
             continue
         count += 1
         _check_count(label, count, caps)
-        picture = None
+        image = None
         try:
-            picture = _decoded(shown(name), read(), caps, color.on_white, count_pixels)
+            image = _decoded(shown(name), read(), caps, color.on_white, count_pixels)
         except ImageError as error:
             unreadable.append(str(error))
         _check_pixels(label, pixels, caps)
-        if picture is not None and (skip_unreadable or not unreadable):
-            yield picture
+        if image is not None and (skip_unreadable or not unreadable):
+            yield image
     if unreadable and not skip_unreadable:
         raise ImageError(_listed(unreadable))
     _report(label, count, unreadable, passed_over)
 
 
-def read_picture(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
-    """The one image that `path` is, as `read_pictures` prepares it. Raises ImageError."""
+def read_image(path: Path, caps: Caps, *, label: str | None = None) -> UserImage:
+    """The single image in a file, prepared as by `read_images`. Raises ImageError."""
     return _read_one(path, caps, label, color.on_white)
 
 
-def read_mask(path: Path, caps: Caps, *, label: str | None = None) -> Picture:
-    """The one image that `path` is, in RGBA with the values of the file: no color profile. Raises ImageError."""
+def read_mask(path: Path, caps: Caps, *, label: str | None = None) -> UserImage:
+    """The single image in a file, in RGBA without color conversion. Raises ImageError."""
     return _read_one(path, caps, label, color.with_alpha)
 
 
-def _read_one(path: Path, caps: Caps, label: str | None, finish: Callable[[Image.Image], Image.Image]) -> Picture:
+def _read_one(path: Path, caps: Caps, label: str | None, finish: Callable[[Image.Image], Image.Image]) -> UserImage:
     if not path.is_file():
         raise ImageError(f"there is no file {path}; an image was expected")
     label = label or path.name
-    return _decoded(label, read_file(path, label, caps.picture_bytes), caps, finish)
+    return _decoded(label, read_file(path, label, caps.image_bytes), caps, finish)
 
 
 def _decoded(
@@ -115,8 +114,8 @@ def _decoded(
     caps: Caps,
     finish: Callable[[Image.Image], Image.Image],
     before: Callable[[Image.Image], object] = lambda image: None,
-) -> Picture:
-    """The image in `data`. `before` is called with it before its pixels are decoded, which may fail."""
+) -> UserImage:
+    """The image in `data`. `before` is called with it before its pixels are decoded."""
     kind = format_of(data)
     if kind is None:
         problem = f"is not an image of a format that is read ({NAMES})" if data else "is empty"
@@ -128,20 +127,20 @@ def _decoded(
         if isinstance(image, JpegImageFile) and size[0] * size[1] > LARGE:
             image.draft(None, (ENOUGH, ENOUGH))
         image.load()
-        with suppress(*BAD_EXIF):  # damaged EXIF data says nothing of the pixels
+        with suppress(*BAD_EXIF):  # the pixels may be whole where EXIF data is damaged
             ImageOps.exif_transpose(image, in_place=True)
         if (size[0] - size[1]) * (image.width - image.height) < 0:
             size = size[::-1]
         pixels = finish(samples.in_8_bits(image))
-    return Picture(name=name, image=pixels, size=size, sha256=hashlib.sha256(data).hexdigest())
+    return UserImage(name=name, image=pixels, size=size, sha256=hashlib.sha256(data).hexdigest())
 
 
 @contextmanager
 def _explained(name: str, kind: str) -> Iterator[None]:
-    """Raise whatever Pillow raises as ImageError, with Pillow's own reason: only some of them are damage."""
+    """Raise Pillow's errors as ImageError, with Pillow's reason, which may be other than damage."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of sizes below Pillow's limit
+            warnings.simplefilter("ignore")  # about odd metadata, and sizes below Pillow's limit
             yield
     except ImageError:
         raise
@@ -152,9 +151,9 @@ def _explained(name: str, kind: str) -> Iterator[None]:
 
 
 def _check_size(name: str, size: tuple[int, int], caps: Caps) -> None:
-    if size[0] * size[1] > caps.picture_pixels:
+    if size[0] * size[1] > caps.image_pixels:
         raise ImageError(
-            f"{name} has {size[0]} × {size[1]} pixels; at most {caps.picture_pixels:,} are read of one image"
+            f"{name} has {size[0]} × {size[1]} pixels; at most {caps.image_pixels:,} are read of one image"
         )
     if max(size) > MAX_ASPECT * min(size):
         raise ImageError(
@@ -163,9 +162,9 @@ def _check_size(name: str, size: tuple[int, int], caps: Caps) -> None:
 
 
 def _check_count(label: str, count: int, caps: Caps) -> None:
-    if caps.pictures is not None and count > caps.pictures:
+    if caps.images is not None and count > caps.images:
         raise ImageError(
-            f"{label} holds more than {caps.pictures} images; make an aesthetic from so many with "
+            f"{label} holds more than {caps.images} images; make an aesthetic from so many with "
             "'python -m aesthetic embed' and send the file"
         )
 

@@ -1,8 +1,6 @@
-"""From a name in weights/manifest.json, or a path, to a local snapshot that is all there.
+"""Find the complete local snapshot that a name in weights/manifest.json, or a path, means.
 
-The manifest names every snapshot with its revision and the sha256 of every file. download.py fetches those that
-do not come with the checkout, and verifies all; nothing here reaches for the network, and nothing here loads a model.
-A model in a single file is one of ldm.py's.
+Nothing is downloaded or loaded here: download.py fetches and verifies snapshots, loading.py loads them.
 """
 
 import json
@@ -25,15 +23,16 @@ KINDS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # the sec
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A Stable Diffusion model on the disk, in diffusers' layout, and the CLIP that goes with it.
+    """A Stable Diffusion model on the disk, and the CLIP that belongs to it.
 
-    revision:   as the manifest has it; "local" for what was given by its path.
+    revision:   from the manifest; "local" for a model given by its path.
     bundled:    whether it comes with the checkout.
-    space:      the CLIP space that it draws in; None for what was given by its path: its weights will tell.
-    file:       its weights, where they are one file in the original layout; `folder` is then `BASE`, for all else.
-    clip:       the snapshot of OpenAI's CLIP, for models that don't bring a projection and a vision tower of
-                their own; None where it has not been downloaded.
-    openai_clip_space: what the CLIP space of `clip` is called.
+    clip_space: its CLIP space; None for a model given by its path, whose weights tell.
+    folder:     the model in diffusers' layout.
+    file:       weights in a single file in the original layout; `folder` is then that of `BASE`, for all other parts.
+    clip:       the snapshot of OpenAI's CLIP, for models without their own projection and vision tower; None if it has
+                not been downloaded.
+    openai_clip_space: the name of the CLIP space of `clip`.
     """
 
     name: str
@@ -89,7 +88,7 @@ def openai_clip_space(manifest: Mapping[str, Source]) -> str:
 
 
 def _default(models: Mapping[str, Source], weights: Path) -> str:
-    """The first model that is there. If none is, the one that should have come with the checkout: less to mend."""
+    """The first model that is there; if there is none, the bundled one, which is the easiest to restore."""
     present = [name for name, source in models.items() if not missing(find(weights / name), source)]
     bundled = [name for name, source in models.items() if source.bundled]
     return next(iter([*present, *bundled, *models]), "")
@@ -105,7 +104,7 @@ def _require_single_file(file: Path, base: Path, manifest: Mapping[str, Source])
 
 
 def _require_folder(folder: Path, models: Iterable[str]) -> None:
-    """Raise CheckpointError, saying what it is, unless a snapshot in diffusers' layout draws from words alone."""
+    """Raise CheckpointError, which names the kind, unless a snapshot in diffusers' layout is a text-to-image model."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""TODO."""
+"""CLIP of a snapshot: the text encoder with its projection, the vision tower, and the name of their space."""
 
 import copy
 import hashlib
@@ -26,20 +26,23 @@ __all__ = [
     "OPENCLIP",
     "PROJECTION",
     "Vision",
+    "find_projection",
+    "find_vision",
+    "load_encoder",
+    "load_processor",
+    "load_tower",
     "load_vision",
     "name_clip_space",
+    "project",
     "quiet_loading",
     "read_clip_space",
     "read_projection",
+    "require_width",
+    "variant_for",
 ]
 
-
 PROJECTION = "text_projection.weight"
-
-
 OPENCLIP = 1024  # the width of Stable Diffusion 2.x's text encoder
-
-
 LACKING = (
     "{name} is of the Stable Diffusion 2.x family: its CLIP is OpenCLIP ViT-H/14, whose text projection is not in the "
     f"snapshot, and OpenAI's doesn't fit. Put {PROJECTION} [1024, 1024] of laion/CLIP-ViT-H-14-laion2B-s32B-b79K into "
@@ -49,34 +52,34 @@ LACKING = (
 
 @dataclass(frozen=True, kw_only=True)
 class Vision:
-    """CLIP's vision tower in fp32, and its own way of preparing pictures."""
+    """CLIP's vision tower in fp32, with its preprocessing."""
 
     clip_space: str
     _model: Any
     _processor: Any
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Pixel values [3, size, size] of an RGB picture: resized, cropped to its centre, normalised."""
+        """Pixel values [3, size, size] of an RGB image: resized, cropped to its center, normalized."""
         pixels: Tensor = self._processor(image, return_tensors="pt").pixel_values[0]
         return pixels
 
     @torch.no_grad()
     def features(self, pixels: Sequence[Tensor]) -> Tensor:
-        """Raw CLIP image features [n, dim], fp32, of n prepared pictures."""
+        """Raw CLIP image features [n, dim], fp32, of n prepared images."""
         batch = torch.stack(list(pixels)).to(next(self._model.parameters()).device)
         embeds: Tensor = self._model(pixel_values=batch).image_embeds
         return embeds
 
 
 def read_clip_space(snapshot: Snapshot) -> tuple[str, int]:
-    """The name of a snapshot's CLIP space and its dimensions, before anything is loaded. Raises CheckpointError."""
-    projection, clip_space = _projection(snapshot)
+    """The name and dimensions of a snapshot's CLIP space, from its files' headers. Raises CheckpointError."""
+    projection, clip_space = find_projection(snapshot)
     return clip_space, projection.shape[0]
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No reports of weights left over (a tower is half of a CLIP), nor a bar for each; then all is as before."""
+    """Silence diffusers' and transformers' warnings, as of unused weights (a tower is half a CLIP), and their bars."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     before = [library.get_verbosity() for library in libraries]
     has_bar = transformers.utils.logging.is_progress_bar_enabled()
@@ -94,16 +97,16 @@ def quiet_loading() -> Iterator[None]:
 
 @quiet_loading()
 def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
-    """The vision tower alone, for making aesthetics without drawing. Raises CheckpointError if there is none."""
-    _, clip_space = _projection(snapshot)
-    vision = _load_vision(snapshot, clip_space, device)
+    """The vision tower alone, to make aesthetics without drawing. Raises CheckpointError if there is none."""
+    _, clip_space = find_projection(snapshot)
+    vision = find_vision(snapshot, clip_space, device)
     if vision is None:
-        raise CheckpointError(f"{snapshot.name} has no vision tower (image_encoder) to look at pictures with")
+        raise CheckpointError(f"{snapshot.name} has no vision tower (image_encoder) to encode images with")
     return vision
 
 
 def read_projection(clip: Path | None = None) -> Tensor:
-    """The text projection [dim, hidden], fp32, of the CLIP snapshot in a folder, or of the one that was downloaded.
+    """The text projection [dim, hidden], fp32, of the CLIP snapshot in a folder; None is the downloaded one.
 
     Raises CheckpointError if it is not there.
     """
@@ -120,12 +123,11 @@ def name_clip_space(projection: Tensor) -> str:
     return f"clip-{hashlib.sha256(projection.numpy().tobytes()).hexdigest()[:12]}"
 
 
-def _project(text_encoder: Any, projection: Tensor, file: Path) -> Any:
-    """A text encoder with a projection on top: transformers' own class for both, frozen."""
+def project(text_encoder: Any, projection: Tensor) -> Any:
+    """A text encoder with a projection [dim, hidden] on top, as a frozen CLIPTextModelWithProjection."""
     config = copy.deepcopy(text_encoder.config)
-    _require_width(config.hidden_size, projection, file)
     config.projection_dim = projection.shape[0]
-    with torch.device("meta"):  # both halves are put in at once
+    with torch.device("meta"):  # both halves are replaced below
         encoder = transformers.CLIPTextModelWithProjection(config)
     encoder.text_model = text_encoder
     encoder.text_projection = nn.Linear(projection.shape[1], projection.shape[0], bias=False)
@@ -133,7 +135,8 @@ def _project(text_encoder: Any, projection: Tensor, file: Path) -> Any:
     return encoder.eval().requires_grad_(False)
 
 
-def _require_width(width: int, projection: Tensor, where: Path) -> None:
+def require_width(width: int, projection: Tensor, where: Path) -> None:
+    """Raise CheckpointError unless a projection [dim, hidden] fits a text encoder that is `width` wide."""
     if width != projection.shape[1]:
         raise CheckpointError(
             f"the text encoder in {where} is {width} wide, "
@@ -141,24 +144,25 @@ def _require_width(width: int, projection: Tensor, where: Path) -> None:
         )
 
 
-def _load_encoder(folder: Path, projection: Tensor) -> Any:
-    encoder = _load_tower(
+def load_encoder(folder: Path, projection: Tensor) -> Any:
+    """The text encoder in a folder, in fp32 with the projection [dim, hidden] on top. Raises CheckpointError."""
+    encoder = load_tower(
         transformers.CLIPTextModelWithProjection,
         folder,
         may_lack={PROJECTION},
         projection_dim=projection.shape[0],
     )
-    _require_width(encoder.config.hidden_size, projection, folder)
+    require_width(encoder.config.hidden_size, projection, folder)
     encoder.text_projection.weight.data.copy_(projection)
     return encoder
 
 
-def _load_tower(kind: Any, folder: Path, may_lack: Set[str] = frozenset(), **changes: Any) -> Any:
-    """Half of a CLIP, in fp32 and frozen. transformers fills weights that a file lacks with noise: refused here."""
+def load_tower(kind: Any, folder: Path, may_lack: Set[str] = frozenset(), **changes: Any) -> Any:
+    """Half of a CLIP, in fp32, frozen. Raises CheckpointError for missing weights: transformers would fill in noise."""
     tower, report = kind.from_pretrained(
         folder,
         dtype=torch.float32,
-        variant=_variant(folder.glob("*.safetensors"), torch.float32),
+        variant=variant_for(folder.glob("*.safetensors"), torch.float32),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
@@ -170,7 +174,8 @@ def _load_tower(kind: Any, folder: Path, may_lack: Set[str] = frozenset(), **cha
     return tower.requires_grad_(False)
 
 
-def _load_vision(snapshot: Snapshot, clip_space: str, device: torch.device) -> Vision | None:
+def find_vision(snapshot: Snapshot, clip_space: str, device: torch.device) -> Vision | None:
+    """The vision tower of a snapshot's CLIP space; None if there is none. Raises CheckpointError."""
     own = snapshot.folder / "image_encoder"
     if own.is_dir():
         folder, processor = own, snapshot.folder / "feature_extractor"
@@ -178,12 +183,12 @@ def _load_vision(snapshot: Snapshot, clip_space: str, device: torch.device) -> V
         folder = processor = snapshot.clip
     else:
         return None
-    model = _load_tower(transformers.CLIPVisionModelWithProjection, folder).to(device)
-    return Vision(clip_space=clip_space, _model=model, _processor=_processor(processor))
+    model = load_tower(transformers.CLIPVisionModelWithProjection, folder).to(device)
+    return Vision(clip_space=clip_space, _model=model, _processor=load_processor(processor))
 
 
-def _projection(snapshot: Snapshot) -> tuple[Tensor, str]:
-    """The text projection [dim, hidden] in fp32 and the name of the CLIP space that it leads to."""
+def find_projection(snapshot: Snapshot) -> tuple[Tensor, str]:
+    """The text projection [dim, hidden] in fp32, and the name of its CLIP space."""
     for path in sorted((snapshot.folder / "text_encoder").glob("*.safetensors")):
         with safetensors.safe_open(path, framework="pt") as file:
             if PROJECTION in file.keys():
@@ -192,31 +197,32 @@ def _projection(snapshot: Snapshot) -> tuple[Tensor, str]:
     _require_openai(snapshot)
     if snapshot.clip is None:
         raise CheckpointError(
-            f"{snapshot.name} brings no CLIP projection of its own and needs {CLIP}, which is not there "
+            f"{snapshot.name} has no CLIP projection of its own and needs {CLIP}, which is not there "
             f"in full: run {DOWNLOAD} {CLIP}"
         )
     return read_projection(snapshot.clip), snapshot.openai_clip_space
 
 
 def _require_openai(snapshot: Snapshot) -> None:
-    """Raise CheckpointError for a text encoder that is known to be of another CLIP than OpenAI's."""
+    """Raise CheckpointError for a text encoder whose width shows that its CLIP is not OpenAI's."""
     folder = snapshot.folder / "text_encoder"
     if not (folder / "config.json").is_file():
-        return  # whoever loads it says so
+        return  # loading it raises the error
     if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hidden_size") == OPENCLIP:
         [file, *_] = [*sorted(folder.glob("*.safetensors")), folder / "model.safetensors"]
         raise CheckpointError(LACKING.format(name=snapshot.name, file=file))
 
 
-def _processor(folder: Path) -> Any:
+def load_processor(folder: Path) -> Any:
+    """CLIP's preprocessing of images, from the settings in a folder. Raises CheckpointError."""
     if not (folder / "preprocessor_config.json").is_file():
-        raise CheckpointError(f"there is no {folder}/preprocessor_config.json, which says how CLIP wants its pictures")
-    # Pillow's resizing on every machine: the torchvision one, where it is installed, gives other pixels.
+        raise CheckpointError(f"there is no {folder}/preprocessor_config.json, the settings of CLIP's preprocessing")
+    # Always with Pillow: where torchvision is installed, transformers would resize with it, to other pixels.
     return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
 
-def _variant(files: Iterable[Path], dtype: torch.dtype) -> str | None:
-    """Which files to load where there are two of each: those in half precision, unless more is wanted and there."""
+def variant_for(files: Iterable[Path], dtype: torch.dtype) -> str | None:
+    """The variant to load: fp16 where there is one, unless `dtype` is wider and files in fp32 are there too."""
     paths = set(files)
     half = {path for path in paths if path.name.endswith(".fp16.safetensors")}
     whole = {path.with_name(path.name.replace(".fp16.", ".")) for path in half}

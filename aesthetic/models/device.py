@@ -1,4 +1,4 @@
-"""The device that draws: the first NVIDIA GPU, or the CPU where there is no GPU or where the user chose the CPU."""
+"""The device to draw on: the first NVIDIA GPU, or the CPU if there is no GPU or the user chose the CPU."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from ..errors import SettingError
 __all__ = ["default_device", "require_kernels"]
 
 DEVICES = Path("/dev")
-NEEDS = {  # by the version of CUDA that torch brings
+NEEDS = {  # by the version of CUDA that torch was built for
     "12": "driver 525 or later",
     "13": "driver 580 or later, and a GPU of the Turing generation (compute capability 7.5) or later",
 }
@@ -28,7 +28,7 @@ def default_device() -> torch.device:
 
 
 def require_kernels(device: torch.device) -> None:
-    """Raise SettingError for a GPU on which nothing can be computed, as one that is too old for torch's kernels."""
+    """Raise SettingError for a GPU on which torch can't compute, for instance one too old for its kernels."""
     try:
         torch.ones(1, device=device).add_(1).item()
     except RuntimeError as error:
@@ -45,9 +45,9 @@ def _unusable(gpu: str, reason: str = "") -> SettingError:
 
 
 def _gpu() -> str:
-    """Name and driver of the NVIDIA GPU that is here, whether torch can use it or not; blank if there is none.
+    """Name and driver of the first NVIDIA GPU, whether torch can use it or not; blank if there is none.
 
-    NVIDIA_VISIBLE_DEVICES tells nothing: NVIDIA's base images set it, so a container has it on a machine without a GPU.
+    NVIDIA_VISIBLE_DEVICES does not tell: NVIDIA's base images set it on machines without a GPU, too.
     """
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:

@@ -1,4 +1,4 @@
-"""Fetch the files that the manifest and the index name, and verify each by its digest.
+"""Fetch the files in weights/manifest.json and embeddings/index.json, and verify each by its digest.
 
 A file is downloaded to .cog/download/, verified there and then moved to its place, so a partial file never looks
 complete. Files that are there already, or that are bundled, are only verified. huggingface_hub downloads
@@ -28,7 +28,7 @@ from .manifest import File, Source, read_manifest
 
 __all__ = ["provide"]
 
-MAX_URL_BYTES = 2**20  # files fetched from a URL have some kB; a longer one is cut here and fails its digest
+MAX_URL_BYTES = 2**20  # files from URLs have a few kB; a longer one is cut here and fails its digest
 TIMEOUT = 30  # seconds without a byte from a URL
 AGAIN = f"run {DOWNLOAD} again: it fetches the files that are still missing"
 WRONG = (
@@ -55,14 +55,14 @@ class _Wanted:
 
     @property
     def bundled(self) -> bool:
-        """Whether it comes with the checkout or the installed package."""
+        """Whether the file comes with the checkout."""
         return self.file.url is None and self.hub is None
 
 
 def provide(names: Sequence[str]) -> None:
     """Fetch the named snapshots, or all, and the aesthetics that go with them; verify the bundled ones last.
 
-    Raises CheckpointError, and CheckpointError without a manifest.
+    Raises CheckpointError, also without a manifest.
     """
     sources = _choose(names, home() / "weights")
     for name, source in sources.items():
@@ -98,7 +98,7 @@ def _snapshot_files(sources: Mapping[str, Source], weights: Path) -> Iterator[_W
 
 
 def _aesthetics(sources: Mapping[str, Source], folder: Path) -> Iterator[_Wanted]:
-    """The published aesthetics with any snapshot from the hub, the bundled ones with any bundled snapshot."""
+    """The published aesthetics if any snapshot is from the hub, and the bundled ones if any snapshot is bundled."""
     entries = registry.Registry(folder)
     for name, entry in entries.entries.items():
         if any(source.bundled if entry.url is None else source.repo_id is not None for source in sources.values()):
@@ -131,10 +131,7 @@ def _fetch(wanted: _Wanted, home: Path) -> None:
 
 @contextmanager
 def _staging(home: Path) -> Iterator[Path]:
-    """An empty folder that neither git nor Cog looks into, for one run at a time: others wait.
-
-    What a killed run left there is removed.
-    """
+    """An empty folder that git and Cog ignore, without the leftovers of a killed run; other runs wait for it."""
     folder = home / ".cog" / "download"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -147,7 +144,7 @@ def _staging(home: Path) -> Iterator[Path]:
 
 
 def _download(wanted: _Wanted, folder: Path) -> Path:
-    """The file as its server gives it, in `folder`."""
+    """Download the file into `folder`, unverified."""
     if wanted.hub is not None:
         return Path(hf_hub_download(**wanted.hub, local_dir=folder))
     assert wanted.file.url is not None, "bundled files are not downloaded"
@@ -158,7 +155,7 @@ def _download(wanted: _Wanted, folder: Path) -> Path:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Move a file to its place in one step, from another file system too."""
+    """Move a file to its place atomically, also from another file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.part")
     shutil.move(path, beside)
@@ -166,7 +163,7 @@ def _move(path: Path, target: Path) -> None:
 
 
 def _is_right(path: Path, wanted: _Wanted) -> bool:
-    """Whether `path` is the file: by sha256 or, where that is unconfirmed, by the hub's git SHA-1."""
+    """Whether `path` has the file's sha256 or, where that is unconfirmed, the hub's git SHA-1."""
     if not path.is_file():
         return False
     if _sha256(path) == wanted.file.sha256:
@@ -195,7 +192,7 @@ def _explained() -> Iterator[None]:
     """Turn the errors of a download into a CheckpointError that says what to do."""
     try:
         yield
-    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # hf_xet raises RuntimeError
         raise CheckpointError(f"{_advice(error)} {AGAIN}") from error
 
 

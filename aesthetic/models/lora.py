@@ -1,9 +1,8 @@
-"""A model with a LoRA in it, beside the one without, which stays as it is: nothing has to be undone afterwards.
+"""Apply a LoRA to a model: the result is a second model, and the first one is not changed.
 
-The text encoder is copied and its LoRA added to the copy's weights, so that what is personalised is an ordinary text
-encoder with the parameters that the paper's method moves. The UNet, six times as large, is not copied: a second
-structure of layers shares its weights, and diffusers' loader puts the LoRA beside them, where each call adds it. That
-costs a little time a call, and no memory but the file's.
+The text encoder is copied and the LoRA merged into the copy's weights, so that the personalization trains the same
+parameters as without a LoRA. The UNet, six times as large, is not copied: a second set of modules shares its weights,
+and diffusers' loader adds the LoRA beside them. That costs a little time in each call, and no memory but the file's.
 """
 
 import copy
@@ -27,31 +26,31 @@ ADAPTER = "lora"
 
 
 def apply_lora(model: Model, path: Path, scale: float) -> Model:
-    """`model` with the LoRA in a file at `scale`; 0 leaves it as it is, once the file has been found to fit.
+    """`model` with the LoRA in a file at `scale`. With 0 the weights stay as they are, but the file is checked.
 
-    Raises CheckpointError, before anything is copied, if it does not.
+    Raises CheckpointError, before anything is copied, if the file does not fit.
     """
     added = lora_file.load_lora(path)
     for_unet, for_text = lora_file.fit(added, model.pipeline.unet, model.encoder.text_model)
-    grafted = replace(model, lora=added.sha256)
+    with_lora = replace(model, lora=added.sha256)
     if scale == 0:
-        return grafted
+        return with_lora
     parts = {}
     if for_unet:
         parts["unet"] = _adapted(model.pipeline.unet, for_unet, scale)
     if for_text:
-        grafted = replace(grafted, encoder=_merged(model.encoder, for_text, scale))
-        parts["text_encoder"] = in_precision(grafted.encoder.text_model, model.pipeline.text_encoder.dtype)
+        with_lora = replace(with_lora, encoder=_merged(model.encoder, for_text, scale))
+        parts["text_encoder"] = in_precision(with_lora.encoder.text_model, model.pipeline.text_encoder.dtype)
     components = {**model.pipeline.components, **parts}
-    return replace(grafted, pipeline=type(model.pipeline)(**components, requires_safety_checker=False))
+    return replace(with_lora, pipeline=type(model.pipeline)(**components, requires_safety_checker=False))
 
 
 @torch.no_grad()
 def _merged(encoder: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
-    """A copy of the encoder (fp32) with the changes in its weights.
+    """A copy of the encoder (fp32) with the LoRA merged into its weights.
 
-    Not by diffusers' loader, which drops the alpha of single layers here: it looks them up by names that begin with
-    text_model., as the layers' own did up to transformers 4.
+    diffusers' loader would drop the alpha of single layers: it looks them up by names that begin with text_model., as
+    they did up to transformers 4.
     """
     changed = copy.deepcopy(encoder)
     for name, pair in pairs.items():
@@ -62,9 +61,9 @@ def _merged(encoder: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
 
 
 def _adapted(unet: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
-    """The UNet's structure once more, on the same weights, with the changes beside them.
+    """A second UNet on the same weights, with the LoRA beside them.
 
-    Under the layers' own names: converting kohya's, diffusers loses the alpha of single attentions as well.
+    The names are the layers' own: in converting kohya's names, diffusers loses the alpha of single attentions.
     """
     shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in unet.parameters()}
     shared |= {id(buffer): buffer for buffer in unet.buffers()}
@@ -77,8 +76,8 @@ def _adapted(unet: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
         network_alphas={f"unet.{name}.alpha": pair.alpha for name, pair in pairs.items()},
         unet=changed,
         adapter_name=ADAPTER,
-        low_cpu_mem_usage=False,  # which patches torch, for all threads, as long as it takes
+        low_cpu_mem_usage=False,  # which would patch torch for all threads meanwhile
     )
-    # The UNet's own set_adapters counts the layers of its blocks, and can't where they have different numbers.
+    # UNet2DConditionModel.set_adapters fails where blocks have different numbers of layers.
     set_weights_and_activate_adapters(changed, [ADAPTER], [scale])
     return changed

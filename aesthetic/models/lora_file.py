@@ -1,14 +1,14 @@
-"""A LoRA file: small changes to layers of the UNet and of the text encoder, in safetensors.
+"""Read a LoRA file: low-rank changes to layers of the UNet and of the text encoder, in safetensors.
 
     W' = W + scale · alpha / rank · up · down
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685. A file names layers
 in one of two ways: lora_unet_, lora_te_ and lora_te1_ with underscores (kohya's scripts, OneTrainer, LyCORIS), or with
-dots (diffusers, peft), where the part of the model, unet. and text_encoder., may be left out.
+dots (diffusers, peft), where the part of the model, unet. or text_encoder., may be left out.
 
-The file is anybody's: its header is read before a weight is, and what comes out are numbers for layers that the model
-has, never the file's own names or notes. graft.py puts them into a model; nothing here knows diffusers, whose
-lora_state_dict loses the alpha of single attentions in kohya's files, and leaves all other names as they are.
+The file is untrusted: its header is checked before weights are read, and the result holds numbers for layers that the
+model has, without the file's own names and notes. lora.py applies them. diffusers' lora_state_dict is not used, since
+it loses the alpha of single attentions in kohya's files, and doesn't convert any other names.
 """
 
 import hashlib
@@ -28,60 +28,31 @@ from torch import Tensor, nn
 
 from ..embeddings import torch_pickle
 from ..errors import CheckpointError, naming_input
-from .single_file import CONVERT
+from .file_kind import CONVERT, LORA, NUMBERED, TEXTUAL_INVERSION, kind_of
 
 __all__ = ["Lora", "Pair", "fit", "load_lora"]
 
-MAX_BYTES = 10**9  # of a file; one of rank 128 for every layer has a third of that
-MAX_HEADER = 2**24  # bytes; trainers note every tag of every picture there
-MAX_TENSORS = 4096  # three for each of some 350 layers are usual
+MAX_BYTES = 10**9  # of a file; rank 128 for every layer takes a third of that
+MAX_HEADER = 2**24  # bytes; trainers note every tag of every image there
+MAX_TENSORS = 4096  # 3 for each of about 350 layers are usual
 MAX_RANK = 512
-LARGEST = 65504.0  # that fp16 holds, of the values
+LARGEST = 65504.0  # fp16's range
 FLOATS = ("F16", "BF16", "F32", "F64")
 DTYPES = {"down": FLOATS, "up": FLOATS, "alpha": (*FLOATS, "U8", "I8", "I16", "I32", "I64")}
 KEY = re.compile(  # peft may write the adapter's name, usually "default", after the factor's
     r"(?P<layer>.+?)(?:(?:[._]lora\.|\.lora_linear_layer\.|\.lora_)(?P<side>down|up|A|B)(?:\.[^.]+)?\.weight|\.alpha)"
 )
 SIDES = {"down": "down", "A": "down", "up": "up", "B": "up", None: "alpha"}
-# How the names of layers begin, of the UNet and of the text encoder.
+# Prefixes of layers' names in the UNet and in the text encoder.
 PREFIXES = ("lora_unet_", "unet.", ""), ("lora_te_", "lora_te1_", "text_encoder.", "")
-# What names have more than the model's: peft's wrapper, CLIP's up to transformers 4, diffusers' processors of 2023.
+# Parts that the model's own names lack: peft's wrapper, CLIP's up to transformers 4, diffusers' processors of 2023.
 WRAPPERS = {"base_model.model.": "", "text_model.": "", "text_model_": "", ".processor.": "."}
-NUMBERED = "a LoRA of cloneofsimo's lora, which numbers the layers and doesn't name them"
-# What other files can be told by, the surer signs first.
-SIGNS = {
-    "model.diffusion_model.": "a whole model: give it as AESTHETIC_MODEL",
-    "hada_w": "a LoHa",
-    "lokr_w": "a LoKr",
-    "dora_scale": "a DoRA",
-    "lora_magnitude_vector": "a DoRA",
-    "lora_mid": "a LoCon with three factors a layer",
-    "oft_": "an OFT",
-    ".diff": "whole differences of weights",
-    "lora_te2_": "a LoRA for Stable Diffusion XL",
-    "text_encoder_2.": "a LoRA for Stable Diffusion XL",
-    "lora_unet_input_blocks_": "a LoRA for Stable Diffusion XL",
-    "lora_unet_middle_block_": "a LoRA for Stable Diffusion XL",
-    "lora_unet_output_blocks_": "a LoRA for Stable Diffusion XL",
-    "joint_blocks": "for Stable Diffusion 3",
-    "double_blocks": "for Flux",
-    "single_transformer_blocks": "for Flux",
-    "motion_modules": "for AnimateDiff",
-    "lora_controlnet": "a Control-LoRA",
-    "unet.input_blocks.": "a LoRA in OMI's format, with the original code's layers: save it with those of kohya",
-    ".base_layer.": "a whole model with a LoRA in it: save the LoRA alone",
-    ".w_norm": "a LyCORIS with changes of normalization layers",
-    ":0:up": NUMBERED,
-    "bundle_emb.": "a LoRA with a textual inversion in it: train it without, or save the two apart",
-    "emb_params": torch_pickle.TEXTUAL_INVERSION,
-    "clip_g": "a textual inversion for Stable Diffusion XL",
-}
-PICKLED = {  # what starts like a pickle, and would be refused after a conversion, too
+PICKLED = {  # kinds that start like a pickle and that a conversion would not make readable
     torch_pickle.LIST: f"a pickled list, perhaps {NUMBERED}",
-    torch_pickle.TEXTUAL_INVERSION: torch_pickle.TEXTUAL_INVERSION,
+    torch_pickle.TEXTUAL_INVERSION: TEXTUAL_INVERSION,
     torch_pickle.ZIP: "a zip archive: unpack it, and give the file in it",
 }
-# By the width of the text encoder; the second one of Stable Diffusion XL has 1280, and both together 2048.
+# By the width of the text encoder. Stable Diffusion XL's second one has 1280, and both together 2048.
 MADE_FOR = {
     768: "Stable Diffusion 1.x",
     1024: "Stable Diffusion 2.x",
@@ -89,8 +60,8 @@ MADE_FOR = {
     2048: "Stable Diffusion XL",
 }
 EXPECTED = "a LoRA in .safetensors was expected, with the names of kohya's scripts, of diffusers or of peft"
-NOTED = ("unet.", "text_encoder.", "")  # parts in diffusers' notes and names; save_lora_adapter names none
-UNREAD = ("alpha_pattern", "use_rslora", "use_dora")  # what diffusers' notes may ask for beside one alpha
+NOTED = ("unet.", "text_encoder.", "")  # parts in diffusers' metadata and names; save_lora_adapter writes no part
+UNREAD = ("alpha_pattern", "use_rslora", "use_dora")  # settings in diffusers' metadata that are refused
 OLD_NAMES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}  # diffusers' of 2023
 
 _short = Repr()
@@ -108,13 +79,13 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """What alpha is divided by."""
+        """The rank, by which alpha is divided."""
         return int(self.down.shape[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lora:
-    """What a file holds: changes by the file's own names of layers, without the ends that tell the factors apart."""
+    """The changes in a file, by its own names of layers, without the suffixes of the factors."""
 
     pairs: Mapping[str, Pair]
     sha256: str
@@ -122,17 +93,17 @@ class Lora:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """Raises CheckpointError where safetensors finds fault, and quotes the file."""
+    """Raise errors of safetensors as CheckpointError."""
     try:
         yield
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"the file is damaged, or no .safetensors file: {brief(str(error))}") from error
+        raise CheckpointError(f"the file is damaged, or not a .safetensors file: {brief(str(error))}") from error
 
 
 @naming_input("lora")
 @_readable()
 def load_lora(path: Path) -> Lora:
-    """The LoRA in a file. Raises CheckpointError, saying what was found, for anything else."""
+    """The LoRA in a file. Raises CheckpointError, which says what the file is, for anything else."""
     _require_small(path)
     with safetensors.safe_open(path, framework="pt") as file:
         names = list(file.keys())
@@ -150,9 +121,9 @@ def load_lora(path: Path) -> Lora:
 
 @naming_input("lora")
 def fit(lora: Lora, unet: Any, text_encoder: Any) -> tuple[dict[str, Pair], dict[str, Pair]]:
-    """The changes of the UNet and of the text encoder (CLIPTextModel), by their own names of layers, in their shapes.
+    """The changes to the UNet and to the text encoder (CLIPTextModel), by the names and in the shapes of their layers.
 
-    Raises CheckpointError unless every layer that the file names is there, and of the same shape.
+    Raises CheckpointError unless the model has every layer of the file, in the same shape.
     """
     _require_width(lora, text_encoder.config.hidden_size)
     places = dict(_places(unet, text_encoder))
@@ -170,7 +141,7 @@ def fit(lora: Lora, unet: Any, text_encoder: Any) -> tuple[dict[str, Pair], dict
 
 
 def _require_small(path: Path) -> None:
-    """Raise CheckpointError for what is no file, no safetensors, or too large to be read to the end of its header."""
+    """Raise CheckpointError unless `path` is a safetensors file whose size and header are within the limits."""
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; {EXPECTED}")
     size = path.stat().st_size
@@ -180,13 +151,13 @@ def _require_small(path: Path) -> None:
         start = file.read(9)
     header = int.from_bytes(start[:8], "little")
     is_whole = start[8:] == b"{" and header <= size - 8
-    if not is_whole and start.startswith((b"PK", b"\x80")):  # which a header's length may begin with as well
+    if not is_whole and start.startswith((b"PK", b"\x80")):  # a header's length may start with these bytes too
         found = PICKLED.get(torch_pickle.kind(path))
         if found is not None:
             raise CheckpointError(f"the file is {found}; {EXPECTED}")
         raise CheckpointError(f"the file is a pickle, as .pt, .ckpt and .bin are: {CONVERT.format('lora.pt')}")
     if not is_whole:
-        raise CheckpointError(f"the file is damaged, or no .safetensors file; {EXPECTED}")
+        raise CheckpointError(f"the file is damaged, or not a .safetensors file; {EXPECTED}")
     if header > MAX_HEADER:
         raise CheckpointError(
             f"the file's header has {header / 1e6:.0f} MB, and a LoRA's at most {MAX_HEADER // 10**6}"
@@ -194,22 +165,20 @@ def _require_small(path: Path) -> None:
 
 
 def _require_lora(names: list[str], shape: list[int]) -> None:
-    """Raise CheckpointError, with the kind of the file, if the names of its tensors, or the first one's shape, tell."""
+    """Raise CheckpointError if the names of the tensors, or the shape of the first, show another kind of file."""
     if not 0 < len(names) <= MAX_TENSORS:
         raise CheckpointError(f"the file holds {len(names)} tensors, and a LoRA 2 to {MAX_TENSORS}; {EXPECTED}")
-    for sign, kind in SIGNS.items():
-        if any(sign in name for name in names):
-            raise CheckpointError(f"the file is {kind}; {EXPECTED}")
+    kind = kind_of(names)
+    if kind not in (None, LORA):
+        raise CheckpointError(f"the file is {kind}; {EXPECTED}")
     if names == ["aesthetic"]:
         raise CheckpointError("the file is an aesthetic: give it as aesthetic_embedding_file")
     if len(names) == 1 and not KEY.fullmatch(names[0]) and shape and shape[-1] in MADE_FOR:
-        raise CheckpointError(
-            f"the file holds one tensor {shape}, as {torch_pickle.TEXTUAL_INVERSION} does; {EXPECTED}"
-        )
+        raise CheckpointError(f"the file holds one tensor {shape}, as {TEXTUAL_INVERSION} does; {EXPECTED}")
 
 
 def _layers(names: list[str]) -> dict[str, dict[str, str]]:
-    """For each layer, the names of its down, up and alpha. Raises CheckpointError if there is anything else."""
+    """The names of down, up and alpha for each layer. Raises CheckpointError for other tensors."""
     layers: dict[str, dict[str, str]] = {}
     for name in names:
         found = KEY.fullmatch(name)
@@ -228,7 +197,7 @@ def _layers(names: list[str]) -> dict[str, dict[str, str]]:
 def _require_shapes(file: Any, sides: Mapping[str, str]) -> None:
     """Raise CheckpointError unless the factors of a layer are floats that can be multiplied, and alpha is a number.
 
-    Alpha may be an integer: kohya's svd_merge_lora.py writes the rank itself there.
+    Alpha may be an integer: kohya's svd_merge_lora.py writes the rank.
     """
     facts = {side: file.get_slice(name) for side, name in sides.items()}
     shapes = {side: list(fact.get_shape()) for side, fact in facts.items()}
@@ -240,7 +209,7 @@ def _require_shapes(file: Any, sides: Mapping[str, str]) -> None:
     down, up = shapes["down"], shapes["up"]
     is_product = all(len(shape) in (2, 4) and 0 not in shape for shape in (down, up)) and down[0] == up[1]
     if not is_product or math.prod(shapes.get("alpha", [])) != 1:
-        raise CheckpointError(f"the file holds {brief(sides['down'])} {down} and {brief(sides['up'])} {up}: no LoRA")
+        raise CheckpointError(f"the file holds {brief(sides['down'])} {down} and {brief(sides['up'])} {up}: not a LoRA")
     if down[0] > MAX_RANK:
         raise CheckpointError(f"the file holds {brief(sides['down'])} of rank {down[0]}, and {MAX_RANK} is the most")
 
@@ -255,15 +224,15 @@ def _pair(layer: str, file: Any, sides: Mapping[str, str], alphas: Mapping[str, 
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
-    if not (tensor.float().abs() <= LARGEST).all():  # which nan isn't either
+    if not (tensor.float().abs() <= LARGEST).all():  # False for nan, too
         raise CheckpointError(f"the file holds values in {brief(name)} that are not finite, or not in fp16's range")
     return tensor
 
 
 def _noted_alphas(notes: Mapping[str, str]) -> dict[str, float]:
-    """The alpha of the layers of each part, which diffusers notes since it may not be the rank: a number, no more.
+    """The alpha of each part's layers in diffusers' metadata, where it may differ from the rank.
 
-    Raises CheckpointError for notes that ask for something else than one alpha for all layers.
+    Raises CheckpointError for metadata that asks for anything but one alpha for all layers.
     """
     alphas: dict[str, float] = {}
     try:
@@ -283,18 +252,18 @@ def _noted_alphas(notes: Mapping[str, str]) -> dict[str, float]:
 def _finite_number(found: object) -> float:
     if isinstance(found, (int, float)) and abs(found) <= LARGEST:
         return float(found)
-    raise ValueError("no number")
+    raise ValueError("not a finite number")
 
 
 def _unwrapped(name: str) -> str:
-    """A layer's name without what trainers wrap layers in."""
+    """A layer's name without the wrappers of trainers."""
     for wrapper, rest in WRAPPERS.items():
         name = name.replace(wrapper, rest)
     return name
 
 
 def _places(unet: nn.Module, text_encoder: nn.Module) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Every name that a file may have for a layer, with the part (0: UNet, 1: text encoder) and its name in there."""
+    """Every name that a file may use for a layer, with the part (0: UNet, 1: text encoder) and the layer's own name."""
     for part, module in enumerate((unet, text_encoder)):
         for layer in _weighted(module):
             for prefix, spelling in product(PREFIXES[part], _spellings(layer)):
@@ -302,7 +271,7 @@ def _places(unet: nn.Module, text_encoder: nn.Module) -> Iterator[tuple[str, tup
 
 
 def _spellings(layer: str) -> set[str]:
-    """A layer's names in diffusers, of today and of 2023."""
+    """A layer's names in diffusers, today and in 2023."""
     last = layer.rpartition(".")[2]
     return {layer, layer.removesuffix(".0"), layer.removesuffix(last) + OLD_NAMES.get(last, last)}
 
@@ -312,7 +281,7 @@ def _weighted(part: nn.Module) -> Iterable[str]:
 
 
 def _require_width(lora: Lora, own: int) -> None:
-    """Raise CheckpointError, with the model that a LoRA is for, if that has a text encoder of another width."""
+    """Raise CheckpointError, which names the model that the LoRA is for, if its text encoder has another width."""
     for name, pair in lora.pairs.items():
         is_cross = "attn2" in name and name.endswith(("to_k", "to_v"))
         is_text = "self_attn" in name and name.endswith(("q_proj", "k_proj", "to_q", "to_k"))
@@ -325,7 +294,7 @@ def _require_width(lora: Lora, own: int) -> None:
 
 
 def _fitted(name: str, pair: Pair, weight: Tensor) -> Pair:
-    """`pair` in the shape of the weight [out, in, ...] that it changes: trainers write 1 × 1 convolutions both ways."""
+    """`pair` in the shape of the weight [out, in, ...]: trainers write 1 × 1 convolutions with or without their 1s."""
     down, up = (pair.rank, *weight.shape[1:]), (weight.shape[0], pair.rank, *[1] * (weight.ndim - 2))
     if _trimmed(pair.down.shape) != _trimmed(down) or _trimmed(pair.up.shape) != _trimmed(up):
         raise CheckpointError(

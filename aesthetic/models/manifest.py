@@ -1,4 +1,4 @@
-"""TODO."""
+"""weights/manifest.json: every snapshot with its revision, and the size and sha256 of every file."""
 
 import json
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ class File:
     """One file of a snapshot.
 
     url:       for a file that is neither on the hub nor in the checkout.
-    confirmed: false where the sha256 was listed for a sibling revision only. If the hub's own metadata for the
-    pinned revision says otherwise, the hub is right (see download.py).
+    confirmed: False where the sha256 was listed for a sibling revision only; the hub's metadata for the pinned revision
+               then decides (see download.py).
     """
 
     sha256: str
@@ -30,9 +30,9 @@ class File:
 class Source:
     """One entry of the manifest.
 
-    repo_id:  on the hub; None for a snapshot that is not there.
-    revision: the whole id of the commit that the files are from; for a bundled snapshot, its version.
-    space:    the CLIP space that a model draws in, so that a name that doesn't fit it is refused before it is loaded.
+    repo_id:  on the hub; None for a snapshot that is not on it.
+    revision: the full id of the commit; for a bundled snapshot, its version.
+    clip_space: that of a model, so that an aesthetic of another one is refused before the model is loaded.
     """
 
     repo_id: str | None
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def bundled(self) -> bool:
-        """Whether it comes with the checkout, and is never downloaded."""
+        """Whether the snapshot comes with the checkout and is never downloaded."""
         return self.repo_id is None and all(file.url is None for file in self.files.values())
 
 
@@ -60,7 +60,7 @@ def read_manifest(weights: Path) -> dict[str, Source]:
 
 
 def missing(folder: Path, source: Source) -> list[str]:
-    """The files of `source` that are not in `folder`, or not of the size that the manifest gives them."""
+    """The files of `source` that are not in `folder`, or differ in size from the manifest."""
     return [
         name
         for name, file in source.files.items()

@@ -1,7 +1,6 @@
-"""A model in a single file, in the layout of the original code: what is in it, by its header alone.
+"""A model in a single file, in the layout of the original code: checked by its header alone.
 
-The file is anybody's: only safetensors are opened, which hold tensors and nothing that runs. Nothing here loads a
-weight; pipeline.py does, with diffusers.
+Only safetensors files are opened, since loading them runs no code. loading.py loads the weights, with diffusers.
 """
 
 from collections.abc import Mapping
@@ -10,8 +9,9 @@ from pathlib import Path
 import safetensors
 
 from ..errors import CheckpointError
+from .file_kind import CONVERT, MODEL, kind_of
 
-__all__ = ["CONVERT", "require_stable_diffusion_1"]
+__all__ = ["require_stable_diffusion_1"]
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -21,40 +21,18 @@ NEEDED = {
     "VAE": f"{VAE}decoder.conv_in.weight",
     "text encoder": f"{TEXT}embeddings.position_embedding.weight",
 }
-CHANNELS = 4  # of the latents; what takes more takes a picture as well
-# What other files can be told by, the surer signs first.
-SIGNS = {
-    "hada_w1": "a LoRA of the LoHa kind",
-    "lokr_w1": "a LoRA of the LoKr kind",
-    "lora": "a LoRA: give it as the input lora, beside a model",
-    "control_model.": "a ControlNet",
-    "conditioner.embedders.": "Stable Diffusion XL",
-    "cond_stage_model.model.": "Stable Diffusion 2",
-    "joint_blocks.": "Stable Diffusion 3",
-    "double_blocks.": "Flux",
-    "emb_params": "a textual inversion",
-    "down_blocks.": "part of a model in diffusers' layout: give the folder of all its parts",
-    "text_model.encoder": "a text encoder alone",
-    "decoder.conv_in": "a VAE alone",
-}
-CONVERT = (
-    "only .safetensors files are opened, since a pickle may run any program. If you trust it, convert it on a "
-    "machine that may be lost: in Python, import torch, safetensors.torch; weights = torch.load({!r}, "
-    "map_location='cpu', weights_only=True); weights = weights.get('state_dict', weights); "
-    "safetensors.torch.save_file({{name: tensor.contiguous().clone() for name, tensor in weights.items() "
-    "if isinstance(tensor, torch.Tensor)}}, 'model.safetensors')"
-)
+CHANNELS = 4  # of the latents; models for inpainting and editing take an image beside them
 
 
 def require_stable_diffusion_1(path: Path) -> None:
-    """Raise CheckpointError, saying what it is, unless a file is Stable Diffusion 1.x in the original layout."""
+    """Raise CheckpointError, which names the kind of the file, unless it is Stable Diffusion 1.x in this layout."""
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} was not opened: {CONVERT.format(path.name)}")
     shapes = _shapes(path)
     lacking = [part for part, name in NEEDED.items() if name not in shapes]
-    for sign, kind in SIGNS.items():
-        if lacking and any(sign in name for name in shapes if not name.startswith((VAE, TEXT))):
-            raise CheckpointError(f"{path} is {kind}; Stable Diffusion 1.x was expected")
+    kind = kind_of(name for name in shapes if not name.startswith((VAE, TEXT)))
+    if lacking and kind not in (None, MODEL):
+        raise CheckpointError(f"{path} is {kind}; Stable Diffusion 1.x was expected")
     if lacking:
         raise CheckpointError(
             f"{path} is not Stable Diffusion 1.x in the original layout: it holds no {' and no '.join(lacking)} "
@@ -63,8 +41,8 @@ def require_stable_diffusion_1(path: Path) -> None:
     shape = shapes[NEEDED["UNet"]]
     if len(shape) != 4 or shape[1] != CHANNELS:
         raise CheckpointError(
-            f"{path} is a model for inpainting or editing, or none: its UNet's first weight has the shape {shape}, and "
-            f"{CHANNELS} channels were expected in the second place"
+            f"{path} is not a text-to-image model, but perhaps for inpainting or editing: its UNet's first weight has "
+            f"the shape {shape}, and {CHANNELS} channels were expected in the second place"
         )
 
 
@@ -73,4 +51,4 @@ def _shapes(path: Path) -> Mapping[str, list[int]]:
         with safetensors.safe_open(path, framework="np") as file:
             return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
     except Exception as error:
-        raise CheckpointError(f"{path} is no .safetensors file, or is damaged or cut short: {error}") from error
+        raise CheckpointError(f"{path} is not a .safetensors file, or is damaged or cut short: {error}") from error

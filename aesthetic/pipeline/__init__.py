@@ -1,4 +1,4 @@
 """From the prompt to images: tokens, target, conditioning, prompt_embeds, schedulers, img2img, sampling.
 
-Plain and slow: acceleration/ replaces modules, never the steps here.
+acceleration/ replaces the modules that these steps call, not the steps.
 """

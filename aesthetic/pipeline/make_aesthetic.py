@@ -15,7 +15,7 @@ from ..images import color, samples, user_images
 from ..models import checkpoint
 from ..models.clip import Vision, load_vision
 from ..models.device import default_device
-from .target import encode_pictures
+from .target import encode_images
 
 __all__ = ["make_aesthetic"]
 
@@ -33,10 +33,10 @@ def make_aesthetic(
     vision tower or is not there.
     """
     if isinstance(images, str | Path):
-        next(user_images.read_pictures(Path(images), user_images.LOCAL))  # a wrong path fails before the model loads
+        next(user_images.read_images(Path(images), user_images.LOCAL))  # a wrong path fails before the model loads
     name, vision = ("unknown", model) if isinstance(model, Vision) else _load(model)
     if isinstance(images, str | Path):
-        vector, sha256s = encode_pictures(vision, Path(images), user_images.LOCAL)
+        vector, sha256s = encode_images(vision, Path(images), user_images.LOCAL)
     else:
         vector, sha256s = _encode_images(vision, images)
     sha256 = embedding.digest_of(sha256s)

@@ -1,35 +1,38 @@
-"""Words become tokens, and tokens conditioning, with a text encoder that is left as it is.
+"""Tokenize prompts, and encode them with the untouched text encoder.
 
-CLIP reads 77 tokens at a time. A long prompt may be read in chunks of so many, as the web UIs do: each is encoded on
-its own, and the diffusion model is conditioned on all of them, one after the other. compel cuts them. Its notation of
-weights is not used: it gives a meaning to "C++", and eight open parentheses keep its parser busy for a minute.
+CLIP reads 77 tokens at a time. A long prompt can be cut into chunks, as the web UIs do: each chunk is encoded on its
+own, and the diffusion model is conditioned on all of them, one after the other.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import compel
 import torch
 from torch import Tensor
 
 from .. import parsing
+from ..errors import DrawingError
+from ..gradient import Step
 from ..models.loading import Model
 
-__all__ = ["Conditioning", "Tokens", "embed", "encode", "read", "tokenize", "warn_of_truncation"]
+__all__ = ["Conditioning", "Tokens", "embed", "encode", "encode_prompts", "tokenize_prompt", "warn_of_truncation"]
 
 log = logging.getLogger(__name__)
 
-MAX_CHUNKS = 10  # 2000 characters of English are seven or eight
+MAX_CHUNKS = 10  # 2000 characters of English take seven or eight
+WORD_END = "</w>"
+PHRASE_ENDS = tuple(mark + WORD_END for mark in ".,;:")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A prompt as CLIP reads it, in n chunks: one, unless it is long and may be.
+    """A prompt as CLIP reads it, in n chunks: 1, or up to 10 for a long prompt.
 
-    input_ids: [n, 77], int64, on the model's device, each chunk with its two marks and padded.
-    weights:   [n, 77], fp32, 0 to 2: how much each token is to count.
-    lost:      the end of the prompt that did not fit, as words; "" if all of it did.
+    input_ids: [n, 77], int64: each chunk between its start and end tokens, padded.
+    weights:   [n, 77], fp32, 0 to 2: how much each token counts.
+    truncated: the end of the prompt that did not fit, as text; "" if all of it did.
     """
 
     input_ids: Tensor
@@ -39,60 +42,94 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """What steers the denoising, in the precision of the text encoder.
+    """What the UNet is conditioned on, in the precision of the text encoder.
 
-    positive, negative: [1, m × 77, hidden], m being the chunks of the longer one.
-    empty:              [1, 77, hidden], that of no words at all.
+    positive, negative: [1, m × 77, hidden], m being the number of chunks of the longer prompt.
+    empty:              [1, 77, hidden]: that of an empty prompt.
+    tokens:             of the positive prompt.
+    is_empty:           whether the positive prompt has no tokens.
     """
 
     positive: Tensor
     negative: Tensor
     empty: Tensor
+    tokens: Tokens
+    is_empty: bool
 
-    def joined(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        """[1, m × 77, hidden] of what an encoder, whichever, made of the chunks of `tokens`: see `_join`."""
-        return _join(hidden, tokens.weights, self.empty.to(hidden.dtype), self.positive.shape[1])
+    def personalized(self, step: Step, remedy: str) -> Tensor:
+        """The positive conditioning after a step of the personalization: [1, m × 77, hidden] in the step's precision.
+
+        Raises DrawingError, which advises to lower `remedy`, if it is not finite in the precision of the text encoder.
+        """
+        hidden = step.conditioning
+        joined = _join(hidden, self.tokens.weights, self.empty.to(hidden.dtype), self.positive.shape[1])
+        if not joined.to(self.positive.dtype).isfinite().all():
+            raise DrawingError(f"the personalization diverged by step {step.index}: lower {remedy}")
+        return joined
 
 
-def tokenize(model: Model, prompt: str, *, long: bool = False) -> Tokens:
-    """The tokens of `prompt` as the model's own tokenizer has them; see `read`."""
-    return read(model.pipeline.tokenizer, prompt, model.device, long=long)
+def tokenize_prompt(tokenizer: Any, prompt: str, device: torch.device, *, long: bool = False) -> Tokens:
+    """The tokens of `prompt`, cut to one chunk: 75 between the start and end tokens.
 
-
-def read(tokenizer: Any, prompt: str, device: torch.device, *, long: bool = False) -> Tokens:
-    """The tokens of `prompt`, cut to one chunk: 75 between the two that mark start and end.
-
-    long: up to 10 chunks instead, which end where a phrase does if they can; and weights as in (red:1.3) are read.
+    long: read weights as in (red:1.3), and cut to 10 chunks. Each ends after the last punctuation mark that fits, else
+          after the last word, else anywhere.
 
     Raises RequestError for weights that can't be read.
     """
-    room, mode = tokenizer.model_max_length, compel.SplitLongTextMode
     parts = parsing.parse_weights(prompt) if long else [(prompt, 1.0)]
-    provider = compel.EmbeddingsProvider(
-        tokenizer,
-        None,  # which would encode: not asked here
-        truncate=False,
-        split_long_text_mode=mode.PHRASES if long else mode.BRUTAL,
-        device=device,
+    read = [(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, weight) for text, weight in parts]
+    ids = [token for tokens, _ in read for token in tokens]
+    weights = [weight for tokens, weight in read for _ in tokens]
+    room = tokenizer.model_max_length - 2
+    rows: list[list[int]] = []
+    weight_rows: list[list[float]] = []
+    while not rows or (ids and len(rows) < (MAX_CHUNKS if long else 1)):
+        end = _chunk_end(tokenizer.convert_ids_to_tokens(ids[: room + 1]), room) if long else room
+        padding = room - len(ids[:end])
+        rows.append([tokenizer.bos_token_id, *ids[:end], tokenizer.eos_token_id, *[tokenizer.pad_token_id] * padding])
+        weight_rows.append([1.0, *weights[:end], 1.0, *[1.0] * padding])
+        ids, weights = ids[end:], weights[end:]
+    return Tokens(
+        input_ids=torch.tensor(rows, device=device),
+        weights=torch.tensor(weight_rows, dtype=torch.float32, device=device),
+        truncated=tokenizer.decode(ids, skip_special_tokens=True).strip(),
     )
-    texts, weights = [text for text, _ in parts], [weight for _, weight in parts]
-    ids, expanded, _ = provider.get_token_ids_and_expand_weights(texts, weights, device)
-    ids, expanded = ids.view(-1, room), expanded.view(-1, room)
-    kept = MAX_CHUNKS if long else 1
-    truncated = tokenizer.decode(ids[kept:].flatten(), skip_special_tokens=True).strip()
-    return Tokens(input_ids=ids[:kept], weights=expanded[:kept], truncated=truncated)
+
+
+def _chunk_end(tokens: Sequence[str], room: int) -> int:
+    """How many of the next tokens go into one chunk of at most `room`."""
+    if len(tokens) <= room:
+        return room
+    places = range(room, 0, -1)
+    phrase_ends = (end for end in places if tokens[end - 1] in PHRASE_ENDS)
+    word_ends = (end for end in places if tokens[end - 1].endswith(WORD_END))
+    return next(phrase_ends, None) or next(word_ends, room)
+
+
+def encode_prompts(
+    tokenizer: Any, text_encoder: Any, prompt: str, negative_prompt: str, device: torch.device, *, long: bool
+) -> Conditioning:
+    """The conditioning of two prompts; logs what was truncated. Raises RequestError as `tokenize_prompt` does."""
+    positive, negative, empty = (
+        tokenize_prompt(tokenizer, text, device, long=long) for text in (prompt, negative_prompt, "")
+    )
+    warn_of_truncation("prompt", positive)
+    warn_of_truncation("negative prompt", negative)
+    if (positive.truncated or negative.truncated) and not long:
+        log.warning("With long_prompt, more of it is read")
+    return encode(text_encoder, positive, negative, empty)
 
 
 @torch.no_grad()
 def encode(text_encoder: Any, positive: Tokens, negative: Tokens, empty: Tokens) -> Conditioning:
-    """What a plain pipeline makes of two prompts, bit for bit if each is of one chunk and nothing is weighted.
+    """The conditioning of two prompts: a plain pipeline's to the last bit, if each is one chunk and has no weights.
 
-    empty: the tokens of "", which are what weights are measured from and what fills the shorter prompt up, so that
-           guidance finds two of a length.
+    empty: the tokens of "". Weights are relative to its conditioning, and chunks of it pad the shorter prompt, since
+           guidance needs both of one length.
     """
 
     def hidden(tokens: Tokens) -> Tensor:
-        # One by one, since the bits of a batch may depend on its size.
+        # One by one: results may depend on the size of a batch in their last bits.
         return torch.cat([text_encoder(chunk).last_hidden_state for chunk in tokens.input_ids.unsqueeze(1)])
 
     nothing = hidden(empty)
@@ -102,6 +139,8 @@ def encode(text_encoder: Any, positive: Tokens, negative: Tokens, empty: Tokens)
         positive=_join(hidden(positive), positive.weights, nothing, length),
         negative=_join(other, negative.weights, nothing, length),
         empty=nothing,
+        tokens=positive,
+        is_empty=torch.equal(positive.input_ids, empty.input_ids),
     )
 
 
@@ -114,10 +153,10 @@ def embed(model: Model, tokens: Tokens) -> Tensor:
 
 
 def _join(hidden: Tensor, weights: Tensor, empty: Tensor, length: int) -> Tensor:
-    """Chunks [n, 77, hidden] weighted, one after the other, and filled up with `empty` [1, 77, hidden] to `length`.
+    """Chunks [n, 77, hidden], weighted, in a row of `length` tokens that is padded with `empty` [1, 77, hidden].
 
-    A token of weight w stands at w on the straight line from where no words would have put it (0) to where it is (1, to
-    the last bit), and beyond: guidance for single tokens, ComfyUI's formula, and above 1 compel's as well.
+    A weight w takes a token's vector v to e + w (v − e), e being the vector at its place in `empty`; 1 leaves it as it
+    is, to the last bit. This is ComfyUI's formula, and above 1 compel's as well.
     """
     weighted = torch.lerp(empty.float(), hidden.float(), weights.unsqueeze(-1)).to(hidden.dtype)
     missing = length // empty.shape[1] - len(hidden)
@@ -125,6 +164,6 @@ def _join(hidden: Tensor, weights: Tensor, empty: Tensor, length: int) -> Tensor
 
 
 def warn_of_truncation(kind: str, tokens: Tokens) -> None:
-    """Log what of a text did not fit."""
+    """Log the part of a text that did not fit."""
     if tokens.truncated:
-        log.warning("The %s is longer than CLIP can read. What is lost: %s", kind, tokens.truncated)
+        log.warning("The %s is longer than CLIP can read. Truncated: %s", kind, tokens.truncated)

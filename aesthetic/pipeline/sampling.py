@@ -4,7 +4,6 @@ Personalised or not makes no difference here: the conditioning is just a tensor.
 each prediction gets a scheduler of its own.
 """
 
-import copy
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from ..request import Request
 from . import img2img, schedulers
 from .prompt import Conditioning
 from .stopwatch import Stopwatch
+from .vae import run_vae
 
 __all__ = [
     "WORKERS",
@@ -92,7 +92,7 @@ def _images(
         with stopwatch("decode"):
             pixels = next(decoded)
             if pixels is not None and init is not None:
-                pixels = img2img.paste_kept_pixels(pixels, init.canvas)
+                pixels = img2img.paste_kept_pixels(pixels, init.init_image)
             image = None if pixels is None else to_pil(model, pixels)
         if image is None:
             log.warning("Picture %d overflowed and is left out", index)
@@ -126,18 +126,13 @@ def denoise(
 
 
 def decode(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
-    """Each picture [1, 3, height, width], nominally in -1..1, one at a time: the decoder is hungry for memory.
+    """Each image [1, 3, height, width], nominally in -1..1, one at a time, since the decoder needs much memory.
 
-    fp16 can overflow in the decoder; such a picture is decoded again in fp32. None stands for one of which
-    that gives nothing finite either, as when its latents have overflowed.
+    None stands for an image that is not finite in fp32 either, as when its latents have overflowed.
     """
     vae = model.pipeline.vae
     for latent in (latents / vae.config.scaling_factor).split(1):
-        with torch.no_grad():
-            image = vae.decode(latent, return_dict=False)[0]
-            if not image.isfinite().all():
-                exact = copy.deepcopy(vae).float()  # a copy: a prediction may be broken off, and must change nothing
-                image = exact.decode(latent.float(), return_dict=False)[0]
+        image = run_vae(vae, lambda vae, latent: vae.decode(latent, return_dict=False)[0], latent)
         yield image if image.isfinite().all() else None
 
 

@@ -20,7 +20,7 @@ from ..request import Request
 from . import prompt
 from .prompt import warn_of_truncation
 
-__all__ = ["encode_pictures", "requested_aesthetic", "target_embedding"]
+__all__ = ["encode_images", "requested_aesthetic", "target_embedding"]
 
 BATCH = 32  # pictures through the vision tower at once
 UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
@@ -51,7 +51,7 @@ def target_embedding(request: Request, model: Model, aesthetic: Aesthetic) -> Te
     """The direction [1, D] to follow, fp32 of unit norm: the aesthetic's, turned if a phrase is given."""
     if not request.aesthetic_text:
         return aesthetic.vector
-    tokens = prompt.tokenize(model, request.aesthetic_text)
+    tokens = prompt.tokenize_prompt(model.pipeline.tokenizer, request.aesthetic_text, model.device)
     warn_of_truncation("aesthetic_text", tokens)
     phrase = prompt.embed(model, tokens).cpu()
     return interpolation.turn(
@@ -59,31 +59,31 @@ def target_embedding(request: Request, model: Model, aesthetic: Aesthetic) -> Te
     )
 
 
-def encode_pictures(
+def encode_images(
     vision: Vision, path: Path, caps: user_images.Caps, *, label: str | None = None, skip_unreadable: bool = False
 ) -> tuple[Tensor, list[str]]:
     """The mean raw CLIP features [1, D] of the images at `path`, and the sha256 of each.
 
     If `caps` limit their number, all are read before the first is encoded, so that a bad one is refused before model
-    work; otherwise they are streamed. `skip_unreadable` and errors are those of images.read_pictures.
+    work; otherwise they are streamed. `skip_unreadable` and errors are those of images.read_images.
     """
     sha256s: list[str] = []
 
     def prepared() -> Iterator[Tensor]:
-        pictures = user_images.read_pictures(path, caps, label=label, skip_unreadable=skip_unreadable)
+        pictures = user_images.read_images(path, caps, label=label, skip_unreadable=skip_unreadable)
         for picture in tqdm(pictures, desc="Looking at pictures", unit=" pictures"):
             check()
             sha256s.append(picture.sha256)
             yield vision.prepare(picture.image)
 
-    pixels: Iterable[Tensor] = prepared() if caps.pictures is None else list(prepared())
+    pixels: Iterable[Tensor] = prepared() if caps.images is None else list(prepared())
     return embedding.mean(vision.features(batch) for batch in _batches(pixels)), sha256s
 
 
 def _from_images(path: Path, model: Model) -> Aesthetic:
     if model.vision is None:
         raise RequestError(f"the model {model.snapshot.name} has no vision tower to look at pictures with")
-    vector, sha256s = encode_pictures(model.vision, path, user_images.UPLOAD, label=UPLOAD)
+    vector, sha256s = encode_images(model.vision, path, user_images.UPLOAD, label=UPLOAD)
     sha256 = embedding.digest_of(sha256s)
     return Aesthetic(
         vector=embedding.unit(vector),

@@ -95,7 +95,7 @@ def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
     target = nn.functional.normalize(torch.randn(1, model.dim))
     ours, theirs = GraphedPersonalizer(model.encoder, EagerRecorder(), forward), Personalizer(model.encoder)
     for text in ("the cat and the dog and the cat and the dog", "a cat", "the cat and the dog and the cat and the dog"):
-        ids = prompt.tokenize(model, text).input_ids
+        ids = prompt.tokenize_prompt(model.pipeline.tokenizer, text, model.device).input_ids
         *_, one = ours(ids, target, steps=5, lr=1e-3)
         *_, other = theirs(ids, target, steps=5, lr=1e-3)
         assert difference(one.conditioning, other.conditioning) <= 1e-5

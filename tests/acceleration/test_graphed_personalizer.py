@@ -22,7 +22,7 @@ def target(model: Model) -> torch.Tensor:
 
 
 def tokens(model: Model, *texts: str) -> torch.Tensor:
-    return torch.cat([prompt.tokenize(model, text).input_ids for text in texts])
+    return torch.cat([prompt.tokenize_prompt(model.pipeline.tokenizer, text, model.device).input_ids for text in texts])
 
 
 @pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:2], TEXTS])

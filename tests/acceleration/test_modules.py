@@ -110,7 +110,7 @@ def test_of_a_lora_only_what_differs_is_recorded(
 
 def test_one_product_for_queries_keys_and_values(nhwc: Model) -> None:
     unet, before = nhwc.pipeline.unet, dict(nhwc.pipeline.unet.named_modules())
-    fused = modules._fused(unet)
+    fused = modules.fuse_projections(unet)
     [inputs] = [
         inputs for name, _, inputs in accelerate._examples(nhwc, [Request(width=128, height=128)]) if name == "unet"
     ]

@@ -15,7 +15,7 @@ from aesthetic.cli.main import main
 from aesthetic.request import Request
 from aesthetic.service import Service
 
-STAGES = ["personalisation", "UNet step", "denoising", "decoding", "safety check", "PNG", "whole"]
+STAGES = ["personalization", "UNet step", "denoising", "decoding", "safety check", "PNG", "whole"]
 OURS = "plain"
 RATES = Rates(flops={torch.float32: 1e12}, bytes=1e10)
 
@@ -58,12 +58,12 @@ def test_a_sampler_that_draws_noise_of_its_own_draws_the_same(service: Service) 
 
 def test_floors_add_up(case: Case, service: Service) -> None:
     assert case.floor["denoising"] == pytest.approx(4 * case.floor["UNet step"])  # PNDM calls once more
-    parts = ("personalisation", "denoising", "decoding", "safety check")
+    parts = ("personalization", "denoising", "decoding", "safety check")
     assert case.floor["whole"] == pytest.approx(sum(case.floor[part] for part in parts))
     assert all(least > 0 for least in case.floor.values())
     encoder = service.model.encoder.text_model
     weights = sum(4 * weight.numel() for weight in encoder.parameters()) - 4 * 600 * 32
-    assert case.floor["personalisation"] >= (2 + 20 + 1) * weights / RATES.bytes
+    assert case.floor["personalization"] >= (2 + 20 + 1) * weights / RATES.bytes
 
 
 def test_the_table_has_medians_and_ratios(case: Case) -> None:

@@ -175,7 +175,7 @@ def test_a_lora_that_is_none_is_refused_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(Service, "load", lambda *_: pytest.fail("a model was loaded"))
     (tmp_path / "x").write_text("text")
-    assert "aesthetic: lora: the file is damaged, or no .safetensors file" in complaint(
+    assert "aesthetic: lora: the file is damaged, or not a .safetensors file" in complaint(
         capsys, "txt2img", "--lora=x", *SMALL
     )
 

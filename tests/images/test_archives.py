@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aesthetic import cancellation
-from aesthetic.images.user_images import LOCAL, UPLOAD, read_pictures
+from aesthetic.images.user_images import LOCAL, UPLOAD, read_images
 from tests.images.test_user_images import encoded, read, refusal, tarred, zipped
 
 
@@ -103,4 +103,4 @@ def test_reading_ends_once_it_is_cancelled(tmp_path: Path, write: Callable[[Path
     context.run(cancellation._wait.set, wait)
     wait.over = True
     with pytest.raises(cancellation.Cancelled):
-        context.run(lambda: list(read_pictures(tmp_path / "likes", LOCAL)))
+        context.run(lambda: list(read_images(tmp_path / "likes", LOCAL)))

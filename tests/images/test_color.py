@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from aesthetic.images.user_images import UPLOAD, read_mask, read_picture
+from aesthetic.images.user_images import UPLOAD, read_image, read_mask
 from tests.images import icc
 from tests.images.test_user_images import chunk, encoded
 
@@ -29,7 +29,7 @@ LOSSLESS: dict[str, dict[str, object]] = {
 def colors(path: Path, image: Image.Image, kind: str = "PNG", **options: object) -> Any:
     """Pixels of the image, written and read."""
     path.write_bytes(encoded(image, kind, **options))
-    return np.asarray(read_picture(path, UPLOAD).image).astype(int)
+    return np.asarray(read_image(path, UPLOAD).image).astype(int)
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -55,12 +55,12 @@ def test_a_profile_that_can_t_be_unpacked_is_said_to_be_ignored(
     data = encoded(Image.new("RGB", (8, 8), (234, 51, 35)))
     at = data.index(b"IDAT") - 4
     (tmp_path / "a").write_bytes(data[:at] + chunk(b"iCCP", b"icc\0\0nonsense") + data[at:])
-    assert read_picture(tmp_path / "a", UPLOAD).image.getpixel((0, 0)) == (234, 51, 35)
+    assert read_image(tmp_path / "a", UPLOAD).image.getpixel((0, 0)) == (234, 51, 35)
     assert "Ignored a color profile: Error -3 while decompressing data" in caplog.text
 
 
 def test_a_swatch_of_a_phone_is_right() -> None:
-    assert read_picture(SWATCH, UPLOAD).image.getpixel((0, 0)) == (255, 0, 0)
+    assert read_image(SWATCH, UPLOAD).image.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_transparent_and_palette_images_are_converted_before_they_are_laid_on_white(tmp_path: Path) -> None:

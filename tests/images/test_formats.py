@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from aesthetic import cancellation
 from aesthetic.errors import ImageError
 from aesthetic.images.formats import format_of, is_image, open_image
-from aesthetic.images.user_images import UPLOAD, read_picture
+from aesthetic.images.user_images import UPLOAD, read_image
 from tests.images.test_color import P3
 from tests.images.test_user_images import chunk, encoded, read, refusal, zipped
 from tests.snapshot import ROOT
@@ -87,7 +87,7 @@ def test_a_damaged_heic_is_refused_with_the_reason(tmp_path: Path) -> None:
 def test_the_host_s_pillow_stays_as_it_is(tmp_path: Path) -> None:
     probe = (
         "from pathlib import Path; from PIL import Image; from aesthetic.images import user_images; import sys;"
-        "before = Image.MAX_IMAGE_PIXELS; user_images.read_picture(Path(sys.argv[1]), user_images.LOCAL);"
+        "before = Image.MAX_IMAGE_PIXELS; user_images.read_image(Path(sys.argv[1]), user_images.LOCAL);"
         "assert 'pillow_heif' in sys.modules and 'HEIF' not in Image.OPEN and Image.MAX_IMAGE_PIXELS == before"
     )
     (tmp_path / "a").write_bytes(heic(signpost()))
@@ -210,4 +210,4 @@ def test_says_how_many_pixels_are_too_many_for_pillow(tmp_path: Path) -> None:
     header = b"VP8X\x0a\0\0\0\0\0\0\0" + (size[0] - 1).to_bytes(3, "little") + (size[1] - 1).to_bytes(3, "little")
     (tmp_path / "a.webp").write_bytes(b"RIFF\x40\0\0\0WEBP" + header + bytes(40))
     with pytest.raises(ImageError, match=r"a\.webp can't be read as WEBP: Image size \(182000000 pixels\) exceeds"):
-        read_picture(tmp_path / "a.webp", UPLOAD)
+        read_image(tmp_path / "a.webp", UPLOAD)

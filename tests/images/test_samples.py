@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from aesthetic.errors import ImageError
-from aesthetic.images.user_images import UPLOAD, read_picture
+from aesthetic.images.user_images import UPLOAD, read_image
 from tests.images.test_user_images import chunk
 
 RAMP = np.arange(4096).reshape(64, 64)
@@ -26,7 +26,7 @@ def tiff(pixels: Any, **options: Any) -> bytes:
 
 def read(folder: Path, data: bytes) -> Any:
     (folder / "a.tif").write_bytes(data)
-    return np.asarray(read_picture(folder / "a.tif", UPLOAD).image).astype(int)
+    return np.asarray(read_image(folder / "a.tif", UPLOAD).image).astype(int)
 
 
 def refusal(folder: Path, data: bytes) -> str:
@@ -36,7 +36,7 @@ def refusal(folder: Path, data: bytes) -> str:
 
 
 def test_12_bits_are_scaled() -> None:
-    levels = np.asarray(read_picture(RAMP12, UPLOAD).image)[..., 0]
+    levels = np.asarray(read_image(RAMP12, UPLOAD).image)[..., 0]
     assert (levels == np.linspace(0, 4095, 64).astype(int) >> 4).all()
 
 

@@ -23,9 +23,9 @@ from PIL import Image
 
 from aesthetic.errors import ImageError
 from aesthetic.images import user_images
-from aesthetic.images.user_images import LOCAL, UPLOAD, Caps, read_pictures
+from aesthetic.images.user_images import LOCAL, UPLOAD, Caps, read_images
 
-SMALL = Caps(pictures=3, total_bytes=20_000, total_pixels=None, picture_bytes=10_000, picture_pixels=10_000)
+SMALL = Caps(images=3, total_bytes=20_000, total_pixels=None, image_bytes=10_000, image_pixels=10_000)
 
 
 def encoded(image: Image.Image | None = None, kind: str = "PNG", **options: object) -> bytes:
@@ -60,7 +60,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def read(tmp_path: Path, data: bytes, caps: Caps = UPLOAD) -> list[tuple[str, Image.Image]]:
     path = tmp_path / "file"  # uploads have no telling names
     path.write_bytes(data)
-    return [(picture.name, picture.image) for picture in read_pictures(path, caps)]
+    return [(picture.name, picture.image) for picture in read_images(path, caps)]
 
 
 def refusal(tmp_path: Path, data: bytes, caps: Caps = UPLOAD) -> str:
@@ -82,7 +82,7 @@ def test_reads_one_picture_of_every_format(tmp_path: Path, kind: str) -> None:
 
 def test_knows_the_sha256_of_each(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
-    [picture] = read_pictures(tmp_path / "a.png", UPLOAD)
+    [picture] = read_images(tmp_path / "a.png", UPLOAD)
     assert picture.sha256 == hashlib.sha256(encoded()).hexdigest()
 
 
@@ -111,7 +111,7 @@ def test_reads_a_folder_with_folders_in_it(tmp_path: Path) -> None:
     for name in ("b.png", "sub/a.png"):
         (tmp_path / name).write_bytes(encoded())
     (tmp_path / "readme.md").write_text("no picture")
-    assert [picture.name for picture in read_pictures(tmp_path, LOCAL)] == ["b.png", "sub/a.png"]
+    assert [picture.name for picture in read_images(tmp_path, LOCAL)] == ["b.png", "sub/a.png"]
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:
@@ -181,12 +181,12 @@ def test_refuses(tmp_path: Path, data: bytes, message: str) -> None:
 def test_limits_of_uploads() -> None:
     assert (
         Caps(
-            pictures=500,
+            images=500,
             total_bytes=500 * 10**6,
             total_pixels=2 * 10**9,
             entries=5000,
-            picture_bytes=100 * 10**6,
-            picture_pixels=16384 * 12288,
+            image_bytes=100 * 10**6,
+            image_pixels=16384 * 12288,
         )
         == UPLOAD
     )
@@ -204,14 +204,14 @@ def test_the_pixels_of_images_that_can_t_be_read_count(tmp_path: Path, skip: boo
     bright = encoded(Image.new("F", (100, 100), 2.0), "TIFF")  # refused only once it is decoded
     (tmp_path / "file").write_bytes(zipped({f"{i}.tif": bright for i in range(3)}))
     with pytest.raises(ImageError, match=r"^file holds more than 29,999 pixels in all$"):
-        list(read_pictures(tmp_path / "file", replace(UPLOAD, total_pixels=29_999), skip_unreadable=skip))
+        list(read_images(tmp_path / "file", replace(UPLOAD, total_pixels=29_999), skip_unreadable=skip))
 
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_an_error_names_the_first_images_that_can_t_be_read(tmp_path: Path, skip: bool) -> None:
     (tmp_path / "file").write_bytes(zipped({f"{i:03}.png": b"text" for i in range(140)}))
     with pytest.raises(ImageError) as error:
-        list(read_pictures(tmp_path / "file", UPLOAD, skip_unreadable=skip))
+        list(read_images(tmp_path / "file", UPLOAD, skip_unreadable=skip))
     lines = str(error.value).splitlines()[skip:]
     assert [line.partition(" ")[0] for line in lines] == [*(f"{i:03}.png" for i in range(20)), "and"]
     assert lines[-1] == "and 120 more images can't be read"
@@ -264,7 +264,7 @@ def test_200_million_pixels_are_read(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "a.jpg").write_bytes(encoded(photograph, "JPEG", exif=exif))
-    [picture] = read_pictures(tmp_path / "a.jpg", UPLOAD)
+    [picture] = read_images(tmp_path / "a.jpg", UPLOAD)
     assert (picture.size, picture.image.size) == ((16384, 12288), (4096, 3072))
     assert [picture.image.getpixel((2048, y)) for y in (100, 3000)] == [(200, 200, 200), (90, 90, 90)]
 
@@ -297,7 +297,7 @@ def test_names_all_images_that_can_t_be_read(tmp_path: Path, caplog: pytest.LogC
         message = refusal(tmp_path, data)
         assert [line.partition(" ")[0] for line in message.splitlines()] == ["b.png", "d.cr2", "e.jpg"]
         caplog.clear()
-        found = read_pictures(tmp_path / "file", UPLOAD, skip_unreadable=True)
+        found = read_images(tmp_path / "file", UPLOAD, skip_unreadable=True)
         assert [picture.name for picture in found] == ["a.png", "c.png"]
         assert f"Left out 3 images that can't be read:\n{message}" in caplog.text
 
@@ -306,8 +306,8 @@ def test_what_is_wrong_with_one_file_in_an_archive_concerns_no_other(tmp_path: P
     data = bytearray(zipped({"a.png": encoded(), "b.png": encoded(), "c.png": bytes(20_000)}, zipfile.ZIP_STORED))
     data[data.index(b"IDAT")] ^= 1
     (tmp_path / "file").write_bytes(data)
-    caps = replace(UPLOAD, picture_bytes=10_000)
-    assert [picture.name for picture in read_pictures(tmp_path / "file", caps, skip_unreadable=True)] == ["b.png"]
+    caps = replace(UPLOAD, image_bytes=10_000)
+    assert [picture.name for picture in read_images(tmp_path / "file", caps, skip_unreadable=True)] == ["b.png"]
     assert refusal(tmp_path, bytes(data), caps).splitlines() == [
         "a.png in file can't be read: Bad CRC-32 for file 'a.png'",
         "c.png is larger than 0 MB",
@@ -317,10 +317,10 @@ def test_what_is_wrong_with_one_file_in_an_archive_concerns_no_other(tmp_path: P
 def test_what_is_wrong_with_an_archive_is_never_skipped(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(tarred({"a.png": encoded(), "b.png": encoded()})[:1600])
     with pytest.raises(ImageError, match="file is a tar that can't be read"):
-        list(read_pictures(tmp_path / "file", UPLOAD, skip_unreadable=True))
+        list(read_images(tmp_path / "file", UPLOAD, skip_unreadable=True))
     (tmp_path / "file").write_bytes(zipped({"a.png": b"text"}))
     with pytest.raises(ImageError, match=r"file holds no image that can be read:\na.png is not an image"):
-        list(read_pictures(tmp_path / "file", UPLOAD, skip_unreadable=True))
+        list(read_images(tmp_path / "file", UPLOAD, skip_unreadable=True))
 
 
 def test_refuses_bombs(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
 
 def test_says_so_if_there_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="there is no file"):
-        list(read_pictures(tmp_path / "nothing", LOCAL))
+        list(read_images(tmp_path / "nothing", LOCAL))
 
 
 LIKES = {f"{i}.png": encoded(Image.new("RGB", (8, 8), (i, 0, 0))) for i in range(5)}
@@ -379,7 +379,7 @@ def test_damage_to_a_tar_never_loses_images_unsaid(
             (tmp_path / "file").write_bytes(damaged)
             caplog.clear()
             with suppress(ImageError):
-                found = list(read_pictures(tmp_path / "file", UPLOAD, skip_unreadable=skip))
+                found = list(read_images(tmp_path / "file", UPLOAD, skip_unreadable=skip))
                 said = sum(record.args[0] for record in caplog.records)  # type: ignore[index, misc]
                 assert len(found) + said == len(LIKES)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aesthetic.errors import CheckpointError
-from aesthetic.models import lora, lora_file, single_file
+from aesthetic.models import file_kind, lora, lora_file
 from aesthetic.models.loading import Model
 from aesthetic.request import Request
 from aesthetic.service import Service
@@ -64,10 +64,12 @@ def test_a_whole_one_is_read(tmp_path: Path, model: Model) -> None:
     assert for_text == {}
 
 
-@pytest.mark.parametrize("sign", sorted(lora_file.SIGNS))
+@pytest.mark.parametrize("sign", sorted(file_kind.SIGNS.keys() - {"lora"}))
 def test_what_is_something_else_says_what(sign: str, tmp_path: Path) -> None:
-    path = saved(tmp_path / "x", {f"lora_unet_{sign}.weight": torch.ones(1), **WHOLE})
-    assert f"the file is {lora_file.SIGNS[sign]}; a LoRA in .safetensors was expected" in complaint(path)
+    is_weak = list(file_kind.SIGNS).index(sign) > list(file_kind.SIGNS).index("lora")  # LoRAs may have it, too
+    tensors = {f"some.{sign}.weight": torch.ones(1)} if is_weak else {f"lora_unet_{sign}.w": torch.ones(1), **WHOLE}
+    path = saved(tmp_path / "x", tensors)
+    assert f"the file is {file_kind.SIGNS[sign]}; a LoRA in .safetensors was expected" in complaint(path)
 
 
 REAL = {  # names as they are in files that people have
@@ -101,11 +103,11 @@ def test_what_others_have_is_known(kind: str, tmp_path: Path) -> None:
         ({"lora_unet_x.alpha": torch.ones(1)}, "only one of the two factors that change 'lora_unet_x'"),
         ({"lora_unet_conv_in.lora_B.weight": torch.ones(1)}, f"in.lora_B.weight' and '{UP}': one layer, twice"),
         ({"lora_unet_conv_in.lora_B.two.weight": torch.ones(1)}, "conv_in.lora_B.two.weight' and"),
-        ({UP: torch.ones(8, 3, 1, 1)}, "[8, 3, 1, 1]: no LoRA"),
-        ({UP: torch.ones(8)}, "[8]: no LoRA"),
-        ({UP: torch.ones(8, 2, 1)}, "[8, 2, 1]: no LoRA"),
-        ({DOWN: torch.ones(0, 4, 3, 3), UP: torch.ones(8, 0, 1, 1)}, "no LoRA"),
-        ({ALPHA: torch.ones(2)}, "no LoRA"),
+        ({UP: torch.ones(8, 3, 1, 1)}, "[8, 3, 1, 1]: not a LoRA"),
+        ({UP: torch.ones(8)}, "[8]: not a LoRA"),
+        ({UP: torch.ones(8, 2, 1)}, "[8, 2, 1]: not a LoRA"),
+        ({DOWN: torch.ones(0, 4, 3, 3), UP: torch.ones(8, 0, 1, 1)}, "not a LoRA"),
+        ({ALPHA: torch.ones(2)}, "not a LoRA"),
         ({DOWN: torch.ones(513, 4, 3, 3), UP: torch.ones(8, 513, 1, 1)}, "of rank 513, and 512 is the most"),
         ({UP: torch.ones(8, 2, 1, 1, dtype=torch.int8)}, "as I8; F16, BF16, F32, F64 were expected"),
         ({UP: torch.ones(8, 2, 1, 1).to(torch.float8_e4m3fn)}, "as F8_E4M3; F16"),
@@ -118,7 +120,7 @@ def test_what_others_have_is_known(kind: str, tmp_path: Path) -> None:
         ({ALPHA: torch.tensor(2**62)}, f"values in '{ALPHA}' that are not finite, or not in fp16's range"),
         ({ALPHA: torch.tensor(-(2**63))}, "or not in fp16's range"),
         ({ALPHA: torch.tensor(True)}, f"holds '{ALPHA}' as BOOL; F16, BF16, F32, F64, U8, I8, I16, I32, I64 were"),
-        ({ALPHA: torch.ones(2, dtype=torch.int64)}, "no LoRA"),
+        ({ALPHA: torch.ones(2, dtype=torch.int64)}, "not a LoRA"),
         ({ALPHA: torch.tensor(0)}, "changes nothing"),
         ({DOWN: torch.ones(2, 4, 3, 3, dtype=torch.int64)}, "as I64; F16, BF16, F32, F64 were expected"),
         ({UP: torch.zeros(8, 2, 1, 1)}, "changes nothing"),
@@ -295,7 +297,7 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
     for name in ("x.pt", "old.pt"):
         message = complaint(tmp_path / name)
         assert "is a pickle" in message
-        assert single_file.CONVERT.format("lora.pt") in message
+        assert file_kind.CONVERT.format("lora.pt") in message
 
 
 @pytest.mark.parametrize(

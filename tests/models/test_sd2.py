@@ -135,7 +135,7 @@ def test_it_is_personalised_as_the_original_would(service: Service, folder: Path
     )
     clip.text_model.load_state_dict(model.encoder.text_model.state_dict())
     clip.text_projection.load_state_dict(model.encoder.text_projection.state_dict())
-    tokens = prompt.tokenize(model, "the cat!").input_ids
+    tokens = prompt.tokenize_prompt(model.pipeline.tokenizer, "the cat!", model.device).input_ids
     target = embedding.load_aesthetic(liked.aesthetic_embedding_file or Path()).vector
     steps = list(service.personalizer(tokens, target, steps=5, lr=1e-4))
     theirs = original.conditioning(clip.eval(), tokens, target, steps=5, lr=1e-4)
@@ -184,7 +184,7 @@ def test_a_prompt_is_pooled_where_it_ends_not_where_it_is_filled_up(home: Path, 
     config = json.loads((path / "text_encoder" / "config.json").read_text())
     write_json(path / "text_encoder" / "config.json", config | {"eos_token_id": end})
     model = loading.load(checkpoint.locate(str(path), home / "weights"), CPU)
-    tokens = prompt.tokenize(model, "the cat! dog")
+    tokens = prompt.tokenize_prompt(model.pipeline.tokenizer, "the cat! dog", model.device)
     assert model.pipeline.tokenizer.eos_token_id == 519
     [place] = (tokens.input_ids[0] == 519).nonzero().flatten().tolist()
     assert tokens.input_ids[0, place + 1 :].eq(0).all()

@@ -118,7 +118,7 @@ def test_a_phrase_that_is_cut_is_named_and_a_blank_one_is_none(
 ) -> None:
     with caplog.at_level("WARNING"):
         service.draw(replace(quick, aesthetic_text="the cat " * 100))
-    assert "The aesthetic_text is longer than CLIP can read. What is lost: " in caplog.text
+    assert "The aesthetic_text is longer than CLIP can read. Truncated: " in caplog.text
     assert replace(quick, aesthetic_text=" \n", aesthetic_mix=" ", aesthetic_sweep="") == quick
 
 
@@ -156,7 +156,9 @@ def test_a_mix_is_in_the_recipe(service: Service, strong: Request, tmp_path: Pat
 
 def test_a_phrase_turns_the_aesthetic(service: Service, strong: Request) -> None:
     aesthetic = service.registry.load("fantasy")
-    phrase = prompt.embed(service.model, prompt.tokenize(service.model, "the dog"))
+    phrase = prompt.embed(
+        service.model, prompt.tokenize_prompt(service.model.pipeline.tokenizer, "the dog", service.model.device)
+    )
     cosines = []
     for away, angle in ((True, 0.5), (False, 0.0), (False, 0.5), (False, 1.0)):
         request = replace(strong, aesthetic_text="the dog", aesthetic_text_angle=angle, aesthetic_text_negative=away)
@@ -223,7 +225,7 @@ def test_a_prompt_that_fits_is_drawn_alike_whether_it_may_be_long_or_not(service
 def test_every_chunk_is_personalised_towards_the_mean(service: Service, strong: Request) -> None:
     request = replace(strong, prompt=LONG, long_prompt=True)
     target = service.registry.load("sac_8plus").vector
-    tokens = prompt.tokenize(service.model, LONG, long=True)
+    tokens = prompt.tokenize_prompt(service.model.pipeline.tokenizer, LONG, service.model.device, long=True)
     count = len(tokens.input_ids)
     assert count > 1
     *_, last = service.personalizer(tokens.input_ids, target, steps=3, lr=0.01)

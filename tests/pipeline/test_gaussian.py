@@ -164,9 +164,9 @@ def test_kept_latents_are_as_noisy_as_redrawn_ones(
     request = Request(width=128, height=128, num_inference_steps=50, scheduler=name, prompt_strength=strength, seed=3)
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 8:] = 1
-    canvas = InitImage(image=Image.new("RGB", (128, 128)), mask=None, files={})
-    start = img2img.InitLatents(canvas=canvas, latents=torch.full((1, 4, 16, 16), MEAN), mask=mask)
-    words = prompt.tokenize(model, "")
+    init = InitImage(image=Image.new("RGB", (128, 128)), mask=None, files={})
+    start = img2img.InitLatents(init_image=init, latents=torch.full((1, 4, 16, 16), MEAN), mask=mask)
+    words = prompt.tokenize_prompt(model.pipeline.tokenizer, "", model.device)
     conditioning = prompt.encode(model.pipeline.text_encoder, words, words, words)
     sampling.denoise(ideal(model, std=0.0), conditioning, request, start)
     assert len(pairs) >= request.img2img_steps

@@ -317,14 +317,19 @@ def test_the_shape_of_the_file_counts_for_a_photograph_that_is_decoded_smaller(
 
 
 def test_sizes() -> None:
-    for picture, frame, size in (
+    for image, frame, size in (
         ((900, 600), (512, 512), (512, 320)),
         ((600, 900), (512, 512), (320, 512)),
         ((800, 600), (512, 512), (512, 384)),
+        ((4000, 5000), (512, 512), (384, 512)),
+        ((1920, 1080), (512, 512), (512, 256)),
+        ((1000, 800), (512, 320), (384, 320)),
+        ((3000, 1000), (512, 512), (512, 192)),
+        ((4000, 1000), (256, 256), (256, 128)),
         ((1, 1), (1024, 768), (768, 768)),
         ((1024, 768), (1024, 768), (1024, 768)),
     ):
-        assert init_image.fitted(picture, frame) == size
+        assert init_image.fitted(image, frame) == size
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from(SIZES), st.sampled_from(SIZES))
@@ -333,6 +338,7 @@ def test_a_size_fits_its_own_frame(width: int, height: int, most_width: int, mos
         size = init_image.fitted((width, height), (most_width, most_height))
     except AestheticError:
         return
+    assert {size[0], size[1]} <= set(SIZES)
     assert size[0] <= most_width
     assert size[1] <= most_height
     assert init_image.fitted((width, height), size) == size

@@ -74,7 +74,7 @@ class FakeService:
         seeds = range(request.seed, request.seed + count)
         alone = [replace(request, aesthetic_sweep=None, num_outputs=1, seed=seed) for seed in seeds]
         facts = {"name": "fake", "revision": "1", "precision": "float32", "speed": "plain"}
-        return [(image, Recipe.of(one, model=facts, aesthetic={}, files={}, versions={})) for one in alone]
+        return [(image, Recipe.of(one, model=facts, aesthetic={}, files={})) for one in alone]
 
 
 @pytest.fixture
