@@ -226,7 +226,7 @@ def test_the_lines_of_the_readme_put_it_there(home: Path, tmp_path: Path, monkey
             )
         )
     clip.save_pretrained(tmp_path / "laion" / "CLIP-ViT-H-14-laion2B-s32B-b79K")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
     [lines] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "laion/" in block]
     monkeypatch.chdir(tmp_path)
     exec(lines, {})  # noqa: S102
