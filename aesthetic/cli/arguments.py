@@ -117,8 +117,9 @@ def check_drawing(request: Request, model: str | None) -> None:
         with naming_input("aesthetic_images"):
             next(user_images.read_images(wanted.aesthetic_images, user_images.UPLOAD, label="the file"))
     if wanted:
-        for name in filter(None, (wanted.aesthetic_embedding, *wanted.mix)):
-            registry.find(name, clip_space)
+        for name in (wanted.aesthetic_embedding, *wanted.mix):
+            if name is not None:
+                registry.find(name, clip_space)
     _check_weights(request, registry, clip_space)
 
 

@@ -143,7 +143,7 @@ def test_refuses_files_that_are_none(tmp_path: Path) -> None:
     ("content", "kind"),
     [
         (MLP(768).state_dict(), "the layers of an MLP, as improved-aesthetic-predictor's"),
-        (MLP(768), "a pickled object of 'tests.test_predictor.MLP'"),
+        (MLP(768), "a pickled object of 'tests.evaluation.test_aesthetic_score.MLP'"),
     ],
 )
 def test_a_file_that_is_too_large_is_not_called_damaged(tmp_path: Path, content: object, kind: str) -> None:
