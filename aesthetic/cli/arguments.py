@@ -110,7 +110,7 @@ def check_drawing(request: Request, model: str | None) -> None:
     from ..images import init_image, user_images
     from ..models import checkpoint
 
-    registry, clip_space = Registry(), checkpoint.locate(model).clip_space
+    clip_space, registry = checkpoint.locate(model).clip_space, Registry()
     init_image.load_init_image(request)
     wanted = None if request.is_plain else request
     if wanted and wanted.aesthetic_images is not None:
