@@ -54,7 +54,7 @@ class Result:
     """What a request gave.
 
     request:    as it was drawn: with a seed, and in the size that an image was fitted to.
-    pictures:   the images that passed the safety checker, each with its recipe.
+    images:     the images that passed the safety checker, each with its recipe.
     similarity: cosine of prompt and aesthetic (turned, if a phrase turned it) before and after all steps, whatever
                 the weight; None for the plain model.
     drift:      how far the conditioning moved from the prompt's own, relative to its length.
@@ -64,7 +64,7 @@ class Result:
     """
 
     request: Request
-    pictures: list[tuple[Image.Image, Recipe]]
+    images: list[tuple[Image.Image, Recipe]]
     similarity: tuple[float, float] | None
     drift: float
     steps: int
@@ -180,15 +180,15 @@ class Service:
                 init = img2img.encode_init_image(self.model, init_image)
         job = _Job(request=request, aesthetic=aesthetic, stopwatch=stopwatch, init=init, on_image=on_image)
         samples = [sample for stop in stops for sample in with_lora._images(job, stop)]
-        pictures = [(image, recipe) for image, recipe, is_unsafe in samples if not is_unsafe]
-        _require_images(request, len(pictures), len(samples))
+        images = [(image, recipe) for image, recipe, is_unsafe in samples if not is_unsafe]
+        _require_images(request, len(images), len(samples))
         return Result(
             request=request,
-            pictures=pictures,
+            images=images,
             similarity=similarity,
             drift=stops[-1].drift,
             steps=stops[-1].steps,
-            blocked=len(samples) - len(pictures),
+            blocked=len(samples) - len(images),
             seconds=stopwatch.seconds,
         )
 
@@ -203,7 +203,7 @@ class Service:
             encoded[id(image)] = WORKERS.submit(metadata.encode, image, recipe)
 
         result = self.draw(request, encode)
-        files = [encoded[id(image)] for image, _ in result.pictures]
+        files = [encoded[id(image)] for image, _ in result.images]
         if request.sweep:
             files.append(WORKERS.submit(_sheet, result))
         paths = [folder / f"output.{i}.{request.output_format}" for i in range(len(files))]
@@ -299,8 +299,8 @@ def _similarity(
 
 def _sheet(result: Result) -> bytes:
     """A sheet of the images of a sweep, as a file."""
-    labels = [steps_label(recipe.request["aesthetic_steps"]) for _, recipe in result.pictures]
-    sheet = contact_sheet([[image for image, _ in result.pictures]], columns=labels)
+    labels = [steps_label(recipe.request["aesthetic_steps"]) for _, recipe in result.images]
+    sheet = contact_sheet([[image for image, _ in result.images]], columns=labels)
     return metadata.encode_sheet(sheet, result.request)
 
 

@@ -28,7 +28,7 @@ def asked(prompt: str, aesthetic: str | None = None) -> Request:
 
 def draw(service: Service, request: Request) -> Image.Image:
     """The one picture of a request."""
-    [(picture, _)] = service.draw(request).pictures
+    [(picture, _)] = service.draw(request).images
     return picture
 
 

@@ -112,11 +112,11 @@ def _compare(service: Service, home: Path) -> list[str]:
         f"conditioning after 10 steps, relative difference to the original loop here: "
         f"{difference(last.conditioning, here):.1e}, on the CPU: {difference(last.conditioning.cpu(), on_cpu):.1e}"
     ]
-    batch = service.draw(replace(REQUEST, num_outputs=4)).pictures
+    batch = service.draw(replace(REQUEST, num_outputs=4)).images
     worst = 0
     means: list[float] = []
     for i, (image, _) in enumerate(batch):
-        [(alone, _)] = service.draw(replace(REQUEST, seed=1 + i)).pictures
+        [(alone, _)] = service.draw(replace(REQUEST, seed=1 + i)).images
         apart = np.asarray(ImageChops.difference(image, alone))
         worst = max(worst, int(apart.max()))
         means.append(float(apart.mean()))

@@ -73,7 +73,7 @@ def test_a_phrase_turns_the_aesthetic_towards_what_it_says_or_away(demo: Service
 
 
 def test_a_sweep_goes_further_at_each_stop(demo: Service) -> None:
-    pictures = [picture for picture, _ in demo.draw(replace(GOLD, aesthetic_sweep=f"0,{STEPS}")).pictures]
+    pictures = [picture for picture, _ in demo.draw(replace(GOLD, aesthetic_sweep=f"0,{STEPS}")).images]
     near = [nearness(demo, picture, vector(demo, "gold")) for picture in pictures]
     assert near[1] > near[0] + VISIBLE
 
@@ -84,7 +84,7 @@ def test_until_stops_once_the_similarity_has_risen_by_so_much(demo: Service, pla
     before, after = drawing.similarity
     assert 0 < drawing.steps < STEPS
     assert 0.2 <= after - before < 0.2 * drawing.steps / (drawing.steps - 1) + 0.02  # one step less wasn't enough
-    [(picture, _)] = drawing.pictures
+    [(picture, _)] = drawing.images
     assert nearness(demo, picture, vector(demo, "gold")) > nearness(demo, plain, vector(demo, "gold")) + VISIBLE
 
 

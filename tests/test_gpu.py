@@ -160,7 +160,7 @@ def test_a_capture_that_fails_is_forgotten() -> None:
 
 def test_a_prediction_that_runs_out_of_memory_leaves_the_next_as_it_is(home: Path, nhwc: Model, quick: Request) -> None:
     service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
-    expected = service.draw(quick).pictures[0][0].tobytes()
+    expected = service.draw(quick).images[0][0].tobytes()
     large = replace(quick, width=1024, height=768, num_outputs=8)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(GPU).total_memory
@@ -169,10 +169,10 @@ def test_a_prediction_that_runs_out_of_memory_leaves_the_next_as_it_is(home: Pat
         with pytest.raises(torch.OutOfMemoryError):
             service.draw(large)
         assert service.is_healthy()
-        assert service.draw(quick).pictures[0][0].tobytes() == expected
+        assert service.draw(quick).images[0][0].tobytes() == expected
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert len(service.draw(large).pictures) == 8
+    assert len(service.draw(large).images) == 8
 
 
 def test_a_busy_gpu_is_not_asked_whether_it_is_healthy() -> None:
@@ -273,7 +273,7 @@ ROUNDING = 4  # of 255, in the mean; unrelated pictures are ten times as far apa
 
 
 def drawn(service: Service, request: Request) -> list[Image.Image]:
-    return [image for image, _ in service.draw(request).pictures]
+    return [image for image, _ in service.draw(request).images]
 
 
 def apart(one: Image.Image, other: Image.Image) -> float:

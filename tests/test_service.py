@@ -76,7 +76,7 @@ def plain(home: Path) -> StableDiffusionPipeline:
 def test_without_steps_it_is_plain_diffusers(service: Service, plain: StableDiffusionPipeline, quick: Request) -> None:
     request = replace(quick, aesthetic_steps=0, scheduler="PNDM", negative_prompt="the dog", num_outputs=2)
     latents = sampling.starting_noise(service.model, request, sampling.generators(request))
-    for i, (ours, _) in enumerate(service.draw(request).pictures):
+    for i, (ours, _) in enumerate(service.draw(request).images):
         theirs = plain(
             "the cat",
             negative_prompt="the dog",
@@ -112,9 +112,9 @@ def test_with_steps_it_is_plain_diffusers_on_the_originals_conditioning(
 def test_a_batch_is_its_pictures_alone(service: Service, quick: Request) -> None:
     for scheduler in ("DDIM", "K_EULER_ANCESTRAL"):  # the second draws more noise on the way
         request = replace(quick, scheduler=scheduler, num_outputs=3)
-        batch = service.draw(request).pictures
+        batch = service.draw(request).images
         for i, (image, recipe) in enumerate(batch):
-            [(alone, same)] = service.draw(replace(request, seed=7 + i, num_outputs=1)).pictures
+            [(alone, same)] = service.draw(replace(request, seed=7 + i, num_outputs=1)).images
             assert image.tobytes() == alone.tobytes()
             assert recipe == same
         assert len({image.tobytes() for image, _ in batch}) == 3
@@ -123,7 +123,7 @@ def test_a_batch_is_its_pictures_alone(service: Service, quick: Request) -> None
 def test_the_aesthetic_changes_the_picture(service: Service, quick: Request) -> None:
     strong = replace(quick, aesthetic_lr=0.01)
     pictures = {
-        service.draw(request).pictures[0][0].tobytes()
+        service.draw(request).images[0][0].tobytes()
         for request in (
             replace(quick, aesthetic_steps=0),
             strong,
@@ -174,13 +174,13 @@ def test_blocked_pictures_are_left_out(
 ) -> None:
     request = replace(quick, num_outputs=2)
     whole = service.draw(request)
-    first = sampling.checker_pixels(service.model, whole.pictures[0][0])
+    first = sampling.checker_pixels(service.model, whole.images[0][0])
     monkeypatch.setattr(sampling, "is_unsafe", lambda _, pixels: torch.equal(pixels, first))
     drawing = service.draw(request)
     assert drawing.blocked == 1
     assert "kept picture 0 back" in caplog.text
-    [(image, recipe)] = drawing.pictures
-    assert image.tobytes() == whole.pictures[1][0].tobytes()
+    [(image, recipe)] = drawing.images
+    assert image.tobytes() == whole.images[1][0].tobytes()
     assert recipe.request["seed"] == 8
 
 
@@ -201,7 +201,7 @@ def test_the_safety_checker_is_asked_and_can_be_switched_off(service: Service, q
     try:
         with pytest.raises(DrawingError, match="the safety checker kept every picture back: try another prompt"):
             service.draw(quick)
-        assert len(service.draw(replace(quick, disable_safety_checker=True)).pictures) == 1
+        assert len(service.draw(replace(quick, disable_safety_checker=True)).images) == 1
     finally:
         checker.concept_embeds_weights.data = thresholds
 
@@ -234,7 +234,7 @@ def test_pictures_that_overflow_are_left_out(
     latents[1] = float("nan")
     monkeypatch.setattr(sampling, "denoise", lambda *_: latents)
     drawing = service.draw(request)
-    assert [recipe.request["seed"] for _, recipe in drawing.pictures] == [7, 9]
+    assert [recipe.request["seed"] for _, recipe in drawing.images] == [7, 9]
     assert drawing.blocked == 0
     assert "Picture 1 overflowed and is left out" in caplog.text
     latents[:] = float("nan")
@@ -288,10 +288,10 @@ def test_an_aesthetic_from_a_file(service: Service, quick: Request, home: Path, 
         service.draw(replace(quick, **source))
         for source in ({"aesthetic_embedding": "sac_8plus"}, {"aesthetic_embedding_file": path})
     )
-    assert by_name.pictures[0][0].tobytes() == by_file.pictures[0][0].tobytes()
-    facts = by_file.pictures[0][1].aesthetic
+    assert by_name.images[0][0].tobytes() == by_file.images[0][0].tobytes()
+    facts = by_file.images[0][1].aesthetic
     assert facts == {"name": snapshot.sha256(path)[:12], "source": "file", "sha256": snapshot.sha256(path)}
-    assert by_name.pictures[0][1].aesthetic["name"] == "sac_8plus"
+    assert by_name.images[0][1].aesthetic["name"] == "sac_8plus"
 
 
 def test_an_aesthetic_from_pictures(service: Service, quick: Request, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_an_aesthetic_from_pictures(service: Service, quick: Request, tmp_path: 
     expected = vision.features([vision.prepare(image) for image in noise]).mean(dim=0, keepdim=True)
     torch.testing.assert_close(aesthetic.vector, embedding.unit(expected))
     drawing = service.draw(request)
-    assert drawing.pictures[0][1].aesthetic["source"] == "pictures"
+    assert drawing.images[0][1].aesthetic["source"] == "pictures"
 
 
 def test_bad_aesthetics_are_refused_before_any_model_work(
@@ -330,7 +330,7 @@ def test_bad_aesthetics_are_refused_before_any_model_work(
 def test_without_steps_no_aesthetic_is_needed(service: Service, quick: Request, tmp_path: Path) -> None:
     drawing = service.draw(replace(quick, aesthetic_steps=0, aesthetic_embedding_file=tmp_path / "nothing"))
     assert drawing.similarity is None
-    assert drawing.pictures[0][1].aesthetic == {}
+    assert drawing.images[0][1].aesthetic == {}
 
 
 def test_without_guidance(service: Service, plain: StableDiffusionPipeline, quick: Request) -> None:
@@ -343,7 +343,7 @@ def test_without_guidance(service: Service, plain: StableDiffusionPipeline, quic
         height=128,
         num_inference_steps=3,
     ).images[0]
-    assert service.draw(request).pictures[0][0].tobytes() == theirs.tobytes()
+    assert service.draw(request).images[0][0].tobytes() == theirs.tobytes()
 
 
 def test_a_recipe_draws_the_same_picture(service: Service, quick: Request, tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_files_are_those_of_the_pictures_whatever_finishes_first(
         paths, drawing = service.predict(request, tmp_path)
         names = [f"output.{i}.{request.output_format}" for i in range(3)]
         assert [path.name for path in paths] == names
-        for path, picture in zip(paths, drawing.pictures, strict=False):
+        for path, picture in zip(paths, drawing.images, strict=False):
             assert path.read_bytes() == encode(*picture)
 
 

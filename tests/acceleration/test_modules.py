@@ -55,7 +55,7 @@ def test_it_draws_what_the_parts_draw(
 ) -> None:
     plain, five = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0, num_inference_steps=5)
     for request in (five, replace(five, guidance_scale=1, num_outputs=2)):
-        ours, theirs = (one.draw(replace(request, scheduler=scheduler)).pictures for one in (fast_service, plain))
+        ours, theirs = (one.draw(replace(request, scheduler=scheduler)).images for one in (fast_service, plain))
         assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
 
 
@@ -72,7 +72,7 @@ def test_after_a_rehearsal_nothing_is_left_to_record(
     request = replace(quick, num_outputs=2)
     warmed_up.warm_up(request)
     recorded = recorder.recorded
-    ours, theirs = (one.draw(request).pictures for one in (warmed_up, fast_service))
+    ours, theirs = (one.draw(request).images for one in (warmed_up, fast_service))
     assert recorder.recorded == recorded > 0
     assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
 
@@ -91,7 +91,7 @@ def test_the_safety_checker_is_asked(fast_service: Service, nhwc: Model, quick: 
     fast_service.accelerated.pipeline.safety_checker.concept_embeds_weights.data -= 3  # now everything is a concept
     with pytest.raises(Exception, match="kept every picture back"):
         fast_service.draw(quick)
-    assert len(Service(nhwc, fast_service.registry).draw(quick).pictures) == 1
+    assert len(Service(nhwc, fast_service.registry).draw(quick).images) == 1
 
 
 def test_of_a_lora_only_what_differs_is_recorded(
@@ -100,11 +100,11 @@ def test_of_a_lora_only_what_differs_is_recorded(
     path = tmp_path / "style.safetensors"
     lora.write(path, lora.changes(nhwc))
     request = replace(quick, aesthetic_steps=0, lora=path)
-    plain, [(before, _)] = Service(nhwc, service.registry), fast_service.draw(replace(request, lora=None)).pictures
-    [(ours, _)], [(theirs, _)] = (one.draw(request).pictures for one in (fast_service, plain))
+    plain, [(before, _)] = Service(nhwc, service.registry), fast_service.draw(replace(request, lora=None)).images
+    [(ours, _)], [(theirs, _)] = (one.draw(request).images for one in (fast_service, plain))
     assert ours.tobytes() == theirs.tobytes()
     assert ours.tobytes() != before.tobytes()
-    [(after, _)] = fast_service.draw(replace(request, lora=None)).pictures
+    [(after, _)] = fast_service.draw(replace(request, lora=None)).images
     assert after.tobytes() == before.tobytes()
 
 
@@ -146,7 +146,7 @@ def test_compiled_code_is_used_where_it_fits_and_never_for_a_lora(
         (replace(request, guidance_scale=1), 0, 1),  # one product in place of three rounds otherwise
         (replace(request, lora=path), 0, 0),
     ):
-        [(ours, _)], [(theirs, _)] = (one.draw(wanted).pictures for one in (doubled, plain))
+        [(ours, _)], [(theirs, _)] = (one.draw(wanted).images for one in (doubled, plain))
         assert least <= np.asarray(ImageChops.difference(ours, theirs)).max() <= most
 
 

@@ -29,13 +29,13 @@ def strong(quick: Request) -> Request:
 
 
 def pixels(drawing: Result) -> list[bytes]:
-    return [image.tobytes() for image, _ in drawing.pictures]
+    return [image.tobytes() for image, _ in drawing.images]
 
 
 def test_a_sweep_is_its_stops_alone(service: Service, strong: Request, tmp_path: Path) -> None:
     paths, sweep = service.predict(replace(strong, aesthetic_sweep="0,1,3,6"), tmp_path)
-    for (image, recipe), steps in zip(sweep.pictures, (0, 1, 3, 6), strict=True):
-        [(alone, same)] = service.draw(replace(strong, aesthetic_steps=steps)).pictures
+    for (image, recipe), steps in zip(sweep.images, (0, 1, 3, 6), strict=True):
+        [(alone, same)] = service.draw(replace(strong, aesthetic_steps=steps)).images
         assert image.tobytes() == alone.tobytes()
         assert recipe == same
     assert len(set(pixels(sweep))) == 4
@@ -52,7 +52,7 @@ def test_an_empty_prompt_is_left_alone(service: Service, strong: Request, empty:
         drawing = service.draw(request)
         assert pixels(drawing) == pixels(service.draw(replace(request, aesthetic_steps=0)))
         assert (drawing.similarity, drawing.steps, drawing.drift) == (None, 0, 0)
-        [(_, recipe)] = drawing.pictures
+        [(_, recipe)] = drawing.images
         assert recipe.aesthetic == {}
         assert pixels(service.draw(recipe.rebuild())) == pixels(drawing)
         assert pixels(service.draw(replace(request, aesthetic_sweep="1,3"))) == pixels(drawing)
@@ -90,8 +90,8 @@ def test_a_weight_of_0_is_the_plain_model_and_1_the_papers(service: Service, str
 def test_a_weight_goes_with_a_sweep(service: Service, strong: Request) -> None:
     for weight in (0, 0.5):
         sweep = service.draw(replace(strong, aesthetic_sweep="0,1,3", aesthetic_weight=weight))
-        for (image, recipe), steps in zip(sweep.pictures, (0, 1, 3), strict=True):
-            [(alone, same)] = service.draw(replace(strong, aesthetic_steps=steps, aesthetic_weight=weight)).pictures
+        for (image, recipe), steps in zip(sweep.images, (0, 1, 3), strict=True):
+            [(alone, same)] = service.draw(replace(strong, aesthetic_steps=steps, aesthetic_weight=weight)).images
             assert image.tobytes() == alone.tobytes()
             assert recipe == same
 
@@ -103,7 +103,7 @@ def test_a_batch_at_each_stop_of_a_sweep_is_what_single_requests_draw(service: S
         for i, (image, recipe) in enumerate(batch):
             assert strong.seed is not None
             alone = replace(strong, aesthetic_steps=steps, seed=strong.seed + i)
-            [(same, its_recipe)] = service.draw(alone).pictures
+            [(same, its_recipe)] = service.draw(alone).images
             assert image.tobytes() == same.tobytes()
             assert recipe == its_recipe
 
@@ -179,7 +179,7 @@ def test_it_stops_once_the_similarity_has_risen(service: Service, strong: Reques
     early = service.draw(replace(strong, aesthetic_steps=50, aesthetic_until=rises[1]))
     assert early.steps == 2
     assert pixels(early) == pixels(service.draw(replace(strong, aesthetic_steps=2)))
-    assert early.pictures[0][1].rebuild().aesthetic_steps == 2
+    assert early.images[0][1].rebuild().aesthetic_steps == 2
     assert service.draw(replace(strong, aesthetic_until=2.0)).steps == strong.aesthetic_steps
 
 
@@ -345,4 +345,4 @@ def test_every_combination_works_or_is_refused_before_the_model_works(
         assert any(name in message for name in asked)
     else:
         stops = drawing.request.sweep or (drawing.request.aesthetic_steps,)
-        assert len(drawing.pictures) == len(stops) * options.get("num_outputs", 1)
+        assert len(drawing.images) == len(stops) * options.get("num_outputs", 1)

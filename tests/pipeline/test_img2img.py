@@ -45,7 +45,7 @@ def over(quick: Request, picture: Path) -> Request:
 
 
 def drawn(service: Service, request: Request) -> list[bytes]:
-    return [image.tobytes() for image, _ in service.draw(request).pictures]
+    return [image.tobytes() for image, _ in service.draw(request).images]
 
 
 def plainly(service: Service, request: Request, kind: Any, **inputs: Any) -> bytes:
@@ -136,7 +136,7 @@ def test_outside_of_the_mask_no_pixel_changes(service: Service, over: Request, m
     found = init_image.load_init_image(request)
     assert found is not None
     assert found.mask is not None
-    [(ours, _)] = service.draw(request).pictures
+    [(ours, _)] = service.draw(request).images
     kept, same = np.asarray(found.mask) == 0, (np.asarray(ours) == np.asarray(found.image)).all(axis=-1)
     assert kept.any()
     assert same[kept].all()
@@ -161,8 +161,8 @@ def test_the_recipe_knows_the_files_and_draws_the_same_again(
     assert b"picture.png" not in path.read_bytes()
     request = recipe.rebuild(image=picture, mask=mask)
     assert request == drawing.request
-    [(again, same)] = service.draw(request).pictures
-    assert again.tobytes() == drawing.pictures[0][0].tobytes()
+    [(again, same)] = service.draw(request).images
+    assert again.tobytes() == drawing.images[0][0].tobytes()
     assert same == recipe
     with pytest.raises(RequestError, match="the mask came from a file, sha256"):
         recipe.rebuild(image=picture)
@@ -171,7 +171,7 @@ def test_the_recipe_knows_the_files_and_draws_the_same_again(
 
 
 def test_without_an_image_nothing_of_it_is_in_the_recipe_s_files(service: Service, quick: Request) -> None:
-    assert service.draw(quick).pictures[0][1].files == {}
+    assert service.draw(quick).images[0][1].files == {}
     assert drawn(service, quick) == drawn(service, replace(quick, prompt_strength=0.1))
 
 

@@ -69,7 +69,7 @@ def test_each_draws_what_plain_diffusers_draws(service: Service, name: str, step
         scheduler=name,
         seed=3,
     )
-    [(ours, _)] = service.draw(request).pictures
+    [(ours, _)] = service.draw(request).images
     model = service.model
     kind, settings = PLAIN[name]
     plain = StableDiffusionPipeline(
