@@ -178,7 +178,7 @@ def test_blocked_pictures_are_left_out(
     monkeypatch.setattr(sampling, "is_unsafe", lambda _, pixels: torch.equal(pixels, first))
     drawing = service.draw(request)
     assert drawing.blocked == 1
-    assert "kept picture 0 back" in caplog.text
+    assert "blocked image 0" in caplog.text
     [(image, recipe)] = drawing.images
     assert image.tobytes() == whole.images[1][0].tobytes()
     assert recipe.request["seed"] == 8
@@ -199,7 +199,7 @@ def test_the_safety_checker_is_asked_and_can_be_switched_off(service: Service, q
     thresholds = checker.concept_embeds_weights.data
     checker.concept_embeds_weights.data = torch.full_like(thresholds, -2)  # now everything is a concept
     try:
-        with pytest.raises(DrawingError, match="the safety checker kept every picture back: try another prompt"):
+        with pytest.raises(DrawingError, match="the safety checker blocked every image: try another prompt"):
             service.draw(quick)
         assert len(service.draw(replace(quick, disable_safety_checker=True)).images) == 1
     finally:
@@ -236,9 +236,9 @@ def test_pictures_that_overflow_are_left_out(
     drawing = service.draw(request)
     assert [recipe.request["seed"] for _, recipe in drawing.images] == [7, 9]
     assert drawing.blocked == 0
-    assert "Picture 1 overflowed and is left out" in caplog.text
+    assert "Image 1 overflowed and is left out" in caplog.text
     latents[:] = float("nan")
-    with pytest.raises(DrawingError, match="the denoising overflowed and left no picture"):
+    with pytest.raises(DrawingError, match="the denoising overflowed and left no image"):
         service.draw(request)
 
 

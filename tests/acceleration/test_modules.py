@@ -89,7 +89,7 @@ def test_a_stand_in_is_what_it_stands_for(fast_service: Service, nhwc: Model) ->
 
 def test_the_safety_checker_is_asked(fast_service: Service, nhwc: Model, quick: Request) -> None:
     fast_service.accelerated.pipeline.safety_checker.concept_embeds_weights.data -= 3  # now everything is a concept
-    with pytest.raises(Exception, match="kept every picture back"):
+    with pytest.raises(Exception, match="blocked every image"):
         fast_service.draw(quick)
     assert len(Service(nhwc, fast_service.registry).draw(quick).images) == 1
 
