@@ -56,6 +56,7 @@ RENAMED = {  # the original model's inputs
     "ddim_steps": "num_inference_steps",
     "plms": "scheduler",
 }
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a file"}
 SOURCES = ("aesthetic_embedding", "aesthetic_mix", "aesthetic_embedding_file", "aesthetic_images")
 
 
@@ -298,7 +299,7 @@ def _typed(name: str, kind: type, given: Any) -> Any:
             value = float(given)
     is_kind = isinstance(value, kind) and isinstance(given, bool) == (kind is bool)
     if not is_kind or (kind is float and not math.isfinite(value)):
-        raise RequestError(f"{name} must be {_KINDS[kind]}, not {brief(given)}")
+        raise RequestError(f"{name} must be {KINDS[kind]}, not {brief(given)}")
     return value
 
 
@@ -307,6 +308,3 @@ def _require_printable(name: str, text: str) -> None:
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
             raise RequestError(f"{name} must not hold the control character {character!r}")
-
-
-_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a file"}
