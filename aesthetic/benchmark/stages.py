@@ -68,7 +68,7 @@ class Stages:
             "denoising": self._plain_denoising,
             "decoding": lambda: self.original.decode(self.latents),
             "safety check": lambda: self.original.check(torch.cat(self.images)),
-            "PNG": lambda: self.original.save([image for image, _ in self.drawing.pictures], self.folder),
+            "PNG": lambda: self.original.save([image for image, _ in self.drawing.images], self.folder),
             "whole": self._plain_whole,
         }
         ours = {way: self._ours(service) for way, service in self.services.items()}
@@ -146,10 +146,10 @@ class Stages:
     def _check(self, model: Model) -> list[bool]:
         if model.pipeline.safety_checker is None:
             return []
-        return [sampling.is_unsafe(model, sampling.checker_pixels(model, image)) for image, _ in self.drawing.pictures]
+        return [sampling.is_unsafe(model, sampling.checker_pixels(model, image)) for image, _ in self.drawing.images]
 
     def _png(self) -> list[bytes]:
-        files = [WORKERS.submit(metadata.encode, *drawn) for drawn in self.drawing.pictures]
+        files = [WORKERS.submit(metadata.encode, *drawn) for drawn in self.drawing.images]
         return [file.result() for file in files]
 
     def _plain_whole(self) -> tuple[bytes, ...]:
