@@ -51,7 +51,7 @@ def evaluate(options: argparse.Namespace) -> None:
     try:
         written = evaluate.run(plan, options.outdir)
     except KeyboardInterrupt:
-        print(f"Stopped: the same command goes on from what is in {options.outdir}", file=sys.stderr)
+        print(f"Stopped: the same command continues in {options.outdir}", file=sys.stderr)
         raise
     if written is not None:
         print(written)
