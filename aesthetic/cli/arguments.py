@@ -104,7 +104,7 @@ def check_drawing(request: Request, model: str | None) -> None:
     from ..images import init_image, user_images
     from ..models import checkpoint
 
-    registry, clip_space = Registry(), checkpoint.locate(model).clip_space
+    clip_space, registry = checkpoint.locate(model).clip_space, Registry()
     name, mix, file = request.aesthetic_embedding, request.mix, request.aesthetic_embedding_file
     init_image.load_init_image(request)
     if not request.is_plain:
