@@ -1,7 +1,7 @@
 """Write .cog/openapi_schema.json, which `cog build` would write, for the server that runs without a container.
 
-Without that file Cog's server checks nothing and describes nothing. What is the same for every model lies in
-openapi.json; the inputs, their choices and the output come from predict's signature, through Cog's own inspector.
+Without that file Cog's server checks and describes nothing. openapi.json holds what is the same for every model; the
+inputs, their choices and the output come from predict's signature, through Cog's own inspector.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cog import _inspector
-from cog._adt import InputField, PredictorInfo, Repetition
+from cog._adt import InputField, Repetition
 
 from aesthetic.errors import SettingError
 from aesthetic.writing import whole
@@ -24,12 +24,20 @@ def openapi_schema() -> dict[str, Any]:
         warnings.simplefilter("ignore", DeprecationWarning)  # Predictor.predict is the name that every Cog knows
         info = _inspector.create_predictor("predict", "Predictor")
     document: dict[str, Any] = json.loads((HERE / "openapi.json").read_text(encoding="utf-8"))
-    document["components"]["schemas"].update(_components(info))
+    document["components"]["schemas"] |= {
+        "Input": {"title": "Input", "type": "object", "properties": {n: _property(f) for n, f in info.inputs.items()}},
+        "Output": info.output.json_type(),
+        **{
+            name: {"title": name, "description": "An enumeration.", "enum": field.choices} | field.type.json_type()
+            for name, field in info.inputs.items()
+            if field.choices
+        },
+    }
     return document
 
 
 def write() -> None:
-    """Write the document where Cog's server looks for it, unless it is there. Raises SettingError if that can't be."""
+    """Write the document where Cog's server looks for it, unless it is there. Raises SettingError if it can't."""
     path, text = HERE.parent / ".cog" / "openapi_schema.json", json.dumps(openapi_schema(), indent=2)
     try:
         if path.is_file() and path.read_text(encoding="utf-8") == text:
@@ -44,22 +52,8 @@ def write() -> None:
         ) from error
 
 
-def _components(info: PredictorInfo) -> dict[str, Any]:
-    inputs = {name: _property(field) for name, field in info.inputs.items()}
-    enumerations = {
-        name: {"title": name, "description": "An enumeration.", "enum": field.choices} | field.type.json_type()
-        for name, field in info.inputs.items()
-        if field.choices
-    }
-    return {
-        "Input": {"title": "Input", "type": "object", "properties": inputs},
-        "Output": info.output.json_type(),
-        **enumerations,
-    }
-
-
 def _property(field: InputField) -> dict[str, Any]:
-    """One input; every one has a default, so none is ever required."""
+    """The schema of one input, which always has a default and so is never required."""
     found: dict[str, Any] = {"x-order": field.order, "default": field.default}
     if field.choices:
         found["allOf"] = [{"$ref": f"#/components/schemas/{field.name}"}]

@@ -1,6 +1,6 @@
 """Become Cog's HTTP server, which `cog serve` runs in a container, in this checkout.
 
-What would make every prediction fail is checked first, and the schema is written: Cog checks inputs by it alone.
+First come the checks of what would make every prediction fail, and the schema, by which alone Cog checks inputs.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def environment() -> dict[str, str]:
     """
     home, model = settings.home().absolute(), os.environ.get("AESTHETIC_MODEL")
     snapshot = checkpoint.locate(model, home / "weights")
-    if model and snapshot.revision == "local":  # a path relative to the user's folder, where the server doesn't run
+    if model and snapshot.revision == "local":  # a path, perhaps relative; the server runs in another folder
         model = str((snapshot.file or snapshot.folder).absolute())
     return {
         "LOG_FORMAT": "console",
@@ -56,7 +56,7 @@ def environment() -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
         "PYTHONWARNINGS": "ignore::DeprecationWarning",  # of names that older Cogs need
-        "HF_HUB_OFFLINE": "1",  # nothing is fetched while serving, whatever a library may think
+        "HF_HUB_OFFLINE": "1",  # no library fetches anything while serving
     }
 
 

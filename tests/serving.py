@@ -1,4 +1,4 @@
-"""Cog's server in a process of its own, as script/serve runs it, and what it answers."""
+"""Cog's server in its own process, as script/serve runs it, and a client for it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What people type."""
+"""The programs in script/, run as users run them."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ SMALL = ["-i", "width=128", "-i", "height=128", "-i", "num_inference_steps=3"]
 
 
 def run(command: str, folder: Path, home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """What a script answers that is run in `folder`, with no settings but these."""
+    """Run a script in `folder` with these settings only."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AESTHETIC_", "TQDM_"))}
     return subprocess.run(
         [ROOT / "script" / command, *arguments],
@@ -33,7 +33,7 @@ def run(command: str, folder: Path, home: Path, *arguments: str, **settings: str
     )
 
 
-def test_predict_draws_and_says_so(tmp_path: Path, home: Path) -> None:
+def test_predict_draws_and_names_its_files(tmp_path: Path, home: Path) -> None:
     answer = run("predict", tmp_path, home, "-i", "prompt=the cat = the dog", "-i", "num_outputs=2", *SMALL)
     assert answer.returncode == 0, answer.stderr
     paths = [tmp_path / "output.0.png", tmp_path / "output.1.png"]
@@ -48,7 +48,7 @@ def test_predict_draws_and_says_so(tmp_path: Path, home: Path) -> None:
 
 
 def test_without_downloads_it_draws_with_the_demo_and_says_so(tmp_path: Path) -> None:
-    """A checkout without downloads, told apart from one with them by a home that has only what is committed."""
+    """The home has only what is committed, since the checkout of this test may have downloads."""
     for name in ("weights/manifest.json", "embeddings/index.json"):
         (tmp_path / "home" / name).parent.mkdir(parents=True)
         (tmp_path / "home" / name).write_bytes((ROOT / name).read_bytes())
@@ -62,7 +62,7 @@ def test_without_downloads_it_draws_with_the_demo_and_says_so(tmp_path: Path) ->
     assert (tmp_path / "output.0.png").is_file()
 
 
-def test_a_model_that_is_not_there_says_so_at_once(tmp_path: Path, home: Path) -> None:
+def test_an_unknown_model_is_refused_at_once(tmp_path: Path, home: Path) -> None:
     for command, name in (("predict", "aesthetic"), ("serve", "script/serve")):
         answer = run(command, tmp_path, home, PORT="0", AESTHETIC_MODEL="nonsense")
         assert answer.returncode == 1
@@ -70,7 +70,7 @@ def test_a_model_that_is_not_there_says_so_at_once(tmp_path: Path, home: Path) -
         assert "Traceback" not in answer.stderr
 
 
-def test_a_wrong_home_says_so_and_draws_nothing(tmp_path: Path) -> None:
+def test_a_wrong_home_is_refused(tmp_path: Path) -> None:
     for command, name in (("predict", "aesthetic"), ("serve", "script/serve")):
         answer = run(command, tmp_path, tmp_path / "nowhere", PORT="0")
         assert answer.returncode == 1
@@ -79,7 +79,7 @@ def test_a_wrong_home_says_so_and_draws_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("port", ["abc", "99999999", "taken"])
-def test_a_port_that_cannot_be_used_says_so(tmp_path: Path, home: Path, port: str) -> None:
+def test_an_unusable_port_is_refused(tmp_path: Path, home: Path, port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         if port == "taken":
             port = str(taken.getsockname()[1])
@@ -110,7 +110,7 @@ def test_predict_takes_relative_paths_from_the_users_folder_and_is_found_by_a_li
     (tmp_path / "model").symlink_to(home / "weights" / MODEL)
     (tmp_path / "mine.png").write_bytes(encoded())
     (tmp_path / "draw").symlink_to(ROOT / "script" / "predict")
-    (tmp_path / "script").mkdir()  # which Python must not take for the checkout's
+    (tmp_path / "script").mkdir()  # must not shadow the checkout's
     (tmp_path / "script" / "__init__.py").write_text("raise RuntimeError")
     answer = subprocess.run(
         ["./draw", "-i", "aesthetic_images=@mine.png", *SMALL],
@@ -125,7 +125,7 @@ def test_predict_takes_relative_paths_from_the_users_folder_and_is_found_by_a_li
     assert (tmp_path / "output.0.png").is_file()
 
 
-def test_a_checkout_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_checkout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "HERE", tmp_path / "script")
     monkeypatch.setattr(schema, "openapi_schema", dict)
     (tmp_path / ".cog").write_text("no folder")
@@ -135,7 +135,7 @@ def test_a_checkout_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: 
     schema.write()
     before = (tmp_path / ".cog").stat().st_mtime_ns
     schema.write()
-    assert (tmp_path / ".cog").stat().st_mtime_ns == before  # nothing is written that is there
+    assert (tmp_path / ".cog").stat().st_mtime_ns == before  # an equal file is not written again
 
 
 FAKE = """#!/bin/sh
@@ -146,7 +146,7 @@ exec {python} -c "import sys; sys.version_info = {version}; $2"
 @pytest.mark.parametrize(
     ("versions", "found"), [(["3.13", "3.12"], "python3.12"), (["3.10", "3.14"], ""), (["3.13"], "python3.13")]
 )
-def test_the_scripts_take_any_python_that_will_do(tmp_path: Path, versions: list[str], found: str) -> None:
+def test_the_scripts_find_a_supported_python(tmp_path: Path, versions: list[str], found: str) -> None:
     (tmp_path / "dirname").symlink_to(shutil.which("dirname") or "")
     for version in versions:
         python = tmp_path / f"python{version}"
@@ -164,7 +164,7 @@ def test_the_scripts_take_any_python_that_will_do(tmp_path: Path, versions: list
 
 
 def set_up(root: Path, *path: Path) -> subprocess.CompletedProcess[str]:
-    """Set up the environment of a checkout without requirements; the answer is the Python that scripts then find."""
+    """Set up the environment of a checkout without requirements; prints the Python that scripts then find."""
     (root / "script").mkdir(exist_ok=True)
     shutil.copy(ROOT / "script" / "bootstrap", root / "script")
     (root / "requirements.txt").touch()
@@ -201,14 +201,14 @@ def test_an_environment_is_made_again_when_its_python_has_gone(tmp_path: Path) -
             (venv / "bin" / python.name).symlink_to(tmp_path / "removed")
 
 
-def test_what_older_versions_left_does_not_get_into_an_image(tmp_path: Path) -> None:
+def test_leftovers_of_older_versions_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".cog/venv/bin").mkdir(parents=True)
     for name in ("pip", "python"):
         (tmp_path / ".cog/venv/bin" / name).symlink_to("/bin/true")
     for name in (".venv/lib", "weights/.partial"):
         (tmp_path / name).mkdir(parents=True)
     assert set_up(tmp_path).returncode == 0
-    assert (tmp_path / ".venv/lib").is_dir()  # somebody else's
+    assert (tmp_path / ".venv/lib").is_dir()  # not made by these scripts
     assert not (tmp_path / "weights/.partial").exists()
     (tmp_path / ".venv/.installed-service").touch()
     assert f"Removing {tmp_path}/.venv" in set_up(tmp_path).stderr

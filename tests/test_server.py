@@ -1,4 +1,4 @@
-"""Over real HTTP, on Cog's own server, started as script/serve starts it."""
+"""Predictions over HTTP, on Cog's own server, started as script/serve starts it."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ def address(home: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def bare(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server without any schema: Cog checks nothing, and every check is ours."""
+    """A server without a schema: Cog checks nothing, so that only the package's checks apply."""
     folder = tmp_path_factory.mktemp("bare")
     for name in ("predict.py", "aesthetic"):
         (folder / name).symlink_to(ROOT / name)
@@ -66,7 +66,7 @@ def data_url(data: bytes) -> str:
 
 
 class _Quiet(BaseHTTPRequestHandler):
-    """A handler that keeps its log to itself."""
+    """A handler without a log."""
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -74,7 +74,7 @@ class _Quiet(BaseHTTPRequestHandler):
 
 @contextmanager
 def listening(handler: type[_Quiet]) -> Iterator[str]:
-    """The URL of a small server of our own."""
+    """The URL of a local HTTP server."""
     listener = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     try:
@@ -137,8 +137,8 @@ def test_a_synchronous_prediction(address: str) -> None:
 
 
 def test_a_sweep_ends_with_its_sheet(address: str) -> None:
-    *pictures, sheet = files(draw(address, aesthetic_sweep="0,3"))
-    assert pictures[1:] == files(draw(address))
+    *images, sheet = files(draw(address, aesthetic_sweep="0,3"))
+    assert images[1:] == files(draw(address))
     with Image.open(io.BytesIO(sheet)) as image:
         assert image.width > 2 * 256
 
@@ -240,7 +240,7 @@ def test_bad_requests(address: str, bare: str) -> None:
     assert prediction["status"] == "failed"
 
 
-def test_what_only_we_can_check(address: str) -> None:
+def test_checks_beyond_the_schema(address: str) -> None:
     for inputs, message in (
         ({"width": 1024, "height": 1024}, "RequestError: width × height must be at most 786432 pixels"),
         ({"n_samples": 2, "num_outputs": 3}, "RequestError: n_samples=2 contradicts num_outputs=3"),
@@ -261,12 +261,12 @@ def test_files_as_data_urls(address: str, home: Path) -> None:
     by_file = files(draw(address, aesthetic_embedding_file=data_url((home / "embeddings/fantasy.pt").read_bytes())))
     assert Image.open(io.BytesIO(by_file[0])).tobytes() == Image.open(io.BytesIO(by_name[0])).tobytes()
     noise = encoded(Image.effect_noise((50, 50), 70).convert("RGB"))
-    by_picture = draw(address, aesthetic_images=data_url(noise))
+    by_image = draw(address, aesthetic_images=data_url(noise))
     by_archive = draw(address, aesthetic_images=data_url(zipped({"a.png": noise})))
-    assert files(by_picture) == files(by_archive)
+    assert files(by_image) == files(by_archive)
 
 
-def test_from_a_picture_with_a_mask(address: str) -> None:
+def test_from_an_image_with_a_mask(address: str) -> None:
     image, mask = Image.new("RGB", (200, 200), (200, 30, 30)), Image.new("L", (200, 200))
     mask.paste(255, (0, 0, 100, 200))
     urls = {"image": data_url(encoded(image)), "mask": data_url(encoded(mask))}
@@ -317,7 +317,7 @@ def test_nothing_is_left_in_temporary_folders(home: Path, tmp_path: Path, monkey
         with listening(_HalfAFile) as url:
             assert draw(found, aesthetic_images=f"{url}likes.zip")["status"] == "failed"
         draw(found, aesthetic_images=data_url(b"text"))
-        assert left() == []  # a failed one draws nothing, and the next one has cleaned up
+        assert left() == []  # the failed prediction wrote nothing, and removed what was left before it
         draw(found)
         assert [path.name for path in left()] == ["output.0.png"]
         for folder in tmp_path.iterdir():  # as a cleaner of /tmp does
@@ -335,7 +335,7 @@ def test_setup_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AESTHETIC_MODEL", str(tmp_path))
     (tmp_path / "model_index.json").write_text(
         '{"_class_name": "StableDiffusionPipeline"}'
-    )  # all that is looked at before
+    )  # the only file that is read before setup
     with pytest.raises(RuntimeError, match="text_encoder"), serving():
         pass
 

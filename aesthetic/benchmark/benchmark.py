@@ -24,7 +24,7 @@ from ..request import Request
 from ..service import Service
 from . import roofline
 from .roofline import Rates
-from .stages import PLAIN, Stage, Stages, followed
+from .stages import PLAIN, Stages, with_random_aesthetic
 
 __all__ = ["Case", "compare", "run", "table"]
 
@@ -84,23 +84,19 @@ def run(
 
 
 def _peaks(set_up: Callable[[str], Service], speed: str, requests: Sequence[Request]) -> list[int]:
-    """Peak GPU memory of each request, in bytes, without other services; 0 on a CPU, where torch doesn't count it."""
+    """Most bytes of GPU memory that torch reserves for each request, with one service; 0 where there is no GPU."""
     if not torch.cuda.is_available():
         return [0] * len(requests)
-    service = set_up(speed)
-    peaks = [_peak(service, request) for request in requests]
+    service, peaks = set_up(speed), []
+    for request in requests:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        with TemporaryDirectory() as folder, _quiet():
+            service.predict(with_random_aesthetic(request, service.model, Path(folder)), Path(folder))
+        peaks.append(torch.cuda.max_memory_reserved())
     del service
     gc.collect()
     return peaks
-
-
-def _peak(service: Service, request: Request) -> int:
-    """Most bytes of GPU memory that torch reserves."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    with TemporaryDirectory() as folder, _quiet():
-        service.predict(followed(request, service.model, Path(folder)), Path(folder))
-    return torch.cuda.max_memory_reserved()
 
 
 def _facts(model: Model) -> dict[str, str]:
@@ -124,20 +120,19 @@ def compare(model: Model, services: Mapping[str, Service], request: Request, rat
     """Measure one request with a seed `repeats` times: plain diffusers on `model`, and services, by name."""
     with TemporaryDirectory() as folder, _quiet():
         stages = Stages(model, services, request, Path(folder))
-        for stage in stages.by_name.values():  # the first run is slower, and is not measured
-            for action in stage.ways.values():
-                action()
         seconds: dict[str, dict[str, list[float]]] = {
-            name: {way: [] for way in stage.ways} for name, stage in stages.by_name.items()
+            stage: {way: [] for way in ways} for stage, ways in stages.ways.items()
         }
-        files: dict[str, set[object]] = {way: set() for way in stages.by_name["whole"].ways}
-        for repeat in range(repeats):
-            for name, stage in stages.by_name.items():
-                for way in list(stage.ways)[:: 1 if repeat % 2 else -1]:
-                    took, result = roofline.seconds(model.device, stage.ways[way])
-                    seconds[name][way].append(took)
-                    if name == "whole":
-                        files[way].add(result)
+        files: dict[str, set[object]] = {way: set() for way in stages.ways["whole"]}
+        for repeat in range(repeats + 1):
+            for stage, ways in stages.ways.items():
+                for way in list(ways)[:: -1 if repeat % 2 else 1]:
+                    took, result = roofline.seconds(model.device, ways[way])
+                    if repeat:  # the first run is slower, and does not count
+                        seconds[stage][way].append(took)
+                        if stage == "whole":
+                            files[way].add(result)
+        floor = {stage: work.floor(rates) for stage, work in stages.work.items()}
         return Case(
             width=request.width,
             height=request.height,
@@ -146,7 +141,7 @@ def compare(model: Model, services: Mapping[str, Service], request: Request, rat
             aesthetic_steps=request.aesthetic_steps,
             scheduler=request.scheduler,
             seconds=seconds,
-            floor=_floors(stages.by_name, rates),
+            floor={**floor, "whole": sum(least for stage, least in floor.items() if stage != "UNet step")},
             peak={},
             difference={way: stages.differences(service) for way, service in services.items()},
             repeatable={way: len(different) == 1 for way, different in files.items()},
@@ -186,12 +181,6 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _floors(stages: Mapping[str, Stage], rates: Rates) -> dict[str, float]:
-    """Floors by stage, where the work is known; that of the whole is the sum of its parts."""
-    floors = {name: stage.work.floor(rates) for name, stage in stages.items() if stage.work is not None}
-    return {**floors, "whole": sum(least for name, least in floors.items() if name != "UNet step")}
-
-
 def _spread(seconds: Sequence[float]) -> str:
     middle, *ends = (1000 * value for value in (statistics.median(seconds), min(seconds), max(seconds)))
     return f"{middle:.4g} ({ends[0]:.4g} to {ends[1]:.4g})"
@@ -200,10 +189,9 @@ def _spread(seconds: Sequence[float]) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the bars and the log of predictions."""
-    level = logging.getLogger("aesthetic").level
-    logging.getLogger("aesthetic").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logging.getLogger("aesthetic").setLevel(level)
+        logging.disable(logging.NOTSET)

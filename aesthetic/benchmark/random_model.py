@@ -28,18 +28,16 @@ SD15, TINY = SHAPES["sd15"], SHAPES["tiny"]
 
 @clip.quiet_loading()
 def build(size: str, device: torch.device) -> Model:
-    """A model of size "sd15" or "tiny" on `device`, in the precisions that `loading.load` would give it.
-
-    Devices of one kind always get the same weights.
-    """
+    """A model of size "sd15" or "tiny", in the precisions of `loading.load`: always the same on one kind of device."""
     torch.manual_seed(0)
     shapes = {part: config | (TINY.get(part, {}) if size == "tiny" else {}) for part, config in SD15.items()}
     dtype = loading.precision(device)
+    tokens, merges = vocabulary()
     text, vision = shapes["text_encoder"], shapes["vision"]
+    side = vision["image_size"]
     both = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=vision["projection_dim"])
-    encoder = _made(
-        transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig(**text), torch.float32, device
-    )
+    config = transformers.CLIPTextConfig(**text)
+    encoder = _made(transformers.CLIPTextModelWithProjection, config, torch.float32, device)
     pipeline = diffusers.StableDiffusionPipeline(
         unet=_made(diffusers.UNet2DConditionModel.from_config, shapes["unet"], dtype, device),
         vae=_made(diffusers.AutoencoderKL.from_config, shapes["vae"], dtype, device),
@@ -47,10 +45,10 @@ def build(size: str, device: torch.device) -> Model:
         safety_checker=_made(StableDiffusionSafetyChecker, both, dtype, device),
         text_encoder=loading.in_precision(encoder.text_model, dtype),
         scheduler=diffusers.PNDMScheduler.from_config(shapes["scheduler"]),
-        tokenizer=_tokenizer(),
-        feature_extractor=CLIPImageProcessorPil(
-            size={"shortest_edge": vision["image_size"]}, crop_size=vision["image_size"]
+        tokenizer=transformers.CLIPTokenizer(
+            vocab=tokens, merges=[tuple(pair.split()) for pair in merges], model_max_length=77
         ),
+        feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side),
     )
     return Model(
         snapshot=Snapshot(
@@ -85,9 +83,3 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 def _made(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     with device:
         return kind(config).to(dtype).eval().requires_grad_(False)
-
-
-def _tokenizer() -> Any:
-    tokens, merges = vocabulary()
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    return transformers.CLIPTokenizer(vocab=tokens, merges=pairs, model_max_length=77)

@@ -5,81 +5,69 @@ Inputs are prepared once, so that every way gets the same, and the work of a sta
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..embeddings import embedding
 from ..images import metadata
 from ..models.loading import Model
 from ..personalizer import Personalizer
 from ..pipeline import conditioning, prompt, sampling, schedulers
-from ..pipeline.sampling import WORKERS
 from ..request import Request
 from ..service import Service
 from . import roofline
 from .baseline import Original, difference
 from .roofline import Work
 
-__all__ = ["PLAIN", "Stage", "Stages", "followed"]
+__all__ = ["PLAIN", "Stages", "with_random_aesthetic"]
 
 PLAIN = "plain diffusers"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A part of a prediction: the ways to do it, by name, and its least work; None if that is not known."""
-
-    ways: Mapping[str, Callable[[], object]]
-    work: Work | None
+AESTHETIC = "aesthetic.safetensors"
+Actions = Mapping[str, Callable[[], object]]
 
 
 class Stages:
-    """The stages of one request, in `by_name`."""
+    """The stages of one request.
+
+    ways: the ways to do each stage, by the names of stage and way.
+    work: the least work of each stage whose work is known.
+    """
 
     def __init__(self, model: Model, services: Mapping[str, Service], request: Request, folder: Path) -> None:
-        self.model, self.services, self.folder = model, services, folder
-        self.request = followed(request, self.model, folder)
-        assert self.request.aesthetic_embedding_file is not None
-        self.target = embedding.load_aesthetic(self.request.aesthetic_embedding_file).vector.to(self.model.device)
-        self.tokens = prompt.tokenize_prompt(self.model.pipeline.tokenizer, request.prompt, self.model.device)
-        scheduler = schedulers.build(request.scheduler, self.model.scheduler)
-        self.original = Original(self.model.pipeline, self.model.encoder, scheduler)
-        self._draw()
-        self.by_name = self._stages()
-
-    def _draw(self) -> None:
-        """Draw once from end to end, for the inputs of each stage."""
-        _, [stop] = conditioning.condition(self.model, Personalizer(self.model.encoder), self.request, self.target)
+        self.model, self.folder = model, folder
+        self.request = with_random_aesthetic(request, model, folder)
+        self.target = embedding.load_aesthetic(folder / AESTHETIC).vector.to(model.device)
+        self.tokens = prompt.tokenize_prompt(model.pipeline.tokenizer, request.prompt, model.device)
+        self.original = Original(model.pipeline, model.encoder, schedulers.build(request.scheduler, model.scheduler))
+        # One drawing from end to end gives the inputs of each stage.
+        _, [stop] = conditioning.condition(model, Personalizer(model.encoder), self.request, self.target)
         self.conditioning = stop.conditioning
-        self.noise = sampling.starting_noise(self.model, self.request, sampling.generators(self.request))
-        self.latents = sampling.denoise(self.model, self.conditioning, self.request)
-        self.images = [image for image in sampling.decode(self.model, self.latents) if image is not None]
-        self.drawing = next(iter(self.services.values())).draw(self.request)
+        self.noise = sampling.starting_noise(model, self.request, sampling.generators(self.request))
+        self.latents = sampling.denoise(model, self.conditioning, self.request)
+        self.images = [image for image in sampling.decode(model, self.latents) if image is not None]
+        self.drawn = next(iter(services.values())).draw(self.request).images
+        ways = {PLAIN: self._plain(), **{way: self._ours(service) for way, service in services.items()}}
+        self.ways = {stage: {way: actions[stage] for way, actions in ways.items()} for stage in ways[PLAIN]}
+        self.work = self._work()
 
-    def _stages(self) -> dict[str, Stage]:
-        work, step = self._work(), self._step(self.request.num_outputs)
-        plain: dict[str, Callable[[], object]] = {
+    def _plain(self) -> Actions:
+        """Each stage as plain diffusers does it."""
+        step = self._step(self.request.num_outputs)
+        return {
             "personalization": self._plain_personalization,
             "UNet step": lambda: self._unet(self.model, step),
             "denoising": self._plain_denoising,
             "decoding": lambda: self.original.decode(self.latents),
             "safety check": lambda: self.original.check(torch.cat(self.images)),
-            "PNG": lambda: self.original.save([image for image, _ in self.drawing.images], self.folder),
+            "PNG": lambda: self.original.save([image for image, _ in self.drawn], self.folder),
             "whole": self._plain_whole,
         }
-        ours = {way: self._ours(service) for way, service in self.services.items()}
-        return {
-            name: Stage(
-                ways={PLAIN: action, **{way: actions[name] for way, actions in ours.items()}}, work=work.get(name)
-            )
-            for name, action in plain.items()
-        }
 
-    def _ours(self, service: Service) -> dict[str, Callable[[], object]]:
+    def _ours(self, service: Service) -> Actions:
         """Each stage as a service does it."""
         step = self._step(self.request.num_outputs)
         return {
@@ -88,24 +76,17 @@ class Stages:
             "denoising": lambda: sampling.denoise(service.accelerated, self.conditioning, self.request),
             "decoding": lambda: self._decoding(service.accelerated),
             "safety check": lambda: self._check(service.accelerated),
-            "PNG": self._png,
+            "PNG": lambda: list(sampling.WORKERS.map(metadata.encode, *zip(*self.drawn, strict=True))),
             "whole": lambda: self._whole(service),
         }
 
     def _plain_personalization(self) -> Tensor:
-        request = self.request
-        return self.original.personalize(
-            self.tokens.input_ids, self.target, steps=request.aesthetic_steps, lr=request.aesthetic_lr
-        )
+        steps, lr = self.request.aesthetic_steps, self.request.aesthetic_lr
+        return self.original.personalize(self.tokens.input_ids, self.target, steps=steps, lr=lr)
 
     def _personalization(self, personalizer: Personalizer, steps: int | None = None) -> Tensor:
-        request = self.request
-        run = personalizer(
-            self.tokens.input_ids,
-            self.target,
-            steps=request.aesthetic_steps if steps is None else steps,
-            lr=request.aesthetic_lr,
-        )
+        steps = self.request.aesthetic_steps if steps is None else steps
+        run = personalizer(self.tokens.input_ids, self.target, steps=steps, lr=self.request.aesthetic_lr)
         [last] = deque(run, maxlen=1)
         return last.conditioning
 
@@ -124,7 +105,7 @@ class Stages:
         noise: Tensor = model.pipeline.unet(**step, return_dict=False)[0]
         return noise
 
-    def _plain_denoising(self, embeds: Tensor | None = None, **options: Any) -> Any:
+    def _plain_denoising(self, embeds: Tensor | None = None, output_type: str = "latent") -> Any:
         request = self.request
         # Noise for ancestral samplers comes from the same generators, after the initial noise.
         sources = sampling.generators(request)
@@ -136,7 +117,7 @@ class Stages:
             width=request.width,
             height=request.height,
             generator=sources,
-            **{"output_type": "latent", **options},
+            output_type=output_type,
         )
 
     def _decoding(self, model: Model) -> list[object]:
@@ -146,14 +127,10 @@ class Stages:
     def _check(self, model: Model) -> list[bool]:
         if model.pipeline.safety_checker is None:
             return []
-        return [sampling.is_unsafe(model, sampling.checker_pixels(model, image)) for image, _ in self.drawing.images]
-
-    def _png(self) -> list[bytes]:
-        files = [WORKERS.submit(metadata.encode, *drawn) for drawn in self.drawing.images]
-        return [file.result() for file in files]
+        return [sampling.is_unsafe(model, sampling.checker_pixels(model, image)) for image, _ in self.drawn]
 
     def _plain_whole(self) -> tuple[bytes, ...]:
-        images = self._plain_denoising(self._plain_personalization(), output_type="pil")
+        images = self._plain_denoising(self._plain_personalization(), "pil")
         self.original.save(images, self.folder)
         return tuple((self.folder / f"plain.{i}.png").read_bytes() for i in range(len(images)))
 
@@ -172,41 +149,31 @@ class Stages:
     def _work(self) -> dict[str, Work]:
         """The work of each stage: operations, counted for one image, and bytes of weights, once for each use."""
         parts, count = self.model.pipeline, self.request.num_outputs
-        image = self.images[0]
-        unet = Work(
-            flops=count * roofline.operations(lambda: self._unet(self.model, self._step(1))),
-            bytes=roofline.bytes_of(parts.unet),
-            dtype=parts.dtype,
-        )
+
+        def of(module: nn.Module, action: Callable[[], object]) -> Work:
+            operations = count * roofline.operations(action)
+            return Work(flops=operations, bytes=roofline.bytes_of(module), dtype=parts.dtype)
+
+        unet = of(parts.unet, lambda: self._unet(self.model, self._step(1)))
         work = {
             "personalization": self._personalization_work(),
             "UNet step": unet,
             "denoising": unet.times(self._calls()),
-            "decoding": Work(
-                flops=count * roofline.operations(lambda: self.original.decode(self.latents[:1])),
-                bytes=roofline.bytes_of(parts.vae.decoder),
-                dtype=parts.dtype,
-            ),
+            "decoding": of(parts.vae.decoder, lambda: self.original.decode(self.latents[:1])),
         }
         if parts.safety_checker is not None:
-            work["safety check"] = Work(
-                flops=count * roofline.operations(lambda: self.original.check(image)),
-                bytes=roofline.bytes_of(parts.safety_checker),
-                dtype=parts.dtype,
-            )
+            work["safety check"] = of(parts.safety_checker, lambda: self.original.check(self.images[0]))
         return work
 
     def _personalization_work(self) -> Work:
         """A step moves the weights ten times: forward, backward, gradients, and Adam reads four and writes three."""
         steps, tower = self.request.aesthetic_steps, self.model.encoder.text_model
         personalizer = Personalizer(self.model.encoder)
-        forward, step = (
-            roofline.operations(lambda steps=steps: self._personalization(personalizer, steps))  # type: ignore[misc]
-            for steps in (0, 1)
-        )
+        forward = roofline.operations(lambda: self._personalization(personalizer, 0))
+        step = roofline.operations(lambda: self._personalization(personalizer, 1)) - forward
         weights = roofline.bytes_of(tower) - roofline.bytes_of(tower.get_input_embeddings())
         return Work(
-            flops=forward + steps * (step - forward),
+            flops=forward + steps * step,
             bytes=weights * (2 + 10 * steps + 1),  # the copy at the start (2) and the last forward pass (1)
             dtype=self.model.encoder.dtype,
         )
@@ -222,8 +189,9 @@ class Stages:
         return len(calls)
 
 
-def followed(request: Request, model: Model, folder: Path) -> Request:
+def with_random_aesthetic(request: Request, model: Model, folder: Path) -> Request:
     """`request` with a random aesthetic, which is written to `folder`."""
-    path, dice = folder / "aesthetic.safetensors", torch.Generator().manual_seed(0)
-    embedding.save_aesthetic(path, torch.nn.functional.normalize(torch.randn(1, model.dim, generator=dice)), {})
-    return replace(request, aesthetic_embedding_file=path)
+    dice = torch.Generator().manual_seed(0)
+    vector = torch.nn.functional.normalize(torch.randn(1, model.dim, generator=dice))
+    embedding.save_aesthetic(folder / AESTHETIC, vector, {})
+    return replace(request, aesthetic_embedding_file=folder / AESTHETIC)

@@ -3,13 +3,10 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import RequestError, naming_input
 from ..request import FIELDS, Request, base_type
-
-if TYPE_CHECKING:
-    from ..embeddings.registry import Registry
 
 __all__ = [
     "HelpFormatter",
@@ -80,7 +77,6 @@ def add_input(parser: argparse.ArgumentParser, name: str, flag: str | None = Non
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
     """Add the flags that txt2img and sweep share."""
-    parser.formatter_class = HelpFormatter
     for name, flag in DRAWING.items():
         add_input(parser, name, flag)
     parser.set_defaults(seed=42)  # the original's
@@ -92,17 +88,15 @@ def given_inputs(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name in FIELDS}
 
 
-def aesthetic_input(path_or_name: str | None) -> dict[str, Any]:
+def aesthetic_input(path_or_name: str) -> dict[str, Any]:
     """The input for an aesthetic's file, if the text has a folder or a known suffix, or else for its name."""
-    if path_or_name is None:
-        return {}
     path = Path(path_or_name)
     is_path = path.suffix in (".pt", ".safetensors") or len(path.parts) > 1
     return {"aesthetic_embedding_file": path} if is_path else {"aesthetic_embedding": path_or_name}
 
 
 def check_drawing(request: Request, model: str | None) -> None:
-    """Refuse a file or a name that is no good, or not for this model, before the model is loaded.
+    """Refuse a damaged file, an unknown name, or one for another model, before the model is loaded.
 
     Checks without torch, which takes seconds to import, come first.
     """
@@ -111,28 +105,22 @@ def check_drawing(request: Request, model: str | None) -> None:
     from ..models import checkpoint
 
     clip_space, registry = checkpoint.locate(model).clip_space, Registry()
+    name, mix, file = request.aesthetic_embedding, request.mix, request.aesthetic_embedding_file
     init_image.load_init_image(request)
-    wanted = None if request.is_plain else request
-    if wanted and wanted.aesthetic_images is not None:
-        with naming_input("aesthetic_images"):
-            next(user_images.read_images(wanted.aesthetic_images, user_images.UPLOAD, label="the file"))
-    if wanted:
-        for name in (wanted.aesthetic_embedding, *wanted.mix):
-            if name is not None:
-                registry.find(name, clip_space)
-    _check_weights(request, registry, clip_space)
-
-
-def _check_weights(request: Request, registry: "Registry", clip_space: str | None) -> None:
+    if not request.is_plain:
+        if request.aesthetic_images is not None:
+            with naming_input("aesthetic_images"):
+                next(user_images.read_images(request.aesthetic_images, user_images.UPLOAD, label="the file"))
+        for part in mix if name is None else [name]:  # a request has one source
+            registry.find(part, clip_space)
     if request.lora is not None:
         from ..models.lora_file import load_lora
 
         load_lora(request.lora)
-    mix, file = request.mix, request.aesthetic_embedding_file
-    if not request.is_plain and (request.aesthetic_embedding or mix or file):
+    if not request.is_plain and (name or mix or file):
         from ..embeddings.resolve import resolve
 
-        resolve(registry, name=request.aesthetic_embedding, weights=mix, file=file, clip_space=clip_space)
+        resolve(registry, name=name, weights=mix, file=file, clip_space=clip_space)
 
 
 def given_path(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""bench and warm: how fast pictures are drawn, and the code that makes it faster."""
+"""bench and warm: measure how fast images are drawn, and compile for more speed."""
 
 import argparse
 import json
@@ -8,90 +8,87 @@ from .. import settings
 from ..errors import RequestError
 from ..request import Request
 from ..writing import whole
-from .arguments import HelpFormatter, add_ckpt, add_input, given_inputs, given_path, require_writable
+from .arguments import add_ckpt, add_input, given_inputs, given_path, require_writable
 
 if TYPE_CHECKING:
     from ..models.loading import Model
-    from ..service import Service
 
-__all__ = ["add_bench", "add_warm"]
+__all__ = ["add_bench", "add_shapes", "bench", "warm"]
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of bench, and what they run."""
-    parser.formatter_class = HelpFormatter
-    parser.set_defaults(run=bench)
+    """Add the flags of bench."""
     flag = parser.add_argument
-    flag("--speeds", nargs="+", metavar="SPEED", help="of plain, graph and compile; without, what the service takes")
+    flag("--speeds", nargs="+", metavar="SPEED", help="of plain, graph and compile; blank: the service's own")
     add_input(parser, "num_inference_steps", "--steps")
     add_input(parser, "aesthetic_steps")
     add_input(parser, "scheduler")
     flag("--repeats", type=int, default=5, help="of everything, after a first time that doesn't count")
-    flag("--json", type=given_path, metavar="NAME.json", help="write all that was measured, for machines")
-    _add_shapes(parser)
+    flag("--json", type=given_path, metavar="NAME.json", help="file to write all measurements to")
+    add_shapes(parser)
+
+
+def add_shapes(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of warm, which bench has, too: the model, and the sizes and numbers of images."""
+    flag = parser.add_argument
+    flag("--random", choices=["sd15", "tiny"], help="random weights of these shapes, in place of a model")
+    flag("--sizes", type=_size, nargs="+", default=[(512, 512)], metavar="WIDTHxHEIGHT", help="pixels")
+    flag("--outputs", type=int, nargs="+", default=[1], metavar="COUNT", help="images at once")
+    add_ckpt(parser)
 
 
 def bench(options: argparse.Namespace) -> None:
     """Measure each stage and the whole of predictions beside plain diffusers with the original's loop."""
     if options.repeats < 1:
         raise RequestError(f"--repeats must be 1 or more, not {options.repeats}")
-    _require_one_model(options)
-    requests = [
-        Request(**given_inputs(options), seed=1, width=width, height=height, num_outputs=outputs)
-        for width, height in options.sizes
-        for outputs in options.outputs
-    ]
+    requests = _requests(options)
     if options.json is not None:
         require_writable(options.json, ".json", flag="--json")
     from ..acceleration import accelerate
     from ..benchmark import benchmark
+    from ..embeddings.registry import Registry
     from ..models.device import default_device
+    from ..service import Service
 
-    device = default_device()
-    speeds = options.speeds or [settings.speed(device.type)]
-    known = settings.SPEEDS if device.type == "cuda" else ("plain",)
+    device = default_device().type
+    speeds = options.speeds or [settings.speed(device)]
+    known = settings.SPEEDS if device == "cuda" else ("plain",)
     if not set(speeds) <= set(known) or len(set(speeds)) < len(speeds):
         raise RequestError(f"--speeds must be of {', '.join(known)} on this machine, each once, not {' '.join(speeds)}")
     if "compile" in speeds:
         accelerate.prepare(_model(options), requests)
-    measured = benchmark.run(
-        lambda speed: _at_speed(_model(options), speed), speeds, requests, repeats=options.repeats, say=print
-    )
+
+    def at_speed(speed: str) -> Service:
+        model = _model(options)
+        return Service(model, Registry(), accelerate.choose(model, speed, accelerate.code(speed)))
+
+    measured = benchmark.run(at_speed, speeds, requests, repeats=options.repeats, say=print)
     if options.json is not None:
         with whole(options.json) as unfinished:
             unfinished.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
-def add_warm(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of warm, and what they run."""
-    parser.formatter_class = HelpFormatter
-    parser.set_defaults(run=warm)
-    _add_shapes(parser)
-
-
 def warm(options: argparse.Namespace) -> None:
-    """Compile what pictures of some sizes are drawn with, for the GPU that is here."""
-    _require_one_model(options)
+    """Compile for this machine's GPU what draws images of some sizes."""
+    requests = _requests(options)
     from ..acceleration import accelerate
     from ..models.device import default_device
 
-    requests = [
-        Request(width=width, height=height, num_outputs=outputs)
-        for width, height in options.sizes
-        for outputs in options.outputs
-    ]
     if default_device().type != "cuda":
         raise RequestError("there is no CUDA GPU here to compile for")
     accelerate.prepare(_model(options), requests)
     print("AESTHETIC_SPEED=compile draws with it.")
 
 
-def _add_shapes(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument
-    flag("--random", choices=["sd15", "tiny"], help="random weights of these shapes, in place of a model")
-    flag("--sizes", type=_size, nargs="+", default=[(512, 512)], metavar="WIDTHxHEIGHT", help="pixels")
-    flag("--outputs", type=int, nargs="+", default=[1], metavar="COUNT", help="images at once")
-    add_ckpt(parser)
+def _requests(options: argparse.Namespace) -> list[Request]:
+    """One for each size and number of images. Raises RequestError."""
+    if options.random and options.ckpt:
+        raise RequestError("give only one of --random and --ckpt: both name the model")
+    return [
+        Request(**given_inputs(options), seed=1, width=width, height=height, num_outputs=outputs)
+        for width, height in options.sizes
+        for outputs in options.outputs
+    ]
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -102,13 +99,8 @@ def _size(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, as 512x512, not {text!r}") from error
 
 
-def _require_one_model(options: argparse.Namespace) -> None:
-    if options.random and options.ckpt:
-        raise RequestError("give only one of --random and --ckpt: both name the model")
-
-
 def _model(options: argparse.Namespace) -> "Model":
-    """That of the options, or one with random weights, of which nothing is on the disk."""
+    """The model that the options name, loaded, or one with random weights."""
     from ..benchmark import random_model
     from ..models import checkpoint, loading
     from ..models.device import default_device
@@ -117,11 +109,3 @@ def _model(options: argparse.Namespace) -> "Model":
     if options.random:
         return random_model.build(options.random, device)
     return loading.load(checkpoint.locate(options.ckpt), device)
-
-
-def _at_speed(model: "Model", speed: str) -> "Service":
-    from ..acceleration import accelerate
-    from ..embeddings.registry import Registry
-    from ..service import Service
-
-    return Service(model, Registry(), accelerate.choose(model, speed, accelerate.code(speed)))

@@ -2,13 +2,12 @@
 
 import argparse
 
-__all__ = ["add"]
+__all__ = ["add", "run"]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of download-weights, and what they run."""
-    parser.set_defaults(run=run)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a snapshot in weights/manifest.json; all by default")
+    """Add the arguments of download-weights."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a snapshot in weights/manifest.json; blank: all")
 
 
 def run(options: argparse.Namespace) -> None:

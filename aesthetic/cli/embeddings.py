@@ -14,12 +14,11 @@ from .sweep import preview
 if TYPE_CHECKING:
     from ..embeddings.registry import Registry
 
-__all__ = ["add_convert", "add_embed", "add_embeddings"]
+__all__ = ["add_convert", "add_embed", "add_embeddings", "convert", "embed", "embeddings"]
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of embed, and what they run."""
-    parser.set_defaults(run=embed)
+    """Add the flags of embed."""
     parser.add_argument("images", type=given_path, help="A folder, a zip, a tar or one image.")
     parser.add_argument(
         "-o", "--output", type=given_path, required=True, metavar="NAME.safetensors", help="File to write to."
@@ -60,8 +59,7 @@ def embed(options: argparse.Namespace) -> None:
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of convert, and what they run."""
-    parser.set_defaults(run=convert)
+    """Add the flags of convert."""
     parser.add_argument("aesthetic", type=given_path, metavar="FILE", help="A .pt or .safetensors file.")
     parser.add_argument(
         "-o", "--output", type=given_path, required=True, metavar="NAME", help="A .pt or .safetensors file to write to."
@@ -84,14 +82,10 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def add_embeddings(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of embeddings, and what they run."""
-    parser.set_defaults(run=embeddings)
-    parser.add_argument(
-        "--preview", type=given_path, metavar="NAME.png", help="Draw a sheet that shows the effect of each."
-    )
-    parser.add_argument(
-        "--num_inference_steps", type=int, default=20, metavar="STEPS", help="Denoising steps of the sheet (20)."
-    )
+    """Add the flags of embeddings."""
+    flag = parser.add_argument
+    flag("--preview", type=given_path, metavar="NAME.png", help="Draw a sheet that shows the effect of each.")
+    flag("--num_inference_steps", type=int, default=20, metavar="STEPS", help="Denoising steps of the sheet.")
     add_ckpt(parser)
 
 

@@ -6,41 +6,23 @@ import sys
 from pathlib import Path
 
 from ..errors import RequestError
-from .arguments import HelpFormatter, add_ckpt, add_input, aesthetic_input, given_path, prompts_in
+from .arguments import add_ckpt, add_input, aesthetic_input, given_inputs, given_path, prompts_in
 
-__all__ = ["PROMPTS", "add"]
+__all__ = ["PROMPTS", "add", "evaluate"]
 
-DRAWING = (
-    "negative_prompt",
-    "aesthetic_lr",
-    "width",
-    "height",
-    "num_inference_steps",
-    "guidance_scale",
-    "scheduler",
-    "seed",
-    "disable_safety_checker",
-)
+INPUTS = ("negative_prompt", "aesthetic_lr", "width", "height", "num_inference_steps", "guidance_scale", "scheduler")
 PROMPTS = Path(__file__).parent.parent / "evaluation" / "prompts.txt"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of evaluate, and its function."""
-    parser.formatter_class = HelpFormatter
-    parser.set_defaults(run=evaluate)
+    """Add the flags of evaluate."""
     flag = parser.add_argument
-    flag(
-        "--prompts",
-        type=given_path,
-        default=PROMPTS,
-        metavar="FILE",
-        help="one per line; lines that begin with # are skipped",
-    )
+    flag("--prompts", type=given_path, default=PROMPTS, metavar="FILE", help="one per line; # starts a comment line")
     flag("--aesthetics", nargs="+", metavar="NAME_OR_PATH", help="blank: all named ones that fit and are present")
     flag("--steps", nargs="+", type=int, default=[0, 1, 2, 3, 5, 10, 20], help="towards the aesthetic; 0 and others")
     flag("--seeds", type=int, default=4, help="images of each, 1 to 8")
     flag("--outdir", type=given_path, default=Path("outputs/evaluation"), help="where to write, and to resume")
-    for name in DRAWING:
+    for name in (*INPUTS, "seed", "disable_safety_checker"):
         add_input(parser, name)
     parser.set_defaults(seed=42)
     add_ckpt(parser)
@@ -58,19 +40,18 @@ def evaluate(options: argparse.Namespace) -> None:
             raise RequestError("--aesthetics names two of the same name: the report could not tell them apart")
     from ..evaluation import evaluate
 
-    drawing = {name: getattr(options, name) for name in DRAWING}
     plan = evaluate.prepare(
         model=options.ckpt,
         prompts=prompts,
         aesthetics=aesthetics,
         steps=options.steps,
         seeds=options.seeds,
-        drawing=drawing,
+        drawing=given_inputs(options),
     )
     try:
         written = evaluate.run(plan, options.outdir)
     except KeyboardInterrupt:
-        print(f"Stopped: the same command goes on from what is in {options.outdir}", file=sys.stderr)
+        print(f"Stopped: the same command continues in {options.outdir}", file=sys.stderr)
         raise
     if written is not None:
         print(written)

@@ -1,4 +1,4 @@
-"""All commands, and how each of them ends."""
+"""The table of all commands, and what turns their errors into messages and an exit status."""
 
 import argparse
 import logging
@@ -9,26 +9,28 @@ from collections.abc import Callable
 from ..errors import AestheticError
 from ..settings import silence_libraries
 from . import benchmark, download_weights, embeddings, evaluate, predict, recipe, sweep, txt2img
+from .arguments import HelpFormatter
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "predict": (predict.add, "draw images, with the inputs of predict.py and the API"),
-    "txt2img": (txt2img.add, "draw pictures, with the flags of the original script"),
-    "sweep": (sweep.add, "draw a sheet of aesthetics × steps"),
-    "evaluate": (evaluate.add, "measure what the steps do, with plots and intervals"),
-    "bench": (benchmark.add_bench, "measure how fast it is, beside plain diffusers"),
-    "warm": (benchmark.add_warm, "compile for the GPU that is here: for AESTHETIC_SPEED=compile"),
-    "download-weights": (download_weights.add, "fetch Stable Diffusion 1.5, CLIP and the published aesthetics"),
-    "embed": (embeddings.add_embed, "make an aesthetic from pictures"),
-    "embeddings": (embeddings.add_embeddings, "list the named aesthetics"),
-    "convert": (embeddings.add_convert, "write an aesthetic as .pt or .safetensors, and show its notes"),
-    "recipe": (recipe.add, "tell what made a picture, and how to make it again"),
+# The functions that add a command's flags and that run it, and its purpose.
+COMMANDS: dict[str, tuple[Callable[..., None], Callable[..., None], str]] = {
+    "predict": (predict.add, predict.predict, "draw images, with the inputs of predict.py and the API"),
+    "txt2img": (txt2img.add, txt2img.txt2img, "draw images, with the flags of the original script"),
+    "sweep": (sweep.add, sweep.sweep, "draw a sheet of aesthetics × steps"),
+    "evaluate": (evaluate.add, evaluate.evaluate, "measure what the steps do, with plots and intervals"),
+    "bench": (benchmark.add_bench, benchmark.bench, "measure how fast it is, beside plain diffusers"),
+    "warm": (benchmark.add_shapes, benchmark.warm, "compile for this GPU, for AESTHETIC_SPEED=compile"),
+    "download-weights": (download_weights.add, download_weights.run, "fetch Stable Diffusion 1.5, CLIP and aesthetics"),
+    "embed": (embeddings.add_embed, embeddings.embed, "make an aesthetic from images"),
+    "embeddings": (embeddings.add_embeddings, embeddings.embeddings, "list the named aesthetics"),
+    "convert": (embeddings.add_convert, embeddings.convert, "convert a .pt or .safetensors, and show its notes"),
+    "recipe": (recipe.add, recipe.recipe, "show how an image was made, and the command that draws it again"),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, or 1 after an error that was the user's to mend."""
+    """Run a command; returns its exit status: 0, 1 after an error that the user can mend, or 130 after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     silence_libraries()
     if not sys.stderr.isatty():
@@ -47,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aesthetic", description="Aesthetic gradients.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (add, purpose) in COMMANDS.items():
-        add(commands.add_parser(name, help=purpose))
+    for name, (add, run, purpose) in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, formatter_class=HelpFormatter)
+        command.set_defaults(run=run)
+        add(command)
     return parser

@@ -14,7 +14,7 @@ from ..errors import RequestError
 from ..request import RENAMED, Request
 from .arguments import add_ckpt, check_drawing
 
-__all__ = ["add", "parse_inputs"]
+__all__ = ["add", "parse_inputs", "predict"]
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,7 @@ KINDS |= {name: KINDS[new_name] | None for name, new_name in RENAMED.items()} | 
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of predict, and what they run."""
-    parser.set_defaults(run=predict)
+    """Add the flags of predict."""
     parser.add_argument(
         "-i",
         dest="inputs",

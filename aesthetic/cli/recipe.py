@@ -13,9 +13,9 @@ from .arguments import DRAWING, given_path
 if TYPE_CHECKING:
     from ..images.metadata import Recipe
 
-__all__ = ["add", "escaped"]
+__all__ = ["add", "escaped", "recipe"]
 
-ALWAYS = {  # these are named even where they are defaults, which differ for txt2img or may change
+ALWAYS = {  # named even if they are defaults, which differ in txt2img or may change
     "prompt",
     "negative_prompt",
     "aesthetic_steps",
@@ -31,9 +31,8 @@ ALWAYS = {  # these are named even where they are defaults, which differ for txt
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add what recipe takes, and what it runs."""
-    parser.set_defaults(run=recipe)
-    parser.add_argument("image", type=given_path, help="A PNG, WebP or JPEG that aesthetic has drawn.")
+    """Add the argument of recipe."""
+    parser.add_argument("image", type=given_path, help="A PNG, WebP or JPEG that was drawn with its recipe.")
 
 
 def recipe(options: argparse.Namespace) -> None:
@@ -55,8 +54,7 @@ def recipe(options: argparse.Namespace) -> None:
     for name, sha256 in found.files.items():
         print(f"\n{name.upper()} is the {name} file with the sha256 {sha256}.")
     kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the images"}
-    kind = kinds.get(found.aesthetic.get("source", "name"))
-    if kind is not None:
+    if kind := kinds.get(found.aesthetic.get("source", "name")):
         print(f"\nFILE is {kind} with the sha256 {found.aesthetic['sha256']}.")
 
 

@@ -22,7 +22,7 @@ from .arguments import (
 if TYPE_CHECKING:
     from ..service import Service
 
-__all__ = ["add", "preview"]
+__all__ = ["add", "preview", "sweep"]
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,8 @@ PREVIEW = "0,2,5,10"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of sweep, and what they run."""
+    """Add the flags of sweep."""
     add_drawing(parser)
-    parser.set_defaults(run=sweep)
     flag = parser.add_argument
     flag("--aesthetics", nargs="+", required=True, metavar="NAME_OR_PATH", help="Aesthetics, one per row.")
     flag("--steps", nargs="+", type=int, default=[0, 2, 5, 10, 20], help="Numbers of aesthetic steps, one per column.")

@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 from ..errors import DrawingError, RequestError
@@ -11,6 +12,7 @@ from ..images.sheet import grid
 from ..request import FIELDS, Request
 from ..writing import whole
 from .arguments import (
+    DRAWING,
     add_drawing,
     add_input,
     aesthetic_input,
@@ -20,31 +22,18 @@ from .arguments import (
     prompts_in,
 )
 
-__all__ = ["add"]
+__all__ = ["add", "txt2img"]
 
 log = logging.getLogger(__name__)
 
-IGNORED = ("C", "f", "config", "precision", "laion400m")  # the model's files say all this
-INPUTS = (
-    "scheduler",
-    "ddim_eta",
-    "aesthetic_steps",
-    "aesthetic_mix",
-    "aesthetic_until",
-    "aesthetic_weight",
-    "aesthetic_slerp",
-    "aesthetic_text",
-    "aesthetic_text_angle",
-    "aesthetic_text_negative",
-    "output_format",
-    "output_quality",
-)
+IGNORED = ("C", "f", "config", "precision", "laion400m")  # the model's files decide these
+OTHERS = ("aesthetic_embedding", "aesthetic_embedding_file", "aesthetic_images", "aesthetic_sweep", "num_outputs")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of txt2img, and what they run."""
+    """Add the flags of txt2img."""
     flag = parser.add_argument
-    flag("--from-file", type=given_path, metavar="FILE", help="Draw each line of this file once in each iteration.")
+    flag("--from-file", type=given_path, metavar="FILE", help="Prompts, one per line, drawn once per iteration.")
     flag("--outdir", type=given_path, default=Path("outputs/txt2img-samples"), help="Folder to write to.")
     flag("--skip_grid", action="store_true", help="Write no grid.")
     flag("--skip_save", action="store_true", help="Write no single images.")
@@ -53,12 +42,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     flag("--n_iter", type=int, default=2, help="Batches of each prompt.")
     flag("--n_rows", type=int, default=0, help="Images in a row of the grid; 0: n_samples.")
     add_input(parser, "num_outputs", "--n_samples", metavar="N_SAMPLES")
-    for name in INPUTS:
-        add_input(parser, name)
+    for name in FIELDS:
+        if name not in DRAWING and name not in OTHERS:
+            add_input(parser, name)
     help_text = FIELDS["aesthetic_embedding"].metadata["help"] + " Or the path of a .pt or .safetensors file."
     add_input(parser, "aesthetic_embedding", metavar="NAME_OR_PATH", help=help_text)
     add_drawing(parser)
-    parser.set_defaults(run=txt2img, num_outputs=3, scheduler=None)
+    parser.set_defaults(num_outputs=3, scheduler=None)
     for name in IGNORED:
         flag(f"--{name}", help=argparse.SUPPRESS, nargs="?", const="")
 
@@ -109,21 +99,16 @@ def _requests(options: argparse.Namespace) -> Iterator[Request]:
     all start from the same noise.
     """
     inputs = given_inputs(options)
-    inputs |= aesthetic_input(inputs.pop("aesthetic_embedding") or None)
+    if name := inputs.pop("aesthetic_embedding"):
+        inputs |= aesthetic_input(name)
     inputs["scheduler"] = options.scheduler or ("PNDM" if options.plms else "DDIM")
     if options.from_file is not None:
         inputs["num_outputs"] = 1
-    for _ in range(options.n_iter):
-        for prompt in _prompts(options):
-            yield Request(**inputs | {"prompt": prompt})
-            if not options.fixed_code:
-                inputs["seed"] += inputs["num_outputs"]
-
-
-def _prompts(options: argparse.Namespace) -> list[str]:
-    if options.from_file is None:
-        return [options.prompt]
-    return prompts_in("--from-file", options.from_file)
+    prompts = [options.prompt] if options.from_file is None else prompts_in("--from-file", options.from_file)
+    for _, prompt in product(range(options.n_iter), prompts):
+        yield Request(**inputs | {"prompt": prompt})
+        if not options.fixed_code:
+            inputs["seed"] += inputs["num_outputs"]
 
 
 def _next(folder: Path, prefix: str, digits: int, suffix: str = "png") -> Path:

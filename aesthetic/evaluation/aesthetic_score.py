@@ -66,7 +66,9 @@ def load_predictor(path: Path, dim: int) -> Predictor:
     if not isinstance(found, dict) or set(found) != set(shapes):
         raise CheckpointError(f"{path} holds {_shown(found)}; {expected}")
     for name, shape in shapes.items():
-        if not _is_sound(found[name], shape):
+        part = found[name]
+        is_float = isinstance(part, Tensor) and part.is_floating_point()
+        if not (is_float and part.shape == shape and part.isfinite().all()):
             raise CheckpointError(f"{path} holds another {name}; {expected}")
     weight, bias = (found[name].detach().float() for name in shapes)
     return Predictor(weight=weight, bias=bias, sha256=hashlib.sha256(data).hexdigest())
@@ -76,10 +78,3 @@ def _shown(found: object) -> str:
     if isinstance(found, dict):
         return brief([name for name in found if isinstance(name, str)])  # the repr of another key may be slow
     return f"a {type(found).__name__}"
-
-
-def _is_sound(found: object, shape: tuple[int, ...]) -> bool:
-    """Whether it is a tensor of finite floats of that shape."""
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        return False
-    return found.shape == shape and bool(found.isfinite().all())

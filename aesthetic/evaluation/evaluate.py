@@ -1,9 +1,8 @@
 """Measures what personalization does: draws prompts × aesthetics × steps × seeds, and has a judge score each image.
 
-The judge is a parameter. By default it is the untouched CLIP of the model, the one that aesthetics are made with: it
-measures how close each image is to the aesthetic, which should rise with the steps, and to the prompt, which should not
-fall. (This flatters the method, since personalization moves the text encoder of the same CLIP.) Where LAION's aesthetic
-predictor has been downloaded and was made for that CLIP, it also predicts the score that people would give.
+The default judge is the model's untouched CLIP, with which aesthetics are made: closeness to the aesthetic should rise
+with the steps, and closeness to the prompt should not fall. (This flatters the method, since personalization moves the
+text encoder of the same CLIP.)
 
 A job is a prompt with an aesthetic, at all steps and seeds, or a prompt without one. A job is done once it has a file
 under rows/: a stopped run resumes there, and several processes share the rest (`accelerate launch`; on CPUs
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
@@ -37,8 +37,7 @@ from ..request import Request
 from ..service import Service
 from ..writing import whole
 from . import aesthetic_score, report
-from .aesthetic_score import Predictor
-from .judges import ClipJudge, Judge
+from .judges import Judge, clip_judge
 from .results import Row, read_rows, write_rows
 
 __all__ = ["Job", "Plan", "prepare", "run"]
@@ -67,7 +66,7 @@ class Job:
 class Plan:
     """Everything to draw.
 
-    model:      as `service.locate` takes it.
+    model:      as `checkpoint.locate` takes it.
     aesthetics: by their names in the report, each with the inputs that request it.
     steps:      rising; the first is 0.
     seeds:      how many, from drawing["seed"] on.
@@ -112,8 +111,7 @@ class Plan:
             **self.drawing,
             **self.judge.settings,
         }
-        found: dict[str, Any] = json.loads(json.dumps(facts))
-        return found
+        return dict(json.loads(json.dumps(facts)))
 
 
 def prepare(
@@ -128,7 +126,7 @@ def prepare(
 ) -> Plan:
     """The plan of an evaluation, checked before any model is loaded. Arguments as in `Plan`.
 
-    aesthetics: None takes all named ones that are present and fit the model.
+    aesthetics: the inputs that request each; None takes all named ones that are present and fit the model.
     judge:      None takes the model's CLIP, with LAION's predictor if it is present and fits.
 
     Raises RequestError, EmbeddingError or CheckpointError for anything that can't be drawn.
@@ -141,6 +139,7 @@ def prepare(
     Request(num_outputs=seeds, **drawing)  # which raises if the last seed is too large
     snapshot = checkpoint.locate(model)
     clip_space, dim = clip.read_clip_space(snapshot)
+    head = aesthetic_score.locate(settings.home() / "weights") if clip_space == snapshot.clip_space else None
     plan = Plan(
         model=model,
         snapshot=snapshot,
@@ -149,7 +148,7 @@ def prepare(
         steps=rising,
         seeds=seeds,
         drawing=drawing,
-        judge=judge or ClipJudge(predictor=_predictor(dim) if clip_space == snapshot.clip_space else None),
+        judge=judge or clip_judge(aesthetic_score.load_predictor(head, dim) if head else None),
     )
     for job in plan.jobs():
         plan.request(job)
@@ -179,21 +178,20 @@ def run(plan: Plan, folder: Path) -> Path | None:
 def _draw(plan: Plan, folder: Path, state: PartialState) -> None:
     """Do this process's share of the jobs left; returns once all processes have done theirs."""
     jobs = [job for job in plan.jobs() if not _is_done(plan, folder, job)]
-    state.wait_for_everyone()  # until all have the same list, before the first one adds rows
+    state.wait_for_everyone()  # all must have made the same list before the first one adds rows
     mine = jobs[state.process_index :: state.num_processes]
     if mine:
         service = Service.load(plan.model)
         with tqdm(total=len(plan.jobs()), desc="Evaluating", unit=" jobs", disable=not state.is_main_process) as bar:
             for job in mine:
-                bar.update(_count(folder) - bar.n)
                 write_rows(_done(folder, job), _work(service, plan, job, folder / "pictures"))
-            bar.update(_count(folder) - bar.n)
+                bar.update(len(list((folder / "rows").glob("[!.]*.csv"))) - bar.n)  # by all processes
     state.wait_for_everyone()
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Raises RequestError while another evaluation is at work in the folder: both would draw the same images."""
+    """Hold the folder's lock. Raises RequestError while another evaluation has it: both would draw the same images."""
     with (folder / "rows" / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, in whatever way
@@ -218,23 +216,20 @@ def _fitting(
     return found
 
 
-def _predictor(dim: int) -> Predictor | None:
-    """LAION's predictor for a CLIP of `dim` dimensions, if it has been downloaded."""
-    path = aesthetic_score.locate(settings.home() / "weights")
-    return None if path is None else aesthetic_score.load_predictor(path, dim)
-
-
 def _begin(plan: Plan, folder: Path) -> Plan:
     """Make `folder`, or check that its contents belong to this plan; returns the plan to go on with.
 
-    A folder that was begun without LAION's predictor goes on without it.
+    A folder that was begun without LAION's predictor continues without it.
     """
     path = folder / "settings.json"
     if path.is_file():
         begun = _read(path)
         if "predictor" in plan.judge.settings and "predictor" not in begun:
-            log.info("%s was begun without LAION's predictor and goes on so: name another --outdir for scores", folder)
-            plan = replace(plan, judge=ClipJudge(predictor=None))
+            log.info(
+                "%s was begun without LAION's predictor and continues without it: name another --outdir for scores",
+                folder,
+            )
+            plan = replace(plan, judge=clip_judge(None))
         _require_same(begun, plan.settings(), folder)
     elif folder.exists() and any(folder.iterdir()):
         raise RequestError(f"--outdir {folder} holds something else: name a new folder")
@@ -249,8 +244,7 @@ def _begin(plan: Plan, folder: Path) -> Plan:
 def _read(path: Path) -> dict[str, Any]:
     """The settings that a folder was begun with."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return dict(found)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise RequestError(f"{path} is damaged, so the rows' settings are unknown: name another --outdir") from error
 
@@ -279,11 +273,6 @@ def _is_done(plan: Plan, folder: Path, job: Job) -> bool:
         return False
 
 
-def _count(folder: Path) -> int:
-    """The jobs that all processes have done so far."""
-    return len(list((folder / "rows").glob("[!.]*.csv")))
-
-
 def _work(service: Service, plan: Plan, job: Job, folder: Path) -> Iterator[Row]:
     """Draw a job's images, write them to `folder`, and have each scored."""
     aesthetics = {name: one for name, (_, one) in plan.aesthetics.items() if job.aesthetic in (None, name)}
@@ -299,15 +288,9 @@ def _work(service: Service, plan: Plan, job: Job, folder: Path) -> Iterator[Row]
         log.warning("%s: %s", job.name, error)
     columns = [measure.column for measure in plan.judge.measures]
     missing = ("", dict.fromkeys(aesthetics, [math.nan] * len(columns)))
-    for label in aesthetics:
-        for steps in plan.steps[:1] if job.aesthetic is None else plan.steps[1:]:
-            for seed in range(plan.drawing["seed"], plan.drawing["seed"] + plan.seeds):
-                name, numbers = seen.get((steps, seed), missing)
-                yield Row(
-                    prompt=job.prompt,
-                    aesthetic=label,
-                    steps=steps,
-                    seed=seed,
-                    image=name,
-                    numbers=dict(zip(columns, numbers[label], strict=True)),
-                )
+    stops = plan.steps[:1] if job.aesthetic is None else plan.steps[1:]
+    seeds = range(plan.drawing["seed"], plan.drawing["seed"] + plan.seeds)
+    for label, steps, seed in product(aesthetics, stops, seeds):
+        name, numbers = seen.get((steps, seed), missing)
+        scores = dict(zip(columns, numbers[label], strict=True))
+        yield Row(prompt=job.prompt, aesthetic=label, steps=steps, seed=seed, image=name, numbers=scores)

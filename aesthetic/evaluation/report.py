@@ -28,10 +28,9 @@ logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 def write(folder: Path, rows: Sequence[Row], settings: Mapping[str, Any], judge: Judge) -> None:
-    """Write report.md, tradeoff.png, steps.png and sheet.png to `folder`.
+    """Write report.md, tradeoff.png, steps.png and sheet.png to `folder`, from all rows of an evaluation.
 
-    rows:     of the whole evaluation.
-    settings: of evaluation.Plan.settings.
+    settings: of evaluate.Plan.settings.
     judge:    the one that gave the rows their numbers.
     """
     measures = judge.measures
@@ -91,46 +90,43 @@ def _tradeoff(found: Sequence[Effect], measures: Sequence[Measure]) -> Figure:
     """Gain (up is better) against loss (right is worse), with a point for each number of steps."""
     gain, loss = measures[:2]
     figure = Figure(figsize=(7, 6), layout="constrained")
-    axes, ways = figure.subplots(), _ways(found)
-    _color(axes, len(ways))
-    for name, way in ways.items():
-        x, y = ([effect.changes[one.column] for effect in way] for one in (loss, gain))
-        axes.errorbar(_means(x), _means(y), xerr=_bars(x), yerr=_bars(y), **_style(name))
-        if name is None:
-            for effect, right, up in zip(way, x, y, strict=True):
-                if effect.rows:
-                    axes.annotate(f" {effect.steps}", (right.mean, up.mean), va="bottom", weight="bold")
-    axes.set_xlabel(loss.axis)
-    axes.set_ylabel(gain.axis)
+    axes = figure.subplots()
+    _plot(axes, found, gain, loss)
+    for effect in found:
+        if effect.aesthetic is None and effect.rows:
+            point = effect.changes[loss.column].mean, effect.changes[gain.column].mean
+            axes.annotate(f" {effect.steps}", point, va="bottom", weight="bold")
     axes.set_title("What is gained for what is lost, by steps")
-    _finish(axes)
-    _explain(figure, axes)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     return figure
 
 
 def _by_steps(found: Sequence[Effect], measures: Sequence[Measure]) -> Figure:
     """The change of each measure by the number of steps."""
     figure = Figure(figsize=(5.5 * len(measures), 4.5), layout="constrained")
-    columns, ways = figure.subplots(1, len(measures)), _ways(found)
+    columns = figure.subplots(1, len(measures))
     for axes, one in zip(columns, measures, strict=True):
-        _color(axes, len(ways))
-        for name, way in ways.items():
-            values = [effect.changes[one.column] for effect in way]
-            axes.errorbar([effect.steps for effect in way], _means(values), yerr=_bars(values), **_style(name))
-        axes.set_title(one.heading)
-        axes.set_xlabel("steps")
-        axes.set_ylabel(f"change of the {one.unit}")
-        _finish(axes)
-    _explain(figure, columns[0])
+        _plot(axes, found, one)
+    figure.legend(*columns[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     return figure
 
 
-def _ways(found: Sequence[Effect]) -> dict[str | None, list[Effect]]:
-    """The effects of each aesthetic, by steps; those of all together last, so that they are drawn on top."""
-    ways: dict[str | None, list[Effect]] = {}
-    for one in found:
-        ways.setdefault(one.aesthetic, []).append(one)
-    return {**{name: way for name, way in ways.items() if name is not None}, None: ways[None]}
+def _plot(axes: Axes, found: Sequence[Effect], y: Measure, x: Measure | None = None) -> None:
+    """A line for each aesthetic, and one for all on top: the change of `y` over that of `x`, or over the steps."""
+    names = list(dict.fromkeys(effect.aesthetic for effect in found if effect.aesthetic is not None))
+    axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0.05, 0.95, len(names) + 1)))  # the default has ten
+    for name in (*names, None):
+        line = [effect for effect in found if effect.aesthetic == name]
+        up = [effect.changes[y.column] for effect in line]
+        if x is None:
+            axes.errorbar([effect.steps for effect in line], _means(up), yerr=_bars(up), **_style(name))
+        else:
+            right = [effect.changes[x.column] for effect in line]
+            axes.errorbar(_means(right), _means(up), xerr=_bars(right), yerr=_bars(up), **_style(name))
+    axes.set_xlabel("steps" if x is None else x.axis)
+    axes.set_ylabel(y.axis)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.grid(alpha=0.3)
 
 
 def _style(name: str | None) -> dict[str, Any]:
@@ -152,32 +148,15 @@ def _bars(values: Sequence[Interval]) -> list[list[float]]:
     ]
 
 
-def _color(axes: Axes, count: int) -> None:
-    """One color per line: matplotlib's own cycle repeats after ten."""
-    axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0.05, 0.95, count)))
-
-
-def _explain(figure: Figure, axes: Axes) -> None:
-    """A legend outside of the axes."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-
-
-def _finish(axes: Axes) -> None:
-    axes.axhline(0, color="grey", linewidth=0.5)
-    axes.grid(alpha=0.3)
-
-
 def _sheet(folder: Path, rows: Sequence[Row]) -> Image.Image:
     """A row for each aesthetic, each with another prompt; a column for each number of steps; the first seed only."""
     prompts, seed = list(dict.fromkeys(row.prompt for row in rows)), min(row.seed for row in rows)
     names = list(dict.fromkeys(row.aesthetic for row in rows))[:MAX_ROWS]
     steps = sorted({row.steps for row in rows})
     shown = {(row.prompt, row.aesthetic, row.steps): row.image for row in rows if row.seed == seed and row.image}
-    cells, labels = [], []
-    for i, name in enumerate(names):
-        prompt = prompts[i * len(prompts) // len(names)]
-        cells.append([_image(folder, shown.get((prompt, name, step))) for step in steps])
-        labels.append(f"{name}: {prompt}"[:MAX_LETTERS])
+    chosen = [(prompts[i * len(prompts) // len(names)], name) for i, name in enumerate(names)]
+    cells = [[_image(folder, shown.get((prompt, name, step))) for step in steps] for prompt, name in chosen]
+    labels = [f"{name}: {prompt}"[:MAX_LETTERS] for prompt, name in chosen]
     return contact_sheet(cells, columns=[steps_label(step) for step in steps], labels=labels)
 
 

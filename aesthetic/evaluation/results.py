@@ -19,8 +19,6 @@ from ..writing import whole
 
 __all__ = ["Effect", "Interval", "Measure", "Row", "effects", "interval", "read_rows", "write_rows"]
 
-CONFIDENCE = 0.95
-RESAMPLES = 9999
 KEYS = ("prompt", "aesthetic", "steps", "seed")
 
 
@@ -31,18 +29,14 @@ class Measure:
     column:  in results.csv.
     title:   its column in the report.
     change:  the report's word for its change from 0 steps.
-    heading: above the plot of its change.
-    axis:    the label of its change in the plot of gain against loss.
-    unit:    of the number.
+    axis:    the label of its change in plots.
     is_loss: whether the change is reported as a loss: positive where the number falls.
     """
 
     column: str
     title: str
     change: str
-    heading: str
     axis: str
-    unit: str
     is_loss: bool = False
 
 
@@ -50,8 +44,8 @@ class Measure:
 class Row:
     """One image, scored for one aesthetic. At 0 steps, one image serves all aesthetics.
 
-    image:   file name; "" if the safety checker blocked the image or it overflowed.
-    numbers: by the measures' columns, two or more; nan if there is no image.
+    image:   file name; "" if the safety checker blocked the image or the denoising overflowed.
+    numbers: by the measures' columns, two or more; nan without an image.
     """
 
     prompt: str
@@ -101,15 +95,10 @@ def interval(values: Sequence[float]) -> Interval:
     A single value has no interval, and an empty sequence has no mean. The same values always give the same interval.
     """
     if len(values) < 2:
-        mean = values[0] if values else math.nan
-        return Interval(mean=mean, low=math.nan, high=math.nan)
+        return Interval(mean=values[0] if values else math.nan, low=math.nan, high=math.nan)
+    rng = np.random.default_rng(0)
     found = stats.bootstrap(
-        (np.asarray(values),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
+        (np.asarray(values),), np.mean, confidence_level=0.95, method="percentile", rng=rng
     ).confidence_interval
     return Interval(mean=float(np.mean(values)), low=float(found.low), high=float(found.high))
 
@@ -146,20 +135,12 @@ def _effect(seen: Sequence[Row], measures: Sequence[Measure], aesthetic: str | N
     plain = {_pair(row): row for row in chosen if row.steps == 0}
     there = [row for row in chosen if row.steps == steps]
     pairs = [(row, plain[_pair(row)]) for row in there if _pair(row) in plain]
-    return Effect(
-        aesthetic=aesthetic,
-        steps=steps,
-        means={one.column: _over_prompts((row.prompt, row.numbers[one.column]) for row in there) for one in measures},
-        changes={
-            one.column: _over_prompts((row.prompt, _change(one, row, own)) for row, own in pairs) for one in measures
-        },
-        rows=len(pairs),
-    )
-
-
-def _change(measure: Measure, row: Row, plain: Row) -> float:
-    before, after = plain.numbers[measure.column], row.numbers[measure.column]
-    return before - after if measure.is_loss else after - before
+    means, changes = {}, {}
+    for one in measures:
+        means[one.column] = _over_prompts((row.prompt, row.numbers[one.column]) for row in there)
+        before_after = ((row.prompt, own.numbers[one.column], row.numbers[one.column]) for row, own in pairs)
+        changes[one.column] = _over_prompts((name, a - b if one.is_loss else b - a) for name, a, b in before_after)
+    return Effect(aesthetic=aesthetic, steps=steps, means=means, changes=changes, rows=len(pairs))
 
 
 def _pair(row: Row) -> tuple[str, str, int]:
@@ -168,7 +149,7 @@ def _pair(row: Row) -> tuple[str, str, int]:
 
 
 def _over_prompts(values: Iterable[tuple[str, float]]) -> Interval:
-    """The interval of the prompts' own means."""
+    """The interval of each prompt's mean."""
     of_prompt: dict[str, list[float]] = {}
     for prompt, value in values:
         of_prompt.setdefault(prompt, []).append(value)

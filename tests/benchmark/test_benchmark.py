@@ -1,4 +1,4 @@
-"""What the bench reports. No time is asserted: the machine is anybody's."""
+"""What the bench reports. Times are not asserted: they depend on the machine."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ def case(service: Service) -> Case:
     return benchmark.compare(service.model, {OURS: service}, replace(request, num_outputs=2), RATES, repeats=3)
 
 
-def test_every_stage_is_measured_both_ways_as_often_as_asked(case: Case) -> None:
+def test_every_stage_is_measured_both_ways_in_every_repeat(case: Case) -> None:
     assert list(case.seconds) == STAGES
     for ways in case.seconds.values():
         assert list(ways) == [PLAIN, OURS]
@@ -39,7 +39,7 @@ def test_both_ways_draw_the_same_and_the_same_each_time(case: Case) -> None:
     assert case.repeatable == {PLAIN: True, OURS: True}
 
 
-def test_a_way_that_does_not_repeat_itself_is_named(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_with_differing_repeats_is_named(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = iter(range(100))
     predict = Service.predict
     monkeypatch.setattr(Service, "predict", lambda self, one, to: predict(self, replace(one, seed=next(seeds)), to))
@@ -49,7 +49,7 @@ def test_a_way_that_does_not_repeat_itself_is_named(service: Service, monkeypatc
     assert f"the same files in every repeat: {PLAIN} yes, {OURS} NO" in benchmark.table(case)
 
 
-def test_a_sampler_that_draws_noise_of_its_own_draws_the_same(service: Service) -> None:
+def test_an_ancestral_sampler_draws_the_same(service: Service) -> None:
     request = Request(width=128, height=128, num_inference_steps=6, aesthetic_steps=1, seed=7)
     request = replace(request, scheduler="K_EULER_ANCESTRAL")
     case = benchmark.compare(service.model, {OURS: service}, request, RATES, repeats=1)
@@ -57,7 +57,7 @@ def test_a_sampler_that_draws_noise_of_its_own_draws_the_same(service: Service) 
 
 
 def test_floors_add_up(case: Case, service: Service) -> None:
-    assert case.floor["denoising"] == pytest.approx(4 * case.floor["UNet step"])  # PNDM calls once more
+    assert case.floor["denoising"] == pytest.approx(4 * case.floor["UNet step"])  # PNDM makes one more call
     parts = ("personalization", "denoising", "decoding", "safety check")
     assert case.floor["whole"] == pytest.approx(sum(case.floor[part] for part in parts))
     assert all(least > 0 for least in case.floor.values())
@@ -73,7 +73,7 @@ def test_the_table_has_medians_and_ratios(case: Case) -> None:
     assert lines[0].startswith("2 × 192 × 128, 3 steps of PNDM, 2 aesthetic steps")
 
 
-def test_the_command_measures_a_model_that_is_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_measures_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--sizes", "128x128", "--outputs", "1", "2", "--steps", "3", "--aesthetic_steps", "1", "--repeats", "1"]
     assert main(["bench", "--random", "tiny", *small, "--json", str(tmp_path / "bench.json")]) == 0
     measured = json.loads((tmp_path / "bench.json").read_text())

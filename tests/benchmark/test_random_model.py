@@ -1,4 +1,4 @@
-"""Models of nothing but shapes."""
+"""Models with random weights."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def shapes_of(model: Model) -> dict[str, dict[str, torch.Size]]:
     }
 
 
-def test_the_toy_is_built_as_it_would_be_loaded(model: Model) -> None:
+def test_the_tiny_model_is_built_as_it_would_be_loaded(model: Model) -> None:
     built = random_model.build("tiny", torch.device("cpu"))
     assert shapes_of(built) == shapes_of(model)
     assert built.scheduler == {name: model.scheduler[name] for name in built.scheduler}

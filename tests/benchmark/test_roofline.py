@@ -1,4 +1,4 @@
-"""Counting and measuring."""
+"""Work is counted and rates are measured."""
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ def test_bytes_are_those_of_the_weights() -> None:
     assert roofline.bytes_of(nn.Linear(3, 5), nn.Linear(3, 5, bias=False).half()) == 4 * (15 + 5) + 2 * 15
 
 
-def test_what_the_device_can_do_is_measured() -> None:
+def test_the_rates_of_the_device_are_measured() -> None:
     rates = roofline.measure(CPU, {torch.float32})
     assert rates.flops.keys() == {torch.float32}
     assert min(*rates.flops.values(), rates.bytes) > 0

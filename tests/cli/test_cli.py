@@ -1,4 +1,4 @@
-"""The command line, as the original script's users know it."""
+"""The command line: the original script's flags, sweeps, recipes and aesthetics."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def test_writes_samples_and_a_grid_and_never_over_others(tmp_path: Path) -> None
     assert names(outdir) == ["grid-0000.png", *(f"samples/0000{i}.png" for i in (0, 2, 3, 4, 5, 6, 7))]
 
 
-def test_every_picture_has_a_seed_of_its_own_unless_the_code_is_fixed(tmp_path: Path) -> None:
+def test_every_image_has_its_own_seed_unless_the_code_is_fixed(tmp_path: Path) -> None:
     arguments = ["txt2img", "--seed=10", "--n_samples=2", "--n_iter=2", "--outdir=a", *SMALL]
     assert main(arguments) == 0
     seeds = [metadata.read_recipe(path).request["seed"] for path in sorted((tmp_path / "a/samples").iterdir())]
@@ -98,9 +98,7 @@ def test_a_prompt_from_a_file_is_drawn_once_in_each_iteration(tmp_path: Path) ->
     ]
 
 
-def test_flags_of_the_original_that_mean_nothing_here_are_taken(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_flags_of_the_original_without_effect_are_accepted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     flags = ["--C=4", "--f=8", "--precision=full", "--config=x.yaml", "--laion400m", "--n_samples=1", "--n_iter=1"]
     assert main(["txt2img", *flags, "--outdir=o", *SMALL]) == 0
     assert [record.message for record in caplog.records if "original script" in record.message] == [
@@ -151,7 +149,7 @@ def test_a_recipe_is_shown_and_its_command_draws_the_same_file(
     assert (tmp_path / "again" / "samples" / "00000.png").read_bytes() == drawn.read_bytes()
 
 
-def test_a_lora_is_drawn_with_and_put_into_the_command(
+def test_a_lora_is_used_and_put_into_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], service: Service
 ) -> None:
     style = lora.write(tmp_path / "style.safetensors", lora.changes(service.model))
@@ -170,7 +168,7 @@ def test_a_lora_is_drawn_with_and_put_into_the_command(
     assert main(["sweep", "--lora=style.safetensors", "--aesthetics=fantasy", "--steps", "0", "1", *SMALL[:3]]) == 0
 
 
-def test_a_lora_that_is_none_is_refused_before_a_model_is_loaded(
+def test_a_file_that_is_not_a_lora_is_refused_before_a_model_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Service, "load", lambda *_: pytest.fail("a model was loaded"))
@@ -189,7 +187,7 @@ def test_a_recipe_cannot_pass_its_own_command_off_as_ours(tmp_path: Path, capsys
     shown = capsys.readouterr().out
     assert shown.count("\nTo draw it again:\n") == 1
     assert all(line.isprintable() for line in shown.splitlines())
-    # A shell makes the same words of it.
+    # A shell splits it into the same words.
     words = (
         subprocess.run(["bash", "-c", f"printf '%s\\0' {shown.splitlines()[-1]}"], capture_output=True, check=True)
         .stdout.decode()
@@ -198,10 +196,10 @@ def test_a_recipe_cannot_pass_its_own_command_off_as_ours(tmp_path: Path, capsys
     assert f"--prompt={prompt}" in words
 
 
-def test_the_recipe_of_a_local_model_leaves_its_folder_to_be_put_in(
+def test_the_recipe_of_a_local_model_has_a_placeholder_for_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
-    for name in ("mine", MODEL):  # a local model may have the name of another
+    for name in ("mine", MODEL):  # a local model may share its name with one of the manifest
         shutil.copytree(home / "weights" / MODEL, tmp_path / "local" / name)
         arguments = [f"--ckpt=local/{name}", "--n_samples=1", "--n_iter=1", f"--outdir={name}"]
         assert main(["txt2img", *arguments, *SMALL]) == 0
@@ -212,7 +210,7 @@ def test_the_recipe_of_a_local_model_leaves_its_folder_to_be_put_in(
         assert f"MODEL is the local model named {name}." in shown
 
 
-def test_the_recipe_of_a_file_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+def test_the_recipe_of_a_file_names_its_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:
     file = home / "embeddings" / "fantasy.pt"
     arguments = ["--n_samples=1", "--n_iter=1", "--outdir=o", f"--aesthetic_embedding={file}"]
     assert main(["txt2img", *arguments, *SMALL]) == 0
@@ -222,7 +220,7 @@ def test_the_recipe_of_a_file_says_which(tmp_path: Path, capsys: pytest.CaptureF
     assert f"FILE is the aesthetic with the sha256 {snapshot.sha256(file)}." in shown
 
 
-def test_embed_names_all_images_that_it_can_t_read_and_can_leave_them_out(
+def test_embed_names_or_skips_unreadable_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "pictures").mkdir()
@@ -266,9 +264,7 @@ def test_embed_makes_an_aesthetic_from_a_folder(
     assert embedding.load_aesthetic(tmp_path / "mine.safetensors").clip_space == "openai/clip-vit-large-patch14"
 
 
-def test_an_aesthetic_goes_from_one_kind_of_file_to_the_other_and_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path
-) -> None:
+def test_convert_writes_either_kind_of_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:
     published = home / "embeddings" / "fantasy.pt"
     for source, target in ((published, "a.safetensors"), ("a.safetensors", "b.pt"), ("b.pt", "c.safetensors")):
         assert main(["convert", str(source), "-o", target]) == 0
@@ -297,7 +293,7 @@ def test_a_preview_shows_what_each_aesthetic_does(
         assert sheet.height > 8 * 256
 
 
-def test_embeddings_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_embeddings_lists_the_named_aesthetics(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["embeddings"]) == 0
     shown = capsys.readouterr().out
     assert f"For {MODEL} and any other model of the CLIP space openai/clip-vit-large-patch14:\n" in shown
@@ -345,7 +341,7 @@ def test_a_name_for_another_model_is_refused_before_one_is_loaded(
         assert "elsewhere, and the model works in openai/clip-vit-large-patch14: this model can follow sac_" in shown
 
 
-def test_a_prompt_that_gives_nothing_does_not_stop_the_others(
+def test_a_prompt_without_an_image_does_not_stop_the_others(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -375,7 +371,7 @@ def test_a_sweep_is_a_sheet_of_aesthetics_and_steps(tmp_path: Path, capsys: pyte
     assert len({*pixels[0], *pixels[1]}) == 3
 
 
-def test_a_row_of_a_sweep_that_gives_nothing_does_not_cost_the_others(
+def test_a_sweep_with_an_empty_row_is_still_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     answers = iter([True, True, False, False])
@@ -416,7 +412,7 @@ def test_errors_are_one_line_and_come_before_anything_is_loaded(
         assert message in complaint(capsys, *arguments), arguments
 
 
-def test_a_size_that_is_none_says_how_one_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_size_is_refused_with_the_format(capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("512", "512x", "axb", "1x2x3"):
         with pytest.raises(SystemExit):
             main(["bench", "--sizes", text])
@@ -433,8 +429,8 @@ def test_a_blank_name_is_not_the_current_folder(capsys: pytest.CaptureFixture[st
 
 def test_a_blank_aesthetic_is_the_default(tmp_path: Path) -> None:
     assert main(["txt2img", "--aesthetic_embedding=", "--n_samples=1", "--n_iter=1", "--skip_grid", *SMALL]) == 0
-    [picture] = (tmp_path / "outputs").rglob("*.png")
-    assert metadata.read_recipe(picture).aesthetic["name"] == "sac_8plus"
+    [image] = (tmp_path / "outputs").rglob("*.png")
+    assert metadata.read_recipe(image).aesthetic["name"] == "sac_8plus"
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

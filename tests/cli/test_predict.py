@@ -1,4 +1,4 @@
-"""aesthetic predict: inputs as text, and images in the current folder."""
+"""aesthetic predict: inputs as text, images in the current folder."""
 
 import errno
 import inspect
@@ -31,7 +31,7 @@ def _tiny(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
-def test_images_are_written_in_the_format_that_was_asked_for(
+def test_images_are_written_in_the_requested_format(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, suffix: str
 ) -> None:
     caplog.set_level("INFO")
@@ -72,7 +72,7 @@ def test_values_have_the_type_of_their_input(pair: str, value: Any) -> None:
     assert getattr(parse_inputs([pair]), pair.partition("=")[0]) == value
 
 
-def test_the_last_of_a_name_counts() -> None:
+def test_the_last_value_of_a_name_counts() -> None:
     assert parse_inputs(["seed=1", "seed=2"]).seed == 2
 
 
@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(
     assert "images are written to the current folder, and /proc can't be written to" in capsys.readouterr().err
 
 
-def test_a_full_disk_names_the_image_and_leaves_the_one_that_was_there(
+def test_a_full_disk_names_the_image_and_keeps_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "output.0.png").write_bytes(b"the last one")

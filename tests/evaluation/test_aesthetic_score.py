@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor, of random numbers, and everything else that may lie in its file's place."""
+"""LAION's aesthetic predictor with random weights, and other files in its place."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def test_it_scores_as_the_original_does(tmp_path: Path) -> None:
 
 
 def from_a_gpu(path: Path) -> Path:
-    """A file of torch.save's that says that it was saved on a GPU."""
+    """Rewrite a file of torch.save as if it had been saved from a GPU."""
     with zipfile.ZipFile(path) as records:
         files = {info.filename: records.read(info) for info in records.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -58,7 +58,7 @@ def from_a_gpu(path: Path) -> Path:
     return path
 
 
-def test_however_a_layer_is_saved_it_is_read(tmp_path: Path) -> None:
+def test_a_layer_is_read_however_it_was_saved(tmp_path: Path) -> None:
     layer = nn.Linear(DIM, 1)
     on_gpu = from_a_gpu(saved(tmp_path / "gpu", layer.state_dict()))
     assert b"cuda:0" in on_gpu.read_bytes()
@@ -117,7 +117,7 @@ class Bomb:
         ),
     ],
 )
-def test_refuses_what_is_no_such_layer(
+def test_anything_but_such_a_layer_is_refused(
     tmp_path: Path, content: object, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,7 @@ def test_refuses_what_is_no_such_layer(
     assert not Path("ran").exists()
 
 
-def test_refuses_files_that_are_none(tmp_path: Path) -> None:
+def test_empty_text_and_oversized_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "head.pth"
     path.write_bytes(b"")
     assert "head.pth is empty; a weight" in refusal(path)
@@ -156,7 +156,7 @@ def test_a_file_that_is_too_large_is_not_called_damaged(tmp_path: Path, content:
     )
 
 
-def test_the_format_of_old_versions_is_named(tmp_path: Path) -> None:
+def test_the_format_of_old_torch_versions_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "head.pth", state(), _use_new_zipfile_serialization=False)
     assert "head.pth was saved by torch before 1.6, or in its format" in refusal(path)
 
@@ -164,15 +164,13 @@ def test_the_format_of_old_versions_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "program",
     [
-        # Dictionaries whose key takes 2^30 and 5^15 steps to hash, the second of tuples that are put where a name was.
+        # Dictionaries whose key takes 2^30 and 5^15 steps to hash, the second of tuples in place of a name.
         b"\x80\x02})q\x00" + b"h\x00\x86q\x00" * 30 + b"K\x01s.",
         b"\x80\x02}X\x01\0\0\0aq\x00)q\x00" + b"(h\x00h\x00h\x00h\x00h\x00tq\x00" * 15 + b"K\x01s.",
         b"\x80\x02" + b"}" * 160 + b".",
     ],
 )
-def test_a_pickle_that_asks_for_much_is_not_opened(
-    tmp_path: Path, program: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_expensive_pickle_is_not_opened(tmp_path: Path, program: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was opened"))
     with zipfile.ZipFile(tmp_path / "head.pth", "w") as archive:
         archive.writestr("archive/data.pkl", program)
@@ -196,7 +194,7 @@ def test_damage_of_any_kind_is_refused_or_harmless(
     assert (found.weight.shape, found.bias.shape) == ((1, DIM), (1,))
 
 
-def test_it_is_where_it_was_downloaded_to(tmp_path: Path) -> None:
+def test_a_downloaded_predictor_is_located(tmp_path: Path) -> None:
     manifest = json.loads((ROOT / "weights" / "manifest.json").read_text())
     write_json(tmp_path / "manifest.json", manifest)
     assert aesthetic_score.locate(tmp_path) is None

@@ -1,4 +1,4 @@
-"""The command evaluate: from prompts to a report."""
+"""The command evaluate, from prompts to a report."""
 
 import importlib.util
 import json
@@ -45,8 +45,17 @@ def _tiny(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run in one process that nothing stopped."""
-    folder = tmp_path_factory.mktemp("evaluation")
+    """The folder of an uninterrupted run in one process."""
+    return run(home, tmp_path_factory.mktemp("evaluation"))
+
+
+@pytest.fixture(scope="session")
+def scored(scoring: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such a run with LAION's predictor."""
+    return run(scoring, tmp_path_factory.mktemp("scored"))
+
+
+def run(home: Path, folder: Path) -> Path:
     (folder / "prompts.txt").write_text("the cat\nthe dog\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AESTHETIC_HOME", str(home))
@@ -57,7 +66,7 @@ def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def scoring(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`home` with LAION's predictor, of random numbers that give pictures some 5."""
+    """`home` with LAION's predictor, whose random weights give scores around 5."""
     scoring = tmp_path_factory.mktemp("scoring")
     (scoring / "embeddings").symlink_to(home / "embeddings")
     manifest = json.loads((home / "weights" / "manifest.json").read_text())
@@ -89,11 +98,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_it_leaves_rows_pictures_plots_and_a_report(whole: Path) -> None:
+def test_a_run_writes_rows_images_plots_and_a_report(whole: Path) -> None:
     rows = read_rows(whole / "results.csv")
     assert len({(row.prompt, row.aesthetic, row.steps, row.seed) for row in rows}) == len(rows) == 2 * 2 * 3 * 2
     assert {row.seed for row in rows} == {42, 43}
-    # Without steps there is one picture for both aesthetics.
+    # At 0 steps, one image serves both aesthetics.
     assert len({row.image for row in rows}) == len(list((whole / "pictures").iterdir())) == 2 * 2 * (1 + 2 * 2)
     text = (whole / "report.md").read_text()
     assert "2 prompts × 2 aesthetics × 3 numbers of steps × 2 seeds" in text
@@ -120,31 +129,27 @@ def test_the_similarities_are_those_of_the_untouched_clip(whole: Path, clip: CLI
 
 
 def test_scores_are_those_of_the_predictor(
-    scoring: Path, whole: Path, clip: CLIPModel, service: Service, monkeypatch: pytest.MonkeyPatch
+    scoring: Path, scored: Path, whole: Path, clip: CLIPModel, service: Service
 ) -> None:
-    monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
-    assert main([*ARGUMENTS, "--outdir=out"]) == 0
-    rows, state = read_rows(Path("out/results.csv")), torch.load(head(scoring), weights_only=True)
+    rows, state = read_rows(scored / "results.csv"), torch.load(head(scoring), weights_only=True)
     assert service.model.vision is not None
     for row in rows:
-        with Image.open(Path("out/pictures") / row.image) as image, torch.no_grad():
+        with Image.open(scored / "pictures" / row.image) as image, torch.no_grad():
             pixels = service.model.vision.prepare(image)[None]
             features = clip.get_image_features(pixels).pooler_output
         [theirs] = torch.nn.functional.linear(features / features.norm(), state["weight"], state["bias"])
         assert row.numbers["score"] == pytest.approx(theirs.item(), abs=1e-5)
     assert len({row.numbers["score"] for row in rows}) > 10
-    # All else is as without it.
+    # The rest equals a run without the predictor.
     unscored = [replace(row, numbers=dict(list(row.numbers.items())[:2])) for row in rows]
     assert unscored == read_rows(whole / "results.csv")
-    settings = json.loads(Path("out/settings.json").read_text())
+    settings = json.loads((scored / "settings.json").read_text())
     assert settings.pop("predictor") == snapshot.sha256(head(scoring))
     assert settings == json.loads((whole / "settings.json").read_text())
 
 
-def test_the_report_has_scores_where_rows_have(scoring: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
-    assert main([*ARGUMENTS, "--outdir=out"]) == 0
-    with_scores, without = (folder / "report.md" for folder in (Path("out"), whole))
+def test_the_report_has_scores_where_rows_have(scored: Path, whole: Path) -> None:
+    with_scores, without = (folder / "report.md" for folder in (scored, whole))
     assert "| loss | LAION score | rise | rows |" in with_scores.read_text()
     assert "by LAION's aesthetic predictor" in with_scores.read_text()
     assert len(re.findall(r"^\| 3 \|.*\| \d\.\d{4} \| [+-]\d\.\d{4} \(", with_scores.read_text(), re.MULTILINE)) == 3
@@ -157,7 +162,7 @@ def test_the_report_has_scores_where_rows_have(scoring: Path, whole: Path, monke
     assert widths[0] == 1.5 * widths[1]
 
 
-def test_a_folder_that_was_begun_without_the_predictor_goes_on_without_it(
+def test_a_folder_that_was_begun_without_the_predictor_continues_without_it(
     whole: Path, scoring: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = contents(whole)
@@ -166,24 +171,23 @@ def test_a_folder_that_was_begun_without_the_predictor_goes_on_without_it(
     with caplog.at_level(logging.INFO):
         assert main([*ARGUMENTS, f"--outdir={whole}"]) == 0
     assert contents(whole) == before
-    assert "was begun without LAION's predictor and goes on so: name another --outdir for scores" in caplog.text
+    assert (
+        "was begun without LAION's predictor and continues without it: name another --outdir for scores" in caplog.text
+    )
 
 
 def test_a_folder_that_was_begun_with_the_predictor_needs_the_same_one(
-    home: Path, scoring: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scoring: Path, scored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = contents(scored)
+    (scored / "rows" / "001-fantasy.csv").unlink()
+    assert "was begun with other settings (predictor '" in complaint(capsys, *ARGUMENTS, f"--outdir={scored}")
     monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
-    assert main([*ARGUMENTS, "--outdir=out"]) == 0
-    before = contents(Path("out"))
-    Path("out/rows/001-fantasy.csv").unlink()
-    monkeypatch.setenv("AESTHETIC_HOME", str(home))
-    assert "was begun with other settings (predictor '" in complaint(capsys, *ARGUMENTS, "--outdir=out")
-    monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
-    assert main([*ARGUMENTS, "--outdir=out"]) == 0
-    assert contents(Path("out")) == before
+    assert main([*ARGUMENTS, f"--outdir={scored}"]) == 0
+    assert contents(scored) == before
 
 
-def test_a_picture_that_is_kept_back_has_no_score(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocked_image_has_no_score(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
     answers = iter([True])
     monkeypatch.setattr(sampling, "is_unsafe", lambda *_: next(answers, False))
@@ -193,7 +197,7 @@ def test_a_picture_that_is_kept_back_has_no_score(scoring: Path, monkeypatch: py
     assert "nan" not in Path("out/report.md").read_text()
 
 
-def test_the_predictor_says_nothing_of_what_another_clip_sees(
+def test_the_predictor_does_not_score_for_another_clip(
     scoring: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AESTHETIC_HOME", str(scoring))
@@ -212,7 +216,7 @@ def test_the_predictor_says_nothing_of_what_another_clip_sees(
     assert "predictor" not in plans[1].settings()
 
 
-def test_a_predictor_that_is_damaged_is_refused_before_the_model_is_loaded(
+def test_a_damaged_predictor_is_refused_before_the_model_is_loaded(
     scoring: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delattr(Service, "load")
@@ -224,7 +228,7 @@ def test_a_predictor_that_is_damaged_is_refused_before_the_model_is_loaded(
     assert not Path("out").exists()
 
 
-def test_each_picture_is_the_one_that_its_recipe_draws(whole: Path, service: Service) -> None:
+def test_each_image_is_the_one_that_its_recipe_draws(whole: Path, service: Service) -> None:
     for row in read_rows(whole / "results.csv")[::5]:
         path = whole / "pictures" / row.image
         request = read_recipe(path).rebuild()
@@ -234,7 +238,7 @@ def test_each_picture_is_the_one_that_its_recipe_draws(whole: Path, service: Ser
             assert image.tobytes() == alone.tobytes()
 
 
-def test_one_personalisation_serves_all_steps_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_personalization_serves_all_steps_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     personalizer = Personalizer.__call__
 
@@ -247,7 +251,7 @@ def test_one_personalisation_serves_all_steps_and_seeds(monkeypatch: pytest.Monk
     assert runs == [3] * 2 * 2
 
 
-def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(
+def test_a_stopped_run_resumes_to_the_same_files(
     whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work, begun = evaluate._work, []
@@ -261,13 +265,13 @@ def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(
 
     monkeypatch.setattr(evaluate, "_work", stopped)
     assert main([*ARGUMENTS, "--outdir=out"]) == 130
-    assert "the same command goes on from what is in out" in capsys.readouterr().err
+    assert "the same command continues in out" in capsys.readouterr().err
     assert main([*ARGUMENTS, "--outdir=out"]) == 0
     assert begun == ["000", "001", "000-fantasy", "001-fantasy", "001-fantasy", "000-gloomcore", "001-gloomcore"]
     assert contents(Path("out")) == contents(whole)
 
 
-def test_a_row_file_that_was_cut_short_is_made_anew(whole: Path) -> None:
+def test_a_truncated_row_file_is_redone(whole: Path) -> None:
     before = contents(whole)
     for name, size in (("000.csv", -40), ("001-fantasy.csv", 0)):
         path = whole / "rows" / name
@@ -276,13 +280,13 @@ def test_a_row_file_that_was_cut_short_is_made_anew(whole: Path) -> None:
     assert contents(whole) == before
 
 
-def test_two_evaluations_in_one_folder_are_one_too_many(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_evaluation_in_the_same_folder_is_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with evaluate._alone(whole):
         assert "another evaluation is at work in " in complaint(capsys, *ARGUMENTS, f"--outdir={whole}")
     assert main([*ARGUMENTS, f"--outdir={whole}"]) == 0
 
 
-def test_a_run_that_is_done_needs_no_model_to_report_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_reports_again_without_a_model(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(whole)
     (whole / "report.md").unlink()
     monkeypatch.delattr(Service, "load")
@@ -290,7 +294,7 @@ def test_a_run_that_is_done_needs_no_model_to_report_again(whole: Path, monkeypa
     assert contents(whole) == before
 
 
-def test_two_processes_come_to_what_one_does(whole: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_files_of_one(whole: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launch, "-m", "aesthetic", *ARGUMENTS, "--outdir=out"]
     # As many threads as here: sums round by how they are split.
@@ -302,7 +306,7 @@ def test_two_processes_come_to_what_one_does(whole: Path, tmp_path: Path) -> Non
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def test_what_has_no_picture_is_counted_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_images_are_counted_and_stop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([True])
     monkeypatch.setattr(sampling, "is_unsafe", lambda *_: next(answers, False))
     assert main([*ARGUMENTS, "--outdir=out"]) == 0
@@ -314,7 +318,7 @@ def test_what_has_no_picture_is_counted_and_stops_nothing(monkeypatch: pytest.Mo
     assert "2 of 24 rows have no image" in Path("out/report.md").read_text()
 
 
-def test_a_personalisation_that_diverges_costs_its_own_rows_only(
+def test_a_diverging_personalization_loses_only_its_own_rows(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     personalizer, runs = Personalizer.__call__, iter([1])
@@ -345,7 +349,7 @@ def test_a_changed_setting_is_refused(whole: Path, capsys: pytest.CaptureFixture
     assert "holds something else" in complaint(capsys, *ARGUMENTS, f"--outdir={tmp_path}")
 
 
-def test_what_is_wrong_is_said_before_the_model_is_loaded(
+def test_bad_arguments_are_refused_before_the_model_is_loaded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delattr(Service, "load")
@@ -385,7 +389,7 @@ def test_all_aesthetics_that_fit_are_the_default() -> None:
     assert len(plan.jobs()) == 9
 
 
-def test_the_prompts_that_come_with_it_grow() -> None:
+def test_the_bundled_prompts_grow_longer() -> None:
     prompts = [line for line in PROMPTS.read_text().splitlines() if not line.startswith("#")]
     assert len(set(prompts)) == len(prompts) == 25
     assert len(prompts[0].split()) <= 2

@@ -1,4 +1,4 @@
-"""What rows say, against means and intervals worked out by hand."""
+"""Means and intervals of rows, against values worked out by hand."""
 
 import math
 from dataclasses import replace
@@ -30,7 +30,7 @@ def rescored(row: Row, **numbers: float) -> Row:
     return replace(row, numbers={**row.numbers, **numbers})
 
 
-# Of prompt p both seeds gain 0.1 and lose 0.02; of q one gains 0.2 and the other 0.4, which are 0.3, and none loses.
+# Both seeds of prompt p gain 0.1 and lose 0.02. Those of q gain 0.2 and 0.4, 0.3 in the mean, and lose nothing.
 ROWS = [
     *(row("p", 0, 1, 0.1, 0.3), row("p", 0, 2, 0.2, 0.3), row("q", 0, 1, 0.0, 0.2), row("q", 0, 2, 0.0, 0.2)),
     *(row("p", 5, 1, 0.2, 0.28), row("p", 5, 2, 0.3, 0.28), row("q", 5, 1, 0.2, 0.2), row("q", 5, 2, 0.4, 0.2)),
@@ -49,7 +49,7 @@ def triple(interval: Interval) -> tuple[float, float, float]:
 
 def test_differences_are_paired_and_prompts_are_the_unit() -> None:
     found = effect(ROWS, 5)
-    # Of two prompts, a quarter of all resamples hold only the one, and a quarter only the other.
+    # A quarter of all resamples of two prompts hold only the first, and a quarter only the second.
     assert triple(found.changes[GAIN]) == pytest.approx((0.2, 0.1, 0.3))
     assert triple(found.changes[LOSS]) == pytest.approx((0.01, 0.0, 0.02))
     assert triple(found.means[GAIN]) == pytest.approx((0.275, 0.25, 0.3))
@@ -58,7 +58,7 @@ def test_differences_are_paired_and_prompts_are_the_unit() -> None:
     assert triple(effect(ROWS, 0).changes[GAIN]) == (0, 0, 0)
 
 
-def test_aesthetics_are_told_apart_and_averaged() -> None:
+def test_aesthetics_are_separate_and_averaged() -> None:
     other = [rescored(replace(one, aesthetic="b"), **{GAIN: 0.5}) for one in ROWS]
     both = [*ROWS, *other]
     assert [(one.aesthetic, one.steps) for one in effects(both, CLIP_MEASURES)] == [
@@ -88,14 +88,14 @@ def test_scores_are_compared_as_similarities_are() -> None:
 
 
 def test_an_interval_is_that_of_all_resamples() -> None:
-    # Of the 27 resamples of three values, 8 hold no 3 at all and one holds nothing else: 4 %.
+    # 8 of the 27 resamples of three values hold only zeros, and one (4 %) only threes.
     found = interval([0.0, 0.0, 3.0])
     assert (found.mean, found.low, found.high) == (1, 0, 3)
     assert interval([0.0, 0.0, 3.0]) == found
     assert interval([2.0] * 5) == replace(found, mean=2, low=2, high=2)
 
 
-def test_one_prompt_has_no_interval_and_none_no_mean() -> None:
+def test_one_value_has_no_interval_and_an_empty_sequence_no_mean() -> None:
     found = interval([0.5])
     assert found.mean == 0.5
     assert math.isnan(found.low)
@@ -103,7 +103,7 @@ def test_one_prompt_has_no_interval_and_none_no_mean() -> None:
     assert math.isnan(interval([]).mean)
 
 
-def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     rows = [*ROWS, row('a "cat",\nsitting', 3, 2**32 - 1, 0.1 + 0.2, -1 / 3)]
     write_rows(tmp_path / "x.csv", rows)
     assert read_rows(tmp_path / "x.csv") == rows
@@ -114,7 +114,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
 
 
-def test_a_stop_while_rows_are_written_leaves_no_file_that_looks_whole(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
     def stopped() -> object:
         yield ROWS[0]
         raise KeyboardInterrupt

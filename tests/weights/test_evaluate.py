@@ -19,7 +19,7 @@ from aesthetic.images.metadata import Recipe
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests.snapshot import ROOT
-from weights.training import evaluate, options, sheets
+from weights.training import evaluate, lora, options, sheets
 from weights.training.captions import AESTHETICS
 from weights.training.follow import STEPS
 from weights.training.judge import Judges
@@ -89,6 +89,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("AESTHETIC_HOME", str(ROOT))
     fake = FakeService()
     monkeypatch.setattr(Service, "load", lambda model: fake)
+    monkeypatch.setattr(lora, "make", lambda style: style.encode())  # tests/test_effects.py makes a true one
     return fake
 
 
@@ -116,7 +117,7 @@ def test_the_report_is_the_judges(service: FakeService, judges: Any, tmp_path: P
 
 
 def test_a_subject_and_a_style_are_recognized_in_words(service: Any, judges: Any) -> None:
-    text = evaluate.words(service, evaluate.TrainedJudge(judges), {"seed": 0}, 2)
+    text = evaluate.words(service, judges, {"seed": 0}, 2)
     # Of 8 subjects, hits have the Wilson interval of 8 in 8.
     assert "recognized in 8 of 8 images (95 % interval 67.6% to 100.0%)" in text
     for style in STYLES:
@@ -129,7 +130,7 @@ def test_a_subject_and_a_style_are_recognized_in_words(service: Any, judges: Any
 def test_what_the_judges_miss_is_counted_and_named(service: Any, judges: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Image.new("RGB", (64, 64))  # flat, and shows thing0
     monkeypatch.setattr(evaluate, "_draw", lambda service, prompt, drawing, count: [plain] * count)
-    text = evaluate.words(service, evaluate.TrainedJudge(judges), {"seed": 0}, 2)
+    text = evaluate.words(service, judges, {"seed": 0}, 2)
     assert "recognized in 5 of 8 images" in text  # things 0 to 4 are among the five likeliest
     assert "Not recognized: thing5, thing6, thing7." in text
     assert "| flat | 4 | 100.0% | 0.0% |" in text
@@ -140,8 +141,7 @@ def test_the_trained_judges_know_each_subject_by_its_own_prompt() -> None:
     judges = Judges.load()
     assert len(set(judges.captions.values())) == len(judges.subjects) == 200
     assert set(AESTHETICS) < set(judges.styles)
-    judge = evaluate.TrainedJudge(judges)
-    styles, known = judge.look([Image.new("RGB", (512, 512), "white")] * 2, judges.captions["castle"])
+    styles, known = evaluate.look(judges, [Image.new("RGB", (512, 512), "white")] * 2, judges.captions["castle"])
     assert styles.shape == (2, len(judges.styles))
     assert len(known) == 2
 

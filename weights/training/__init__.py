@@ -1,1 +1,1 @@
-"""How the bundled demo model was made. Nothing here is needed to draw, and nothing here imports the service."""
+"""How the bundled demo model is made, measured and shown. The service imports nothing from here."""

@@ -32,7 +32,7 @@ def learn_words() -> None:
 
 
 def write_pictures(folder: Path = WORK / "pictures") -> None:
-    """What the aesthetics are made of: true pictures of subjects that were trained on, a folder for each style."""
+    """What the aesthetics are made of: renders of subjects seen in training, a folder for each style."""
     library = _some_of_each_style(AESTHETIC_PICTURES)
     for i, (picture, pixels) in enumerate(zip(library.pictures, library.large, strict=True)):
         path = folder / picture.style / f"{i:04}.png"

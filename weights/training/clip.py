@@ -26,7 +26,7 @@ from .settings import CLIP, TOKENS, WORK
 __all__ = ["empty_prompt", "load_text", "normalised", "train"]
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SHIFT = 8  # pixels that pictures are moved by, at most
+SHIFT = 8  # pixels, at most
 
 
 def train(library: Library, total: int = CLIP.steps) -> dict[str, float]:
@@ -58,7 +58,7 @@ def load_text(device: torch.device) -> Any:
 
 
 def empty_prompt(device: torch.device) -> Tensor:
-    """Token ids [77] of the prompt that says nothing."""
+    """Token ids [77] of the empty prompt."""
     clip = CLIPTokenizer.from_pretrained(WORK / "tokenizer")
     return torch.tensor(clip("", padding="max_length", max_length=TOKENS).input_ids, device=device)
 
@@ -89,14 +89,14 @@ def _captions(library: Library, chosen: Tensor) -> Tensor:
 
 
 def _moved(pixels: Tensor) -> Tensor:
-    """Every picture of the batch by the same few pixels; its edge goes on."""
+    """Shift all images of the batch by the same few pixels, and replicate their edges."""
     x, y = torch.randint(0, 2 * SHIFT + 1, (2,)).tolist()
     size = pixels.shape[-1]
     return F.pad(pixels, (SHIFT,) * 4, mode="replicate")[:, :, y : y + size, x : x + size]
 
 
 def _contrast(texts: Tensor, pictures: Tensor, tokens: Tensor, temperature: Tensor) -> Tensor:
-    """Cross entropy both ways, over all that share a caption."""
+    """Symmetric cross entropy, in which all pairs that share a caption are positives."""
     logits = F.normalize(texts.float(), dim=-1) @ F.normalize(pictures.float(), dim=-1).T / temperature
     number = (tokens * torch.arange(1, TOKENS + 1, device=tokens.device) ** 3).sum(-1)  # one for each caption
     right = (number[:, None] == number[None]).float()

@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from aesthetic.embeddings.embedding import Aesthetic
 from aesthetic.errors import AestheticError
 from aesthetic.evaluation import evaluate
+from aesthetic.evaluation.judges import Judge
 from aesthetic.evaluation.results import Measure
 from aesthetic.models.loading import Model
 from aesthetic.request import Request
@@ -32,7 +33,7 @@ from .captions import AESTHETICS
 from .follow import RATE, STEPS
 from .judge import FOLDER, Judges
 
-__all__ = ["DRAWING", "TrainedJudge", "add_drawing_flags", "main", "words"]
+__all__ = ["DRAWING", "add_drawing_flags", "look", "main", "trained_judge", "words"]
 
 DRAWING = {
     "num_inference_steps": 20,
@@ -42,82 +43,74 @@ DRAWING = {
     "guidance_scale": 7.5,
     "aesthetic_lr": RATE,
 }
-STYLE = Measure(
-    column="style_probability",
-    title="probability of the style",
-    change="gained",
-    heading="More of the aesthetic's style",
-    axis="gained probability of the aesthetic's style",
-    unit="probability",
+MEASURES = (
+    Measure(
+        column="style_probability",
+        title="probability of the style",
+        change="gained",
+        axis="gained probability of the aesthetic's style",
+    ),
+    Measure(
+        column="subject_top5",
+        title="subject recognized",
+        change="lost",
+        axis="share of images that lost their subject",
+        is_loss=True,
+    ),
 )
-SUBJECT = Measure(
-    column="subject_top5",
-    title="subject recognized",
-    change="lost",
-    heading="Subject no longer recognized",
-    axis="share of images that lost their subject",
-    unit="share",
-    is_loss=True,
+EXPLANATION = (
+    "Two classifiers judge the images, which were trained on true renders alone. *Gained* and *lost* are against the "
+    "image of 0 steps, of the same prompt and seed. The subject counts as recognized (1, else 0) if it is among the "
+    "five likeliest."
 )
 
 
-@dataclass(frozen=True)
-class TrainedJudge:
-    """Scores images with the two classifiers of judge.py."""
-
-    judges: Judges
-    measures = (STYLE, SUBJECT)
-    explanation = (
-        "Two classifiers judge the images, which were trained on true renders alone. *Gained* and *lost* are against "
-        "the image of 0 steps, of the same prompt and seed. The subject counts as recognized (1, else 0) if it is "
-        "among the five likeliest."
-    )
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The accuracy of the classifiers on renders held out of their training."""
-        return {"judges": dict(self.judges.accuracy)}
-
-    def score(
-        self, model: Model, image: Image.Image, text: str, aesthetics: Mapping[str, Aesthetic]
-    ) -> Mapping[str, Sequence[float]]:
-        """By aesthetic: the probability of its style, and 1 if the subject of the plain prompt `text` is recognized."""
-        styles, [is_known] = self.look([image], text)
-        return {name: [styles[0, self.judges.styles.index(name)].item(), float(is_known)] for name in aesthetics}
-
-    def look(self, images: Sequence[Image.Image], text: str) -> tuple[Tensor, list[bool]]:
-        """The style probabilities [N, styles] of images, and whether each shows the subject of its plain prompt."""
-        [subject] = [i for i, label in enumerate(self.judges.subjects) if self.judges.captions[label] == text]
-        pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
-        five = self.judges.subject_scores(pixels).topk(5).indices
-        return self.judges.style_probabilities(pixels), (five == subject).any(1).tolist()
+def trained_judge(judges: Judges) -> Judge:
+    """The probability of the aesthetic's style, and 1 if the subject of the plain prompt is recognized."""
+    settings = {"judges": dict(judges.accuracy)}  # on renders held out of their training
+    return Judge(measures=MEASURES, explanation=EXPLANATION, settings=settings, score=partial(_score, judges))
 
 
-def words(service: Service, judge: TrainedJudge, drawing: Mapping[str, Any], seeds: int) -> str:
+def look(judges: Judges, images: Sequence[Image.Image], text: str) -> tuple[Tensor, list[bool]]:
+    """The style probabilities [N, styles] of images, and whether each shows the subject of its plain prompt."""
+    [subject] = [i for i, label in enumerate(judges.subjects) if judges.captions[label] == text]
+    pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+    five = judges.subject_scores(pixels).topk(5).indices
+    return judges.style_probabilities(pixels), (five == subject).any(1).tolist()
+
+
+def _score(
+    judges: Judges, model: Model, image: Image.Image, text: str, aesthetics: Mapping[str, Aesthetic]
+) -> Mapping[str, Sequence[float]]:
+    styles, [is_known] = look(judges, [image], text)
+    return {name: [styles[0, judges.styles.index(name)].item(), float(is_known)] for name in aesthetics}
+
+
+def words(service: Service, judges: Judges, drawing: Mapping[str, Any], seeds: int) -> str:
     """Markdown: how often each subject, and each style asked for in words, is recognized without an aesthetic."""
-    return f"{_subjects(service, judge, drawing)}\n\n{_styles(service, judge, drawing, seeds)}\n"
+    return f"{_subjects(service, judges, drawing)}\n\n{_styles(service, judges, drawing, seeds)}\n"
 
 
-def _subjects(service: Service, judge: TrainedJudge, drawing: Mapping[str, Any]) -> str:
+def _subjects(service: Service, judges: Judges, drawing: Mapping[str, Any]) -> str:
     missed = []
-    for label, text in judge.judges.captions.items():
-        _, [is_known] = judge.look(_draw(service, text, drawing, 1), text)
+    for label, text in judges.captions.items():
+        _, [is_known] = look(judges, _draw(service, text, drawing, 1), text)
         if not is_known:
             missed.append(label)
-    count = len(judge.judges.captions)
+    count = len(judges.captions)
     low, high = stats.binomtest(count - len(missed), count).proportion_ci(method="wilson")
     share = f"{count - len(missed)} of {count} images (95 % interval {low:.1%} to {high:.1%})"
     return f"Subjects recognized in {share}. Not recognized: {', '.join(missed) or '-'}."
 
 
-def _styles(service: Service, judge: TrainedJudge, drawing: Mapping[str, Any], seeds: int) -> str:
+def _styles(service: Service, judges: Judges, drawing: Mapping[str, Any], seeds: int) -> str:
     lines = ["| style | images | likeliest | subject recognized |", "|---|---:|---:|---:|"]
-    for i, style in enumerate(judge.judges.styles):
+    for i, style in enumerate(judges.styles):
         tops, subjects = [], []
-        for label in judge.judges.prompts:
-            text = judge.judges.captions[label]
-            phrase = ", ".join(filter(None, (text, judge.judges.style_phrases[style])))
-            styles, known = judge.look(_draw(service, phrase, drawing, seeds), text)
+        for label in judges.prompts:
+            text = judges.captions[label]
+            phrase = ", ".join(filter(None, (text, judges.style_phrases[style])))
+            styles, known = look(judges, _draw(service, phrase, drawing, seeds), text)
             tops += (styles.argmax(1) == i).tolist()
             subjects += known
         lines.append(f"| {style} | {len(tops)} | {np.mean(tops):.1%} | {np.mean(subjects):.1%} |")
@@ -133,21 +126,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the evaluation; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        judge = TrainedJudge(Judges.load(options.judges))
+        judges = Judges.load(options.judges)
         drawing = {name: getattr(options, name) for name in ("seed", *DRAWING)}
         plan = evaluate.prepare(
             model="demo",
-            prompts=[judge.judges.captions[label] for label in judge.judges.prompts],
+            prompts=[judges.captions[label] for label in judges.prompts],
             aesthetics={name: {"aesthetic_embedding": name} for name in AESTHETICS},
             steps=STEPS,
             seeds=options.seeds,
             drawing=drawing,
-            judge=judge,
+            judge=trained_judge(judges),
         )
         written = evaluate.run(plan, options.outdir)
         path = options.outdir / "words.md"
         if written is not None and not path.is_file():
-            path.write_text(words(Service.load("demo"), judge, drawing, options.seeds), encoding="utf-8")
+            path.write_text(words(Service.load("demo"), judges, drawing, options.seeds), encoding="utf-8")
     except (AestheticError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1

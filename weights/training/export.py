@@ -56,7 +56,7 @@ def export(folder: Path = DEMO) -> None:
 
 
 def _edit(path: Path) -> None:
-    """No traces of where it was made; and fp32 to whoever loads it without saying what, as plain diffusers does."""
+    """Remove local paths, and set float32, in which plain diffusers then loads the part."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)
     if "dtype" in config:

@@ -1,7 +1,7 @@
-"""Two small classifiers that have nothing to do with the model: one knows styles, the other subjects.
+"""Two small classifiers, independent of the model: one recognizes styles, the other subjects.
 
-They are trained on true pictures and asked about drawn ones. The judge of styles has never seen the subjects of the
-evaluation; the judge of subjects knows the evaluation's 200, by other pictures than those its accuracy is stated on.
+They are trained on true renders and judge what the model draws. The judge of styles has never seen the subjects of the
+evaluation. The judge of subjects knows 200 of them, and its accuracy is that on images held out of its training.
 """
 
 import json
@@ -27,10 +27,10 @@ FOLDER = Path(__file__).parent / "judges"
 
 @dataclass(frozen=True, kw_only=True)
 class Judges:
-    """Both, and what they were asked in training.
+    """Both classifiers, and the labels of their training.
 
     subjects: those that can be told apart, the evaluation's prompts first; captions: how to prompt for each.
-    accuracy: on pictures that were held out.
+    accuracy: on images that were held out.
     """
 
     styles: tuple[str, ...]
@@ -144,7 +144,7 @@ def _fit(name: str, pictures: Tensor, labels: Tensor, classes: int, total: int) 
 
 
 def _varied(pictures: Tensor) -> Tensor:
-    """Turned, moved, larger or smaller, blurred and noisy: what a drawn picture may be and a true one is not."""
+    """Turned, moved, scaled, blurred and noisy, as images that the model draws may be and true renders are not."""
     count, device = len(pictures), pictures.device
     angle, size = (torch.rand(count, device=device) - 0.5) * 0.3, 0.85 + 0.35 * torch.rand(count, device=device)
     shift = (torch.rand(count, 2, 1, device=device) - 0.5) * 0.25

@@ -1,4 +1,4 @@
-"""All pictures that the trainings see, with their captions; made anew from the SVGs in a minute.
+"""All images that the trainings see, with their captions; drawn from the SVGs in a minute.
 
 A picture is a composition (one emoji, one in a colour, several, or two different ones) by an artist in a style.
 What there is to draw (`plan`) is the same on every machine; the pixels are drawn on the device, and kept there.

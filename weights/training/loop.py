@@ -1,4 +1,4 @@
-"""What the trainings share: a learning rate that warms up and sinks at the end, and reports on the way."""
+"""What the trainings share: the optimizer, a learning rate with warm-up and decay, and progress reports."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 __all__ = ["adamw", "autocast", "descend", "rate_at", "steps"]
 
-SINKS = 0.6  # the share of the steps, at the end, over which the rate sinks to nothing
+SINKS = 0.6  # the share of the steps, at the end, over which the rate falls to zero
 
 
 def rate_at(step: int, total: int, warmup: int) -> float:
@@ -49,7 +49,7 @@ def steps(name: str, total: int, start: int = 0, every: int = 100) -> Iterator[t
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float | Tensor, clip: float = 1.0) -> None:
-    """One step of the optimizer at a learning rate; gradients longer than `clip` are shortened."""
+    """One step of the optimizer at a learning rate; gradients are clipped to the norm `clip`."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)

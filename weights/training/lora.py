@@ -1,7 +1,7 @@
 """A LoRA for the demo model, to show and to test what one does: it draws everything in the style of an aesthetic.
 
-It is what some steps towards the aesthetic change in the text encoder, for several prompts at once, so that others
-follow: of the change of each matrix its largest singular values, nine tenths of it. Named as diffusers names them.
+Some steps towards the aesthetic, for several prompts at once, change the text encoder. The LoRA keeps the largest
+singular values of each matrix's change, nine tenths of it, under the names that diffusers gives them.
 """
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""What the README shows of each way to steer and to draw: a strip of images that differ in one input.
+"""The strips of images in the READMEs, one for each way to steer and to draw: the images differ in one input.
 
 A strip maps a label to the inputs of its image. All are drawn from the same noise, with what `ALIKE` says.
 """
@@ -60,7 +60,7 @@ MIXES = ("chalk", "chalk night", "chalk neon", "chalk pop")
 
 
 def mask(size: tuple[int, int]) -> Image.Image:
-    """White, which is redrawn, to the right."""
+    """White, which is redrawn, in the right half."""
     image = Image.new("L", size)
     ImageDraw.Draw(image).rectangle((size[0] // 2, 0, *size), fill=255)
     return image

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def register(home: Path, pictures: Path) -> None:
     """Bring manifest, aesthetics and index of `home` in line with its weights/demo and with the pictures."""
-    write_manifest(home, clip_space=None)  # embed takes nothing that the manifest doesn't know
+    write_manifest(home, clip_space=None)  # embed refuses files that the manifest does not list
     notes = {style: embed(home, pictures / style, style) for style in AESTHETICS}
     [clip_space] = {note["space"] for note in notes.values()}
     write_manifest(home, clip_space=clip_space)

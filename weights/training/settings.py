@@ -150,10 +150,10 @@ class Unet:
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """Of the noise: that of Ho et al., which leaves a tenth as much of the picture as Stable Diffusion's own.
+        """The noise schedule of Ho et al., which leaves a tenth as much of the image as Stable Diffusion's own.
 
-        Colours and styles are means over 32 × 32 × 8 latents, and can still be read in the 7 % of the picture that
-        Stable Diffusion's schedule ends with. A UNet that learns to read them there need not go by the words.
+        Colors and styles are means over 32 × 32 × 8 latents, and can still be read from the 7 % of the image with
+        which Stable Diffusion's schedule ends. A UNet that learns to read them there can ignore the words.
         """
         return {
             "num_train_timesteps": 1000,

@@ -29,7 +29,7 @@ from .follow import STEPS
 from .judge import Judges
 
 PROMPTS = ("a cat", "a castle", "a red car", "a rocket", "cherries", "a tree", "a fish", "a house")
-SEED = 5  # with which the first prompt is drawn plainly, so that what an aesthetic adds is seen
+SEED = 5  # draws the first prompt plainly, so that the effect of an aesthetic shows
 CELL, GAP, TEXT = 112, 4, 14  # pixels
 MOST = 400_000  # bytes of a file
 COLOURS = (256, 128, 64, 32, 16)  # the most that fit are taken

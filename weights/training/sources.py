@@ -46,7 +46,7 @@ ARTISTS = {
     "fxemoji": ("1.2.2", "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ=="),
     "twemoji": ("1.2.5", "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw=="),
 }
-# What users call what Unicode calls otherwise.
+# Common names in place of Unicode's.
 COMMON = {
     "automobile": "car",
     "deciduous tree": "tree",
@@ -56,7 +56,7 @@ COMMON = {
 }
 GROUPS = (0, 1, 3, 4, 5, 6, 7)  # of emojibase: no symbols, no flags, no components
 CLOCKS = re.compile(r"(o’clock|-thirty)$")
-# The same person as a man and a woman, seen from the other side, with other hair: one of them will do.
+# Variants of a person by gender, direction or hair, of which one is enough.
 VARIANTS = re.compile(r"^(man|woman|men|women|Mx|Mrs\.) |: |breast-feeding|^kiss$|middle finger")
 
 
@@ -124,7 +124,7 @@ def _download(name: str, url: str, digest: str) -> bytes:
     found = base64.b64encode(hashlib.sha512(data).digest()).decode()
     if found != digest:
         path.unlink()
-        raise ValueError(f"{url} has the sha512 {found}, and {digest} was expected; it was thrown away")
+        raise ValueError(f"{url} has the sha512 {found}, and {digest} was expected; it was discarded")
     return data
 
 
@@ -136,7 +136,7 @@ def _read_json(package: bytes, path: str) -> Any:
 
 
 def _svgs(icons: dict[str, Any]) -> dict[str, str]:
-    """Whole SVGs by the squeezed name of the icon."""
+    """Complete SVGs, by `_key` of the icon's name."""
     width, height = icons.get("width", 16), icons.get("height", 16)
     return {
         _key(name): (

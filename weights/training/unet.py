@@ -1,8 +1,8 @@
-"""The UNet: predicts the noise in latents, told what to draw by the text tower's last hidden state.
+"""The UNet: predicts the noise in latents, conditioned on the text tower's last hidden state.
 
 Ho et al., arXiv 2006.11239, with its schedule, and a tenth of the prompts empty for classifier-free guidance
-(Ho and Salimans, arXiv 2207.12598). It goes on from WORK/unet.pt if that is there, or else from the weights in
-WORK/unet.
+(Ho and Salimans, arXiv 2207.12598). Training resumes from WORK/unet.pt if that exists, or else starts from the weights
+in WORK/unet.
 """
 
 import copy
@@ -26,6 +26,7 @@ __all__ = ["train"]
 
 STATE = WORK / "unet.pt"
 SAVED_EVERY = 1000
+MEASURED = 20  # batches
 
 
 def train(library: Library, total: int = UNET.steps, seconds: float | None = None) -> dict[str, float]:
@@ -146,15 +147,15 @@ def _loss(unet: Any, noisy: Tensor, noise: Tensor, times: Tensor, hidden: Tensor
 
 
 @torch.no_grad()
-def _measure(unet: Any, batches: _Batches, among: Tensor, count: int = 20) -> float:
-    """The mean loss of some batches, of the same noise each time."""
+def _measure(unet: Any, batches: _Batches, among: Tensor) -> float:
+    """The mean loss of MEASURED batches, with the same noise each time."""
     torch.manual_seed(0)
     with autocast(among.device):
-        return sum(_loss(unet, *batches.draw(among)).item() for _ in range(count)) / count
+        return sum(_loss(unet, *batches.draw(among)).item() for _ in range(MEASURED)) / MEASURED
 
 
 def _pace(step: Callable[[], object], count: int = 40) -> float:
-    """Seconds for a step, once what is made on first use has been made."""
+    """Seconds per step, after a warm-up."""
     for number in range(2 * count):
         if number == count:
             _wait()

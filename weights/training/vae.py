@@ -1,7 +1,7 @@
 """The autoencoder: 512 × 512 pixels to 32 × 32 latents and back.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752, without the
-adversary: absolute differences, those of neighbours too (which keeps edges sharp), and a slight pull to a Gaussian.
+adversary: absolute errors of pixels and of the differences between neighbors (for sharp edges), and a small KL penalty.
 """
 
 import json
@@ -24,7 +24,7 @@ CHUNK = 64
 def train(library: Library, total: int = VAE.steps) -> dict[str, float]:
     """Train, and write the autoencoder to WORK; returns what was measured on subjects that were held out.
 
-    It goes on from the one that is there.
+    Continues from WORK/vae if that exists.
     """
     torch.manual_seed(VAE.seed)
     made = (WORK / "vae" / "config.json").is_file()
