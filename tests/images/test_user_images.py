@@ -25,7 +25,7 @@ from aesthetic.errors import ImageError
 from aesthetic.images import user_images
 from aesthetic.images.user_images import LOCAL, UPLOAD, Caps, read_images
 
-SMALL = Caps(images=3, total_bytes=20_000, total_pixels=None, image_bytes=10_000, image_pixels=10_000)
+SMALL = Caps(images=3, total_bytes=20_000, image_bytes=10_000, image_pixels=10_000)
 
 
 def encoded(image: Image.Image | None = None, kind: str = "PNG", **options: object) -> bytes:
