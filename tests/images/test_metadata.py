@@ -152,7 +152,7 @@ def test_files_are_not_named_but_can_be_given_again(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=f"came from file, sha256 {sha256}: give the file"):
         found.rebuild()
     (tmp_path / "other.pt").write_bytes(b"another")
-    with pytest.raises(RequestError, match=f"and the picture was drawn with {sha256}"):
+    with pytest.raises(RequestError, match=f"and the image was drawn with {sha256}"):
         found.rebuild(tmp_path / "other.pt")
 
 
@@ -160,7 +160,7 @@ def test_a_picture_without_a_recipe_says_so(tmp_path: Path) -> None:
     RED.save(tmp_path / "plain.png")
     (tmp_path / "text.png").write_text("text")
     for name in ("plain.png", "text.png"):
-        with pytest.raises(ImageError, match=f"{name} carries no recipe"):
+        with pytest.raises(ImageError, match=f"{name} has no recipe"):
             metadata.read_recipe(tmp_path / name)
     with pytest.raises(ImageError, match="there is no file"):
         metadata.read_recipe(tmp_path / "nothing.png")
@@ -190,21 +190,21 @@ def test_a_tampered_request_is_refused(tmp_path: Path) -> None:
         metadata.read_recipe(path).rebuild()
     for several in ({"num_outputs": 8}, {"aesthetic_sweep": "0,2"}):
         path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"seed": 1, **several}}))
-        with pytest.raises(RequestError, match="of more than one picture"):
+        with pytest.raises(RequestError, match="of more than one image"):
             metadata.read_recipe(path).settings()
     path = forged(
         tmp_path / "a.png", json.dumps({**facts, "aesthetic": {"name": "a", "source": "evil", "sha256": "b"}})
     )
-    with pytest.raises(ImageError, match="carries no recipe"):
+    with pytest.raises(ImageError, match="has no recipe"):
         metadata.read_recipe(path)
     path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"seed": None}}))
     with pytest.raises(RequestError, match="the recipe names no seed"):
         metadata.read_recipe(path).rebuild()
     facts["model"]["name"] = "\x1b[31m"
     path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {}}))
-    with pytest.raises(ImageError, match="carries no recipe"):
+    with pytest.raises(ImageError, match="has no recipe"):
         metadata.read_recipe(path)
-    with pytest.raises(ImageError, match="carries no recipe"):
+    with pytest.raises(ImageError, match="has no recipe"):
         metadata.read_recipe(forged(tmp_path / "a.png", "[" * 100_000))
 
 

@@ -302,7 +302,7 @@ def test_the_recipe_knows_the_file_and_draws_the_same_again(
     assert same == recipe
     with pytest.raises(RequestError, match="the lora came from a file, sha256"):
         recipe.rebuild()
-    with pytest.raises(RequestError, match="and the picture was drawn with"):
+    with pytest.raises(RequestError, match="and the image was drawn with"):
         recipe.rebuild(lora=path)
 
 
