@@ -249,7 +249,7 @@ def test_embed_makes_an_aesthetic_from_a_folder(
     assert main(["embed", "pictures", "-o", "mine.safetensors"]) == 0
     captured = capsys.readouterr()
     assert "the mean of 40 images in the CLIP space openai/clip-vit-large-patch14" in captured.out
-    assert "Looking at pictures" in captured.err
+    assert "Encoding images" in captured.err
     with safe_open("mine.safetensors", framework="pt") as file:
         vector, notes = file.get_tensor("aesthetic"), file.metadata()
     vision = service.model.vision
