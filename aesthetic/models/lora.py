@@ -1,8 +1,8 @@
 """Apply a LoRA to a model: the result is a second model, and the first one is not changed.
 
-The text encoder is copied and the LoRA merged into the copy's weights, so that the personalization trains the same
-parameters as without a LoRA. The UNet, six times as large, is not copied: a second set of modules shares its weights,
-and diffusers' loader adds the LoRA beside them. That costs a little time in each call, and no memory but the file's.
+The LoRA is merged into a copy of the text encoder, so that the personalization trains the same parameters as without a
+LoRA. The UNet, six times as large, is not copied: a second set of modules shares its weights, and diffusers' loader
+adds the LoRA beside them, for a little time in each call.
 """
 
 import copy
@@ -49,8 +49,8 @@ def apply_lora(model: Model, path: Path, scale: float) -> Model:
 def _merged(encoder: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
     """A copy of the encoder (fp32) with the LoRA merged into its weights.
 
-    diffusers' loader would drop the alpha of single layers: it looks them up by names that begin with text_model., as
-    they did up to transformers 4.
+    diffusers' loader would drop the alpha of single layers: it looks for names that begin with text_model., as in
+    transformers 4.
     """
     changed = copy.deepcopy(encoder)
     for name, pair in pairs.items():
