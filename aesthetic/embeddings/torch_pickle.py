@@ -147,19 +147,16 @@ def _made(program: bytes) -> str:
     try:
         name, argument = next(telling)
         if name == "EMPTY_DICT" or argument == "collections OrderedDict":
-            return _dictionary(*next(telling))
+            name, key = next(telling)
+            if name != "BINUNICODE":
+                return "a dictionary"
+            known = (kind for pattern, kind in FIRST_KEYS.items() if re.fullmatch(pattern, str(key)))
+            return next(known, f"a dictionary that begins with {brief(key)}")
     except Exception:  # pickletools raises almost anything for a damaged program
         return "something unknown"
     if name == "GLOBAL" and not GLOBALS.fullmatch(str(argument)):
         return _object(argument)
     return LIST if name == "EMPTY_LIST" else "something other than plain tensors"
-
-
-def _dictionary(name: str, key: object) -> str:
-    if name != "BINUNICODE":
-        return "a dictionary"
-    known = (kind for pattern, kind in FIRST_KEYS.items() if re.fullmatch(pattern, str(key)))
-    return next(known, f"a dictionary that begins with {brief(key)}")
 
 
 def _object(name: object) -> str:

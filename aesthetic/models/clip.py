@@ -180,9 +180,8 @@ def find_projection(snapshot: Snapshot) -> tuple[Tensor, str]:
 def _require_openai(snapshot: Snapshot) -> None:
     """Raise CheckpointError for a text encoder whose width shows that its CLIP is not OpenAI's."""
     folder = snapshot.folder / "text_encoder"
-    if not (folder / "config.json").is_file():
-        return  # loading it raises the error
-    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hidden_size") == OPENCLIP:
+    config = folder / "config.json"  # loading raises the error if it is missing
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("hidden_size") == OPENCLIP:
         [file, *_] = [*sorted(folder.glob("*.safetensors")), folder / "model.safetensors"]
         raise CheckpointError(
             f"{snapshot.name} is of the Stable Diffusion 2.x family: its CLIP is OpenCLIP ViT-H/14, whose text "

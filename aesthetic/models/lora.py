@@ -22,8 +22,6 @@ from .lora_file import Pair
 
 __all__ = ["apply_lora"]
 
-ADAPTER = "lora"
-
 
 def apply_lora(model: Model, path: Path, scale: float) -> Model:
     """`model` with the LoRA in a file at `scale`. With 0 the weights stay as they are, but the file is checked.
@@ -75,9 +73,9 @@ def _adapted(unet: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
         factors,
         network_alphas={f"unet.{name}.alpha": pair.alpha for name, pair in pairs.items()},
         unet=changed,
-        adapter_name=ADAPTER,
+        adapter_name="lora",
         low_cpu_mem_usage=False,  # which would patch torch for all threads meanwhile
     )
     # UNet2DConditionModel.set_adapters fails where blocks have different numbers of layers.
-    set_weights_and_activate_adapters(changed, [ADAPTER], [scale])
+    set_weights_and_activate_adapters(changed, ["lora"], [scale])
     return changed
