@@ -1,4 +1,4 @@
-"""LoRA files for any model, with random numbers, in the layouts that there are; and what they do, by hand.
+"""LoRA files for any model, with random numbers, in every layout; and the same changes by hand.
 
 Kohya's names are those of kohya-ss/sd-scripts networks/lora.py; the others those of diffusers, of today and of 2023,
 and of peft.
@@ -21,7 +21,7 @@ RANKS = (2, 4, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """The change of a layer, as a file has it; without alpha, that is the rank."""
+    """The change of a layer in a file; alpha is the rank if None."""
 
     down: Tensor
     up: Tensor

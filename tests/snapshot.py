@@ -1,4 +1,4 @@
-"""Write snapshots in the exact layout of the real ones, with random weights, for tests and for trying things out.
+"""Write snapshots in the exact layout of the real ones, with random weights, for tests and experiments.
 
     python -m tests.snapshot FOLDER [--size tiny|full]
 
@@ -141,7 +141,7 @@ def write_clip(folder: Path, configs: dict[str, dict[str, Any]], vision: dict[st
 
 
 def write_vocabulary(folder: Path) -> None:
-    """The two files of CLIP's byte-pair encoding, with little in them: see shapes.py."""
+    """The two files of CLIP's byte-pair encoding, with few tokens: see random_model.py."""
     vocabulary, merges = random_model.vocabulary()
     write_json(folder / "vocab.json", vocabulary)
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

@@ -58,7 +58,6 @@ def build(size: str, device: torch.device) -> Model:
             clip_space=None,
             folder=Path(),
             clip=None,
-            openai_clip_space="random",
         ),
         pipeline=pipeline,
         encoder=encoder,

@@ -1,7 +1,6 @@
 """embed, convert and embeddings: make aesthetics from images, convert and list them."""
 
 import argparse
-import datetime as dt
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -34,28 +33,11 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
 def embed(options: argparse.Namespace) -> None:
     """Write the aesthetic of some images, with notes on what it was made from."""
     require_writable(options.output, ".safetensors")
-    from ..embeddings import embedding
-    from ..images import user_images
-    from ..models import checkpoint, clip
-    from ..models.device import default_device
-    from ..pipeline import target
+    from ..pipeline.make_aesthetic import average_files
 
-    skip = options.skip_unreadable
-    next(
-        user_images.read_images(options.images, user_images.LOCAL, skip_unreadable=skip)
-    )  # an error before the model loads
-    snapshot = checkpoint.locate(options.ckpt)
-    vision = clip.load_vision(snapshot, default_device())
-    vector, sha256s = target.encode_images(vision, options.images, user_images.LOCAL, skip_unreadable=skip)
-    notes = {
-        "space": vision.clip_space,
-        "model": snapshot.name,
-        "pictures": str(len(sha256s)),
-        "pictures_sha256": embedding.digest_of(sha256s),
-        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-    }
-    embedding.save_aesthetic(options.output, vector, notes)
-    print(f"{options.output}: the mean of {len(sha256s)} images in the CLIP space {vision.clip_space}")
+    made, mean = average_files(options.images, options.ckpt, skip_unreadable=options.skip_unreadable)
+    replace(made, vector=mean).save(options.output)  # not of unit norm, as the original script wrote it
+    print(f"{options.output}: the mean of {made.notes['pictures']} images in the CLIP space {made.clip_space}")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
 """An aesthetic, one CLIP vector: load, check, save, average; by name; mix, turn and slerp.
 
-Files and vectors only: embedding images takes a CLIP, which models/ has.
+models/ loads the CLIP that turns images into vectors.
 """

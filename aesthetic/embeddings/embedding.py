@@ -1,9 +1,7 @@
-"""An aesthetic: one vector in a CLIP space, read from a file, made from features, checked, and saved.
+"""An aesthetic: one vector in a CLIP space, read from a file, averaged from features, checked, and saved.
 
-Two kinds of file: .pt as the original research code saved them (a bare tensor [D] or [1, D] of any float
-type, from any device), and .safetensors with one tensor named "aesthetic" and notes on where it came from.
-Both are read as if an enemy had written them. Which CLIP made an aesthetic matters: only a model that shares
-its space can follow it. This file knows no model: features come in as tensors.
+Files are untrusted. A .pt holds a bare tensor [D] or [1, D] of any float type, from any device, as in the original
+code; a .safetensors holds one tensor named "aesthetic", and notes on its origin.
 """
 
 import hashlib
@@ -32,15 +30,14 @@ EXPECTED = "one tensor [D] or [1, D] of finite floats that are not all zero was 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Aesthetic:
-    """A direction in a CLIP space.
+    """A direction in a CLIP space, which only models of the same space can follow.
 
-    vector: [1, D], fp32, unit norm, on the CPU.
-    name:   what people call it; for a file or pictures, the start of its sha256.
-    sha256: of the file that it was read from, of the pictures it was made from, or of the files and weights of a mix
-            (see `digest_of`).
-    source: where it came from: a name, a mix of names, a file, or pictures.
-    space:  the CLIP space it lives in; None where the file does not say.
-    notes:  what else the file says of itself.
+    vector:     [1, D], fp32, unit norm, on the CPU.
+    name:       for a file or images, the start of the sha256; for a mix, names and weights.
+    sha256:     of the file, or `digest_of` the images or the parts of a mix.
+    source:     "name", "mix", "file" or "pictures".
+    clip_space: None where the file does not name it.
+    notes:      the metadata of the file.
     """
 
     vector: Tensor
@@ -52,12 +49,12 @@ class Aesthetic:
 
     @property
     def dim(self) -> int:
-        """D, the number of dimensions."""
+        """The number of dimensions."""
         return self.vector.shape[-1]
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Name, source and sha256: what a recipe says of it."""
+        """Name, source and sha256, for a recipe."""
         return {"name": self.name, "source": self.source, "sha256": self.sha256}
 
     def save(self, path: str | Path) -> None:
@@ -67,18 +64,20 @@ class Aesthetic:
 
 
 def load_aesthetic(path: Path, name: str | None = None, *, label: str | None = None) -> Aesthetic:
-    """The aesthetic in a .pt or .safetensors file; its first bytes say which of the two it is.
+    """The aesthetic in a .pt or .safetensors file; the first bytes tell which.
 
-    name:  what to call the aesthetic; the start of its sha256 if None.
-    label: what messages call the file; its own name if None.
+    name:  None is the start of the sha256.
+    label: the file's name in messages; None is its own.
 
-    Raises EmbeddingError, saying what was found and what was expected, for anything but one vector of
-    finite floats that are not all zero.
+    Raises EmbeddingError for anything but one vector of finite floats that are not all zero.
     """
     label = label or path.name
     data = torch_pickle.read_bytes(path, label, expected=FILE, error=EmbeddingError)
-    is_pt = data.startswith((torch_pickle.ZIP_MAGIC, torch_pickle.LEGACY))
-    vector, notes = (_read_pt(label, data), {}) if is_pt else _read_safetensors(label, path)
+    notes: dict[str, str] = {}
+    if data.startswith((torch_pickle.ZIP_MAGIC, torch_pickle.LEGACY)):
+        vector = torch_pickle.load_pickle(label, data, expected=EXPECTED, error=EmbeddingError)
+    else:
+        vector, notes = _read_safetensors(label, path)
     sha256 = hashlib.sha256(data).hexdigest()
     return Aesthetic(
         vector=unit(_checked(label, vector)),
@@ -90,10 +89,9 @@ def load_aesthetic(path: Path, name: str | None = None, *, label: str | None = N
 
 
 def save_aesthetic(path: Path, vector: Tensor, notes: Mapping[str, str]) -> None:
-    """Write `vector` [1, D], in fp32.
+    """Write `vector` [1, D] in fp32, as .pt, which has no room for notes, or else as .safetensors.
 
-    As .safetensors with `notes`, which under "space" name its CLIP space; as .pt, as the original code saved them,
-    without.
+    notes: "space" names the CLIP space.
     """
     with whole(path) as unfinished:
         if path.suffix == ".pt":
@@ -103,9 +101,9 @@ def save_aesthetic(path: Path, vector: Tensor, notes: Mapping[str, str]) -> None
 
 
 def mean(features: Iterable[Tensor]) -> Tensor:
-    """The mean [1, D], fp32, of batches [n, D] of raw CLIP image features, as the original script took it.
+    """The mean [1, D], fp32, of batches [n, D] of CLIP image features, not normalized, as in the original script.
 
-    The features are not normalised first. Summed in fp64, so that the batches make no difference.
+    Summed in fp64, so that the batches make no difference.
     """
     total, count = torch.zeros(()), 0
     for batch in features:
@@ -115,7 +113,7 @@ def mean(features: Iterable[Tensor]) -> Tensor:
 
 
 def unit(vector: Tensor) -> Tensor:
-    """`vector` [1, D], finite and not zero, in fp32 with norm 1. Its squares may be beyond any float's range."""
+    """`vector` [1, D], finite and not zero, in fp32 with norm 1. Its squares may be outside of any float's range."""
     exact = vector.double()
     exact = exact / exact.abs().max()
     direction: Tensor = exact / exact.norm(dim=-1, keepdim=True)
@@ -123,12 +121,12 @@ def unit(vector: Tensor) -> Tensor:
 
 
 def digest_of(sha256s: Iterable[str]) -> str:
-    """One sha256 for many things, whatever their order: of their own hexadecimal ones, a line each, sorted."""
+    """One sha256 for several, whatever their order: that of the sorted lines."""
     return hashlib.sha256("".join(f"{one}\n" for one in sorted(sha256s)).encode()).hexdigest()
 
 
 def require_fit(aesthetic: Aesthetic, *, clip_space: str | None, dim: int | None) -> None:
-    """Raise EmbeddingError unless a model of that CLIP space and so many dimensions, where known, can follow it."""
+    """Raise EmbeddingError unless a model of `clip_space` with `dim` dimensions, None if unknown, can follow it."""
     if dim not in (None, aesthetic.dim):
         raise EmbeddingError(
             f"the aesthetic {aesthetic.name} has {aesthetic.dim} dimensions "
@@ -137,12 +135,8 @@ def require_fit(aesthetic: Aesthetic, *, clip_space: str | None, dim: int | None
     if None not in (aesthetic.clip_space, clip_space) and aesthetic.clip_space != clip_space:
         raise EmbeddingError(
             f"the aesthetic {aesthetic.name} was made in the CLIP space {brief(aesthetic.clip_space)}, "
-            f"and the model works in {clip_space}: their directions have nothing to do with one another"
+            f"and the model works in {clip_space}: directions of the two can't be compared"
         )
-
-
-def _read_pt(label: str, data: bytes) -> object:
-    return torch_pickle.load_pickle(label, data, expected=EXPECTED, error=EmbeddingError)
 
 
 def _read_safetensors(label: str, path: Path) -> tuple[object, dict[str, str]]:
@@ -158,13 +152,13 @@ def _read_safetensors(label: str, path: Path) -> tuple[object, dict[str, str]]:
         shown = ", ".join(f"{brief(key)} {list(tensor.shape)}" for key, tensor in list(found.items())[:3])
         raise EmbeddingError(
             f"{label} holds {len(found)} tensors ({shown or 'none'}), and one named {KEY!r} was expected; "
-            "textual inversions are no aesthetics"
+            "a textual inversion can't be used as an aesthetic"
         )
     return found[KEY], notes
 
 
 def _checked(label: str, found: object) -> Tensor:
-    """What a file held, as [1, D] in its own float type."""
+    """The content of a file as [1, D] in its own float type. Raises EmbeddingError."""
     if not isinstance(found, Tensor):
         raise EmbeddingError(f"{label} holds a {type(found).__name__}; {EXPECTED}")
     if found.dtype not in DTYPES:
@@ -175,5 +169,5 @@ def _checked(label: str, found: object) -> Tensor:
     if not vector.isfinite().all():
         raise EmbeddingError(f"{label} holds {int((~vector.isfinite()).sum())} values that are not finite; {EXPECTED}")
     if not vector.any():
-        raise EmbeddingError(f"{label} holds nothing but zeros; {EXPECTED}")
+        raise EmbeddingError(f"{label} holds only zeros; {EXPECTED}")
     return vector

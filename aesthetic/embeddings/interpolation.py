@@ -1,7 +1,6 @@
-"""Directions and conditionings, combined: aesthetics mixed, a target turned towards a phrase, an effect weakened.
+"""Unit vectors of a CLIP space: mixed, or turned towards one another along a great circle.
 
-A direction is a vector of unit norm in a CLIP space; between two of them the way leads along the great circle:
-Shoemake, "Animating Rotation with Quaternion Curves", SIGGRAPH 1985. This file knows no model.
+Shoemake, "Animating Rotation with Quaternion Curves", SIGGRAPH 1985.
 """
 
 from collections.abc import Sequence
@@ -14,14 +13,11 @@ from ..errors import RequestError
 __all__ = ["mix", "slerp", "turn"]
 
 TINY = 1e-7  # distance of unit vectors below which they are the same
-NEAR = 1e-3  # length of a sum of unit vectors below which it has no direction to speak of
+NEAR = 1e-3  # length of a sum of unit vectors below which its direction is noise
 
 
 def mix(directions: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum of unit vectors [1, D], made unit again, in fp32. A negative weight steers away.
-
-    Raises RequestError if the sum has no direction.
-    """
+    """The weighted sum of unit vectors [1, D], normalized, in fp32. Raises RequestError if it has no direction."""
     largest = max(map(abs, weights), default=0.0)
     total = torch.zeros((), dtype=torch.float64)
     for direction, weight in zip(directions, weights, strict=True):
@@ -34,12 +30,11 @@ def mix(directions: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def turn(target: Tensor, phrase: Tensor, angle: float, *, away: bool = False) -> Tensor:
-    """`target` [1, D], turned towards `phrase` [1, D] or away from it, both of unit norm; fp32, unit norm.
+    """`target` [1, D], turned towards `phrase` [1, D] or away from it, all fp32 of unit norm.
 
-    angle: share of the way along the great circle, in 0..1: 0 leaves the target, 1 is the phrase, or, with
-           `away`, its opposite.
+    angle: share of the great circle, in 0..1: 0 leaves the target, 1 is the phrase or, with `away`, its opposite.
 
-    Raises RequestError if the two ends are opposite, where no way is shorter than the others.
+    Raises RequestError if the two ends are opposite, where the shortest way is not unique.
     """
     if angle == 0:
         return target
@@ -50,7 +45,7 @@ def turn(target: Tensor, phrase: Tensor, angle: float, *, away: bool = False) ->
     if (target * end).sum() > 0:  # the same direction
         return target
     raise RequestError(
-        "aesthetic_text leads to the exact opposite of the aesthetic, and no way there is the shortest: "
+        "aesthetic_text leads to the exact opposite of the aesthetic, where the shortest way is not unique: "
         f"choose another phrase, or set aesthetic_text_negative to {str(not away).lower()}"
     )
 
@@ -58,7 +53,7 @@ def turn(target: Tensor, phrase: Tensor, angle: float, *, away: bool = False) ->
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     """The unit vectors [..., D], fp64, at `share` (0..1) of the great circle from `start` to `end`, of any length.
 
-    nan where the two have the same or the opposite direction, or where one of them has none.
+    nan where the two have the same or opposite directions, or one of them is zero.
     """
     start, end = (one.double() / one.double().norm(dim=-1, keepdim=True) for one in (start, end))
     apart, along = (start - end).norm(dim=-1, keepdim=True), (start + end).norm(dim=-1, keepdim=True)

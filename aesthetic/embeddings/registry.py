@@ -1,8 +1,4 @@
-"""Aesthetics by name: embeddings/index.json and the files beside it.
-
-An entry says which file it is, its sha256, the CLIP space it lives in, what it was made of, and, for those
-that are not ours to hand on, the URL from which script/download-weights fetches it. Nothing is fetched here.
-"""
+"""Aesthetics by name: embeddings/index.json and the files beside it. models/download.py fetches those with a URL."""
 
 import json
 from collections.abc import Mapping
@@ -22,21 +18,21 @@ __all__ = ["Entry", "Registry"]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of the index. `default`: what a model of this space follows if nothing else is asked for."""
+    """One aesthetic of the index."""
 
     file: str  # in the folder of the index
     sha256: str
     clip_space: str
     made_of: str
-    url: str | None = None
-    default: bool = False
+    url: str | None = None  # None for files that are bundled
+    default: bool = False  # whether models of this CLIP space follow it unless another is given
 
 
 class Registry:
     """The named aesthetics of one folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Read `folder`/index.json, by default that of the embeddings of `home`. Raises CheckpointError without it."""
+        """Read `folder`/index.json; None is `home`/embeddings. Raises CheckpointError if it is missing."""
         folder = folder or home() / "embeddings"
         index = find(folder / "index.json")
         if not index.is_file():
@@ -46,11 +42,11 @@ class Registry:
         self.entries: Mapping[str, Entry] = {name: Entry(**entry) for name, entry in entries.items()}
 
     def path(self, name: str) -> Path:
-        """Where the file of `name` is, or belongs once it has been downloaded."""
+        """The path of an aesthetic's file, which may not have been downloaded."""
         return find(self.folder / self.entries[name].file)
 
     def names(self, clip_space: str | None = None) -> list[str]:
-        """The aesthetics that a model of CLIP space `clip_space` can follow; all of them for None."""
+        """The aesthetics of a CLIP space; None gives all."""
         return [name for name, entry in self.entries.items() if clip_space in (None, entry.clip_space)]
 
     def present(self, clip_space: str) -> list[str]:
@@ -60,7 +56,7 @@ class Registry:
     def find(self, name: str, clip_space: str | None = None) -> Entry:
         """The entry of `name`, for a model of CLIP space `clip_space` if that is known.
 
-        Raises RequestError for an unknown name, EmbeddingError for one of another space or whose file is not there.
+        Raises RequestError for an unknown name, EmbeddingError for one of another space or without its file.
         """
         if name not in self.entries:
             raise RequestError(f"there is no aesthetic {brief(name)}; {self._choice(clip_space)}")
@@ -88,10 +84,7 @@ class Registry:
         return replace(aesthetic, clip_space=entry.clip_space, source="name")
 
     def default(self, clip_space: str | None) -> str:
-        """The name of the aesthetic that models of a CLIP space follow if nothing else is asked for.
-
-        Raises RequestError if the space has none.
-        """
+        """The name of the default aesthetic of a CLIP space. Raises RequestError if it has none."""
         for name, entry in self.entries.items():
             if entry.default and entry.clip_space == clip_space:
                 return name
@@ -101,12 +94,10 @@ class Registry:
         )
 
     def _choice(self, clip_space: str | None) -> str:
-        """What there is to choose from."""
         names = self.names(clip_space)
         if not names:
             return "no named aesthetic fits this model: give aesthetic_embedding_file or aesthetic_images"
         return f"{'there are' if clip_space is None else 'this model can follow'} {', '.join(names)}"
 
     def _remedy(self, name: str) -> str:
-        """What to do about a file that is not there or is another one."""
         return INCOMPLETE.format(self.path(name)) if self.entries[name].url is None else f"run {DOWNLOAD}"

@@ -1,9 +1,9 @@
-"""Which aesthetic is meant: a name, a path, a mix, or the inputs of a request.
+"""Which aesthetic is meant: a name, a path, a mix, or the inputs of a request, but for those that take a model.
 
-Aesthetics made from images, and targets turned by a phrase, take a model: see pipeline/target.py.
+pipeline/target.py averages images and turns a target towards a phrase.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import EmbeddingError, RequestError
@@ -33,11 +33,15 @@ def mix(weights: Mapping[Aesthetic | str | Path, float]) -> Aesthetic:
 
     weights: of each aesthetic, or of what `load_aesthetic` takes, as {"fantasy": 0.7, mine: -0.2}.
 
-    Raises RequestError if there is none or if they cancel one another out, EmbeddingError if their CLIP spaces differ,
-    and what `load_aesthetic` raises.
+    Raises RequestError if `weights` is empty or the sum has no direction, EmbeddingError if the CLIP spaces differ, and
+    what `load_aesthetic` raises.
     """
+    if not weights:
+        raise RequestError("a mix takes one aesthetic or more")
     parts = [part if isinstance(part, Aesthetic) else load_aesthetic(part) for part in weights]
-    _require_one_space(parts)
+    if len({part.dim for part in parts}) > 1 or len({part.clip_space for part in parts} - {None}) > 1:
+        found = ", ".join(f"{part.name} ({part.clip_space or 'not named'}, {part.dim} dimensions)" for part in parts)
+        raise EmbeddingError(f"aesthetics of different CLIP spaces can't be mixed: {found}")
     weighted = list(zip(parts, weights.values(), strict=True))
     return Aesthetic(
         vector=interpolation.mix([part.vector for part in parts], list(weights.values())),
@@ -60,13 +64,13 @@ def resolve(
 ) -> Aesthetic:
     """The weighted mix of named aesthetics, the aesthetic in a file, or the one called `name`.
 
-    name:            None takes the default of the CLIP space.
+    name:            None is the default of the CLIP space.
     weights:         of the mix, by name.
-    label:           what messages call the file; its own name if None.
-    clip_space, dim: those of the model that has to follow it; None where they are not known yet.
+    label:           the file's name in messages; None is its own.
+    clip_space, dim: of the model that has to follow it; None if not known yet.
 
-    Raises RequestError for an unknown name or a mix that cancels out, and EmbeddingError for a file that is not an
-    aesthetic and for an aesthetic of another CLIP space.
+    Raises RequestError for an unknown name or a mix without a direction, EmbeddingError for a file without an aesthetic
+    and for an aesthetic of another CLIP space.
     """
     if weights:
         found = mix({registry.load(part, clip_space): weight for part, weight in weights.items()})
@@ -76,11 +80,3 @@ def resolve(
         found = registry.load(name or registry.default(clip_space), clip_space)
     embedding.require_fit(found, clip_space=clip_space, dim=dim)
     return found
-
-
-def _require_one_space(parts: Sequence[Aesthetic]) -> None:
-    if not parts:
-        raise RequestError("a mix takes one aesthetic or more")
-    if len({part.dim for part in parts}) > 1 or len({part.clip_space for part in parts} - {None}) > 1:
-        found = ", ".join(f"{part.name} ({part.clip_space or 'not named'}, {part.dim} dimensions)" for part in parts)
-        raise EmbeddingError(f"aesthetics of different CLIP spaces can't be mixed: {found}")

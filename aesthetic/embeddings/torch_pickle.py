@@ -1,7 +1,6 @@
-"""What torch.save wrote, one tensor or a few by name, read as if an enemy had written it.
+"""Read untrusted files of torch.save: one tensor, or a few by name.
 
-The pickle in such a file is looked at first, and torch gets to see nothing but what was looked at. What the tensors
-are for, and whether they will do, is the business of whoever reads them.
+The pickle in a file is checked before torch.load sees it, without running it. Callers check the tensors.
 """
 
 import io
@@ -21,31 +20,32 @@ __all__ = ["LEGACY", "LIST", "MAX_BYTES", "TEXTUAL_INVERSION", "ZIP", "ZIP_MAGIC
 
 MAX_BYTES = 10**6  # of a file, and of what it unpacks to
 MAX_START = 4096  # bytes that tell the kind of a file
-# What torch.save needs to write one tensor or parameter down, in a pickle of some 40 instructions. In a longer
-# one, or with dictionaries, a few bytes can ask for any amount of time and memory.
+# The instructions that torch.save writes for one tensor or parameter, about 40. In a longer pickle, or with
+# dictionaries, a few bytes can demand any amount of time and memory.
 MAX_INSTRUCTIONS = 80
 INSTRUCTIONS = frozenset(
     {"PROTO", "GLOBAL", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "REDUCE", "BINPERSID", "STOP"}
     | {"BINUNICODE", "BININT", "BININT1", "BININT2", "NEWFALSE", "NEWTRUE", "BINPUT", "BINGET"}
 )
 GLOBALS = re.compile(r"torch \w+Storage|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)|collections OrderedDict")
-# And for the state of a layer, a weight and a bias by name: some 100.
+# And for the state of a layer, a weight and a bias by name: about 100.
 MAX_NAMING = 160
 NAMING = frozenset({"EMPTY_DICT", "SETITEM", "SETITEMS", "BUILD"})
 SHAREABLE = frozenset({"GLOBAL", "BINUNICODE"})
-LEGACY = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)  # how files of torch before 1.6 start
+LEGACY = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)  # the start of files of torch before 1.6
 ZIP_MAGIC = b"PK\x03\x04"
-# The kinds of files that callers tell apart, and what the first key of a dictionary tells.
-LIST, TEXTUAL_INVERSION, ZIP = "a list", "a textual inversion", "a zip archive"
-MLP = "the layers of an MLP, as improved-aesthetic-predictor's"
-BESIDE = frozenset({"PROTO", "FRAME", "BINPUT", "MARK", "EMPTY_TUPLE", "REDUCE"})  # what stands before such a key
-FIRST_KEYS = {r"string_to_(token|param)|<.+>": TEXTUAL_INVERSION, r"layers\.0\.weight": MLP}
+LIST, TEXTUAL_INVERSION, ZIP = "a list", "a textual inversion", "a zip archive"  # kinds of files
+FIRST_KEYS = {  # of a dictionary, and the kind of file that they tell
+    r"string_to_(token|param)|<.+>": TEXTUAL_INVERSION,
+    r"layers\.0\.weight": "the layers of an MLP, as improved-aesthetic-predictor's",
+}
+BESIDE = frozenset({"PROTO", "FRAME", "BINPUT", "MARK", "EMPTY_TUPLE", "REDUCE"})  # instructions before a first key
 
 
 def read_bytes(path: Path, label: str, *, expected: str, error: type[AestheticError]) -> bytes:
     """The bytes of a small file.
 
-    label, expected: what messages call the file, and what they say would be right.
+    label, expected: for messages, the name of the file and its right content.
 
     Raises `error` for a missing or empty file, and for one of more than MAX_BYTES.
     """
@@ -62,13 +62,15 @@ def read_bytes(path: Path, label: str, *, expected: str, error: type[AestheticEr
 
 
 def kind(path: Path) -> str:
-    """What a file is, for messages, by its first bytes. The program of a pickle is looked at, and does not run."""
+    """The kind of a file, for messages, by its first bytes. A pickle is not run."""
     with path.open("rb") as file:
         start = file.read(MAX_START)
     if start[8:9] == b"{":
         return "a .safetensors file"
-    if start.startswith(b"PK"):
-        return _zipped(start)
+    if start.startswith(b"PK"):  # torch.save writes the pickle first
+        name_size, extra_size = struct.unpack("<26x2H", start[:30].ljust(30, b"\0"))
+        name, program = start[30 : 30 + name_size], start[30 + name_size + extra_size :]
+        return _made(program) if name.endswith(b"/data.pkl") else ZIP
     if start.startswith(LEGACY):
         return "a file of torch before 1.6"
     return "a pickle" if start.startswith(b"\x80") else "of an unknown kind"
@@ -77,12 +79,12 @@ def kind(path: Path) -> str:
 def load_pickle(
     label: str, data: bytes, *, expected: str, error: type[AestheticError], by_name: bool = False
 ) -> object:
-    """What is in a file, on the CPU.
+    """The content of a file, on the CPU.
 
-    label, expected: what messages call the file, and what they say would be right.
-    by_name:         whether that is a dictionary of tensors, and not a tensor alone.
+    label, expected: for messages, the name of the file and its right content.
+    by_name:         whether to accept a dictionary of tensors, not only a single tensor.
 
-    Raises `error` for anything that torch.save makes of something else, and for what it doesn't make.
+    Raises `error` for any other content, and for a file that torch.save did not write.
     """
     if data.startswith(LEGACY):
         raise error(
@@ -100,19 +102,12 @@ def load_pickle(
         return torch.load(checked, map_location="cpu", weights_only=True)
     except _RefusedError as refusal:
         raise error(f"{label} {refusal}; {expected}") from refusal
-    except Exception as damage:  # whatever a damaged file makes of zipfile, pickletools and torch's reader
-        raise error(f"{label} is no file of torch.save's, or is damaged; {expected}") from damage
-
-
-def _zipped(start: bytes) -> str:
-    """What the pickle makes that torch.save writes first into a zip archive; ZIP for any other archive."""
-    _, name_size, extra_size = struct.unpack("<26sHH", start[:30].ljust(30, b"\0"))
-    name, program = start[30 : 30 + name_size], start[30 + name_size + extra_size :]
-    return _made(program) if name.endswith(b"/data.pkl") else ZIP
+    except Exception as damage:  # zipfile, pickletools and torch raise almost anything for damaged files
+        raise error(f"{label} was not written by torch.save, or is damaged; {expected}") from damage
 
 
 class _RefusedError(Exception):
-    """What is wrong with a file, after its name."""
+    """The reason why a file is not opened, without its name."""
 
 
 def _unzip(data: bytes) -> dict[str, bytes]:
@@ -120,23 +115,23 @@ def _unzip(data: bytes) -> dict[str, bytes]:
         infos = records.infolist()
         if sum(info.file_size for info in infos) > MAX_BYTES:
             raise _RefusedError(f"unpacks to more than {MAX_BYTES // 1000} kB")
-        # zipfile also knows LZMA, whose headers may ask for gigabytes of memory.
+        # zipfile also reads LZMA, whose headers can demand gigabytes of memory.
         if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in infos):
             raise _RefusedError("is compressed in a way that torch.save doesn't use")
         return {info.filename: records.read(info) for info in infos}
 
 
 def _check(program: bytes, *, by_name: bool) -> None:
-    """Raise _RefusedError unless a pickle, which is not run here, is about tensors and nothing else."""
+    """Raise _RefusedError unless a pickle, which is not run here, makes only tensors."""
     most, known = (MAX_NAMING, INSTRUCTIONS | NAMING) if by_name else (MAX_INSTRUCTIONS, INSTRUCTIONS)
-    shared: set[object] = set()  # places in the pickle's memory, of which what is in them may be used again
+    shared: set[object] = set()  # places in the pickle's memory whose content may be used again
     before = ""
     for count, (instruction, argument, _) in enumerate(pickletools.genops(program)):
         name = instruction.name
         if name == "GLOBAL" and not GLOBALS.fullmatch(str(argument)):
-            found = dict.fromkeys([_made(program), _object(argument)])  # the same one, of an object alone
+            found = dict.fromkeys([_made(program), _object(argument)])  # the two are equal for a single object
             raise _RefusedError(f"holds {' with '.join(found)}, and it was not opened")
-        # Tuples of the same tuples twice, and so on, would take for ever to hash, as the keys of dictionaries are.
+        # Tuples that hold the same tuple twice, nested, take exponential time to hash as keys of dictionaries.
         is_knotted = name == "BINGET" and argument not in shared
         if name not in known or count >= most or is_knotted:
             raise _RefusedError(f"holds {_made(program)}, and it was not opened")
@@ -146,25 +141,22 @@ def _check(program: bytes, *, by_name: bool) -> None:
 
 
 def _made(program: bytes) -> str:
-    """What a pickle makes, by its first instructions, which don't run."""
+    """The kind of object that a pickle makes, by its first instructions, which are not run."""
     instructions = ((instruction.name, argument) for instruction, argument, _ in pickletools.genops(program))
     telling = ((name, argument) for name, argument in instructions if name not in BESIDE)
     try:
         name, argument = next(telling)
         if name == "EMPTY_DICT" or argument == "collections OrderedDict":
-            return _dictionary(*next(telling))
-    except Exception:  # whatever a program that is damaged or cut makes of pickletools
+            name, key = next(telling)
+            if name != "BINUNICODE":
+                return "a dictionary"
+            known = (kind for pattern, kind in FIRST_KEYS.items() if re.fullmatch(pattern, str(key)))
+            return next(known, f"a dictionary that begins with {brief(key)}")
+    except Exception:  # pickletools raises almost anything for a damaged program
         return "something unknown"
     if name == "GLOBAL" and not GLOBALS.fullmatch(str(argument)):
         return _object(argument)
     return LIST if name == "EMPTY_LIST" else "something other than plain tensors"
-
-
-def _dictionary(name: str, key: object) -> str:
-    if name != "BINUNICODE":
-        return "a dictionary"
-    known = (kind for pattern, kind in FIRST_KEYS.items() if re.fullmatch(pattern, str(key)))
-    return next(known, f"a dictionary that begins with {brief(key)}")
 
 
 def _object(name: object) -> str:

@@ -1,12 +1,13 @@
-"""Files in a folder, a zip or a tar, read within limits.
+"""Files in a folder, a zip or a tar, read within limits and not decoded.
 
 Archives are read as streams in memory, never unpacked to disk. Their headers are untrusted: sizes are checked before
-memory is allocated, and data is counted while it is read. The files' contents are not decoded here.
+memory is allocated, and data is counted while it is read.
 """
 
 import bz2
 import gzip
 import io
+import math
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from io import BufferedIOBase
 from pathlib import Path, PureWindowsPath
-from typing import IO, BinaryIO
+from typing import IO, Any
 
 from ..cancellation import check
 from ..errors import ImageError
 from .formats import NAMES, format_of, is_image
 
-__all__ = ["LOCAL", "UPLOAD", "Caps", "Member", "members", "read_file", "shown"]
+__all__ = ["LOCAL", "UPLOAD", "Caps", "members", "read_file", "readable", "shown"]
 
 Member = tuple[str, Callable[[], bytes] | None]  # a name, and the reader of an image; None for other files
 
@@ -32,29 +33,28 @@ LISTING = 512  # bytes of a zip's central directory for one file: 46, a long pat
 
 @dataclass(frozen=True, kw_only=True)
 class Caps:
-    """Limits on reading; None is unlimited."""
+    """Limits on reading."""
 
-    images: int | None  # in one folder or archive
-    total_bytes: int | None  # of an archive, packed and unpacked
-    total_pixels: int | None  # of all images in it
+    images: float = math.inf  # in one folder or archive
+    total_bytes: float = math.inf  # of an archive, packed and unpacked
+    total_pixels: float = math.inf  # of all images in it
     entries: int = 100_000  # of an archive, images or not
     image_bytes: int = 100 * MEGABYTE  # of one encoded image
     image_pixels: int = 16384 * 12288  # of one decoded image: 201 million, as of the largest phone cameras
 
 
 UPLOAD = Caps(images=500, total_bytes=500 * MEGABYTE, total_pixels=2000 * MEGABYTE, entries=5000)
-LOCAL = Caps(images=None, total_bytes=None, total_pixels=None)
+LOCAL = Caps()
 
 
 def members(path: Path, caps: Caps, label: str) -> Iterator[Member]:
     """Every file at `path` that is not hidden, in the order of names (in a tar, in its own order).
 
-    path: a folder, a zip, a tar (plain, gzip or bzip2), or any other file, which is then the only member. The first
-    bytes tell which, not the name.
+    path:  a folder, a zip, a tar (plain, gzip or bzip2), or an image, which is then the only member. The first bytes
+           of a file tell which; inside of an archive or folder, the suffix tells images.
     label: the name of the archive in messages.
 
-    In an archive or a folder, the suffix tells images. A reader must be called before the next member is requested.
-    Names are untrusted, and never used as paths.
+    Call a reader before you request the next member. Names are untrusted: don't use them as paths.
 
     Raises ImageError if the archive exceeds `caps` or is damaged; readers raise it for their own file.
     """
@@ -70,7 +70,9 @@ def members(path: Path, caps: Caps, label: str) -> Iterator[Member]:
             raise ImageError(f"{label} is empty; an image, a zip or a tar was expected")
         archive = _kind(start)
         if archive is not None:
-            _check_size(label, path.stat().st_size, caps)
+            if (size := path.stat().st_size) > caps.total_bytes:
+                most = f"an archive may have at most {caps.total_bytes // MEGABYTE} MB"
+                raise ImageError(f"{label} has {size // MEGABYTE} MB; {most}")
             yield from archive(label, file, caps)
         elif format_of(start) is None:
             raise ImageError(f"{label} is neither an image ({NAMES}) nor a zip or tar of images (plain, gzip or bzip2)")
@@ -92,6 +94,19 @@ def shown(name: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name[:200])
 
 
+@contextmanager
+def readable(message: str) -> Iterator[None]:
+    """Raise the errors of zipfile, tarfile, zlib, bz2 and Pillow as ImageError, with `message` in front."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{message}: it needs more memory than is left") from error
+    except Exception as error:  # these libraries raise almost anything for damaged files
+        raise ImageError(f"{message}: {str(error) or type(error).__name__}") from error
+
+
 def _kind(start: bytes) -> Callable[[str, "_Bounded", Caps], Iterator[Member]] | None:
     """The reader of an archive that starts with these bytes; None for other files."""
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -107,12 +122,12 @@ def _folder(folder: Path, caps: Caps) -> Iterator[Member]:
     for path in sorted(folder.rglob("*")):
         check()
         name = path.relative_to(folder).as_posix()
-        if (path.is_file() or not path.exists()) and not _is_hidden(name):  # a dangling link is an unreadable file
+        if (path.is_file() or not path.exists()) and not _is_hidden(name):  # a broken link is an unreadable file
             yield name, partial(read_file, path, name, caps.image_bytes) if is_image(name) else None
 
 
 def _zip(archive: str, file: "_Bounded", caps: Caps) -> Iterator[Member]:
-    with _readable(f"{archive} is a zip that can't be read"), zipfile.ZipFile(file) as content:
+    with readable(f"{archive} is a zip that can't be read"), zipfile.ZipFile(file) as content:
         _check_entries(archive, len(content.infolist()), caps)
         infos = [info for info in content.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
         _check_total(archive, sum(info.file_size for info in infos if is_image(info.filename)), caps)
@@ -129,16 +144,16 @@ def _read_zipped(archive: str, content: zipfile.ZipFile, info: zipfile.ZipInfo, 
         raise ImageError(f"{name} is not stored or deflated")
     if info.flag_bits & 0x1:
         raise ImageError(f"{name} is encrypted")
-    with _readable(f"{name} can't be read"), content.open(info) as member:
+    with readable(f"{name} can't be read"), content.open(info) as member:
         return _read(info.filename, member, limit)
 
 
-def _tar(archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> Iterator[Member]:
-    counted = io.BufferedReader(_Counted(archive, file, caps))
-    with _readable(f"{archive} is a tar that can't be read"), tarfile.open(fileobj=counted, mode="r|") as content:
+def _tar(archive: str, file: BufferedIOBase, caps: Caps) -> Iterator[Member]:
+    counted: Any = _Counted(archive, file, caps)
+    with readable(f"{archive} is a tar that can't be read"), tarfile.open(fileobj=counted, mode="r|") as content:
         for number, info in enumerate(content, start=1):
             _check_entries(archive, number, caps)
-            if info.issparse():  # its holes take no bytes in the archive, so they are not counted
+            if info.issparse():  # the holes take no bytes in the archive, so they are not counted
                 raise ImageError(f"{archive} holds {shown(info.name)}, which is a sparse file")
             if info.isdir() or _is_hidden(info.name):
                 continue
@@ -163,7 +178,7 @@ def _require_end(archive: str, content: tarfile.TarFile) -> None:
 def _read_tarred(archive: str, content: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:
     if not info.isfile():
         raise ImageError(f"{shown(info.name)} in {archive} is a link, not a file")
-    with _readable(f"{archive} is a tar that can't be read"):  # after damage, the rest of the stream is lost
+    with readable(f"{archive} is a tar that can't be read"):  # after damage, the rest of the stream is lost
         member = content.extractfile(info)
         assert member is not None  # it is a file
         return _read(info.name, member, limit)
@@ -188,46 +203,23 @@ class _Bounded(io.BufferedReader):
         return super().read(size)
 
 
-class _Counted(io.RawIOBase):
-    """Counts unpacked bytes as tarfile reads them: a tar's headers can demand gigabytes, too."""
+class _Counted:
+    """Counts unpacked bytes as tarfile reads them, in blocks of 10 kB: a tar's headers can demand gigabytes, too."""
 
-    def __init__(self, archive: str, file: BinaryIO | BufferedIOBase, caps: Caps) -> None:
-        self._archive, self._file, self._caps = archive, file, caps
-        self._total = 0
+    def __init__(self, archive: str, file: BufferedIOBase, caps: Caps) -> None:
+        self._archive, self._file, self._caps, self._total = archive, file, caps, 0
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def read(self, size: int) -> bytes:
         check()
-        data = self._file.read(len(buffer))
+        data = self._file.read(size)
         self._total += len(data)
         _check_total(self._archive, self._total, self._caps)
-        buffer[: len(data)] = data
-        return len(data)
-
-
-@contextmanager
-def _readable(message: str) -> Iterator[None]:
-    """Raise errors of zipfile, tarfile, zlib and bz2 as ImageError, with `message` in front."""
-    try:
-        yield
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # these libraries raise almost anything for damaged files
-        raise ImageError(f"{message}: {error}") from error
+        return data
 
 
 def _is_hidden(name: str) -> bool:
     parts = PureWindowsPath(name).parts  # split at both kinds of slash
     return any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts)
-
-
-def _check_size(archive: str, size: int, caps: Caps) -> None:
-    if caps.total_bytes is not None and size > caps.total_bytes:
-        raise ImageError(
-            f"{archive} has {size // MEGABYTE} MB; an archive may have at most {caps.total_bytes // MEGABYTE} MB"
-        )
 
 
 def _check_entries(archive: str, count: int, caps: Caps) -> None:
@@ -236,7 +228,7 @@ def _check_entries(archive: str, count: int, caps: Caps) -> None:
 
 
 def _check_total(archive: str, total: int, caps: Caps) -> None:
-    if caps.total_bytes is not None and total > caps.total_bytes:
+    if total > caps.total_bytes:
         raise ImageError(f"{archive} unpacks to more than {caps.total_bytes // MEGABYTE} MB")
 
 

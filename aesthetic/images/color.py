@@ -21,7 +21,11 @@ def on_white(image: Image.Image) -> Image.Image:
     Colors are converted if the image has a color profile that fits its mode; without one they are assumed to be sRGB. A
     profile that can't be used is ignored, with a warning. An sRGB image keeps its values.
     """
-    rgb = _in_srgb(_opaque(image), image.info.get("icc_profile"))
+    rgb, profile = _opaque(image), image.info.get("icc_profile")
+    if profile and (transform := _transform(profile, rgb.mode)):
+        rgb = transform.apply(rgb)
+    if rgb.mode != "RGB":  # convert would copy
+        rgb = rgb.convert("RGB")
     if not image.has_transparency_data:
         return rgb
     white = Image.new("RGB", rgb.size, "white")
@@ -31,8 +35,6 @@ def on_white(image: Image.Image) -> Image.Image:
 
 def with_alpha(image: Image.Image) -> Image.Image:
     """The image in mode RGBA, without color conversion."""
-    if image.mode == "RGBA":
-        return image
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
@@ -40,16 +42,9 @@ def _opaque(image: Image.Image) -> Image.Image:
     """The image without alpha, in a mode that color profiles exist for: L, RGB or CMYK."""
     if image.mode in SPACES:
         return image
-    if image.mode == "La":
+    if image.mode == "La":  # Pillow only converts premultiplied gray to LA
         image = image.convert("LA")
     return image.convert("L" if image.mode in ("1", "LA") else "RGB")
-
-
-def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    transform = _transform(profile, image.mode) if profile else None
-    if transform is not None:
-        return transform.apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
 
 
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
@@ -71,6 +66,6 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     if source.profile.xcolor_space != SPACES[mode]:
         raise ValueError(f"it is for {source.profile.xcolor_space.strip()}, and the image is {mode}")
-    # As image editors do by default: colors as they are, and the darkest ink as black.
+    # The defaults of image editors: colors unchanged, and the darkest ink as black.
     intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent, flags)

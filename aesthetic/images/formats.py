@@ -1,7 +1,7 @@
-"""The image formats that are read: how each is recognized, and opened without decoding its pixels.
+"""Recognize an image's format by its first bytes, and open it without decoding its pixels.
 
-The first bytes of a file tell its format, never its name. Each format is opened by its own Pillow class, since the
-limit on pixels in Image.open is a global variable; callers apply their own limit.
+Each format is opened by its own Pillow class, since the limit on pixels in Image.open is a global variable; callers
+apply their own limit.
 """
 
 import io
@@ -30,7 +30,7 @@ __all__ = ["NAMES", "SUFFIXES", "format_of", "is_image", "open_image"]
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
-# Suffixes that Pillow does not register: HEIC, raw files of cameras, and other formats, which are not read.
+# Suffixes that Pillow does not register: HEIC, cameras' raw files, and other formats, of which only HEIC is read.
 MORE = (
     ".heic .heics .heif .heifs .hif .insp .jps .pns .3fr .ari .arq .arw .bay .cr2 .cr3 .crw .dcr .dcs .dng .drf .eip "
     ".erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .ptx .pxn .raf .raw .rw2 .rwl .rwz .sr2 .srf "
@@ -42,10 +42,7 @@ MAX_CHUNKS = 100_000  # of a PNG: a hundred megabytes in pieces of a kilobyte
 
 
 def is_image(name: str) -> bool:
-    """Whether the suffix of `name` is that of an image, of a format that is read or not.
-
-    Formats that are not read count too: those files are errors, where files of other kinds are skipped.
-    """
+    """Whether `name` has an image's suffix. Formats that can't be read count too: they are errors, not other files."""
     return PurePosixPath(name.rstrip(" .\t\r\n")).suffix.lower() in _suffixes()
 
 
@@ -60,10 +57,7 @@ def format_of(data: bytes) -> str | None:
 
 
 def open_image(name: str, data: bytes) -> ImageFile:
-    """An image of the format `name`, with size, mode and info, and pixels that are not decoded yet.
-
-    Raises any Exception, as Pillow does, for a damaged image or one that it can't read.
-    """
+    """An image of the format `name`, not decoded yet. Raises any Exception, as Pillow does, for a damaged image."""
     return _FORMATS[name][1](data)
 
 
@@ -119,7 +113,7 @@ NAMES = ", ".join(_FORMATS)
 
 
 def _without_texts(png: bytes) -> bytes:
-    """The file without profiles and texts, except the first EXIF and XMP, which hold the orientation."""
+    """The file without color profile and texts, except the first EXIF and XMP, which hold the orientation."""
     parts, missing = [png[:8]], {b"Raw profile type exif", b"XML:com.adobe.xmp"}
     for chunk in _chunks(png):
         kind, content = chunk[4:8], chunk[8:-4]

@@ -1,4 +1,4 @@
-"""The init image of a request and its mask, in the size to draw. Without torch: pipeline/img2img.py encodes them."""
+"""The init image of a request and its mask, in the size to draw; pipeline/img2img.py encodes them."""
 
 import logging
 import math
@@ -18,10 +18,10 @@ __all__ = ["InitImage", "fitted", "load_init_image"]
 log = logging.getLogger(__name__)
 
 STEP = SIZES[1] - SIZES[0]  # pixels
-CORNERS = 0.01  # share of a mask's pixels: a smaller transparent part, as rounded corners, is ignored
+CORNERS = 0.01  # share of a mask's pixels; a smaller transparent part, as rounded corners, is ignored
 HALF = 128  # gray level, 0..255, from which a mask counts as white
 PAINT = 250  # gray level from which a visible part of a mask counts as white paint, even over a white image
-SAME = 16  # mean difference in levels, 0..255, between an image and a mask that was cut out of it
+SAME = 16  # mean difference in levels, 0..255, below which a mask was cut out of the image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class InitImage:
     """An image to start from.
 
     image: RGB, in the size to draw.
-    mask:  gray, of that size: white is redrawn, black is kept; None redraws everything.
+    mask:  gray, of the same size: white is redrawn, black is kept; None redraws everything.
     files: the sha256 of each file, by the name of its input.
     """
 
@@ -48,25 +48,22 @@ def load_init_image(request: Request) -> InitImage | None:
     if request.mask is None:
         return InitImage(image=image, mask=None, files=files)
     mask = _read("mask", user_images.read_mask, request.mask)
-    _require_one_shape(mask.size, given.size)
     with naming_input("mask"):
+        _require_one_shape(mask.size, given.size)
         gray = _gray(mask.image, image)
     return InitImage(image=image, mask=gray, files={**files, "mask": mask.sha256})
 
 
 def fitted(image: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    """The size to draw an image in: scaled to fit into the frame, its sides rounded to multiples of 64 from 128 on.
+    """The size to draw an image in: the largest of its shape that fits into the frame.
 
-    One side is the frame's, the other is rounded to the nearest. Fitting into a size that this function returned gives
-    it back unchanged, so a recipe may store either.
+    One side is the frame's, the other is rounded to a multiple of 64 from 128 on. Fitting into a size that this
+    function returned gives it back unchanged, so a recipe may store either.
 
     Raises ImageError if cropping to that shape would leave less than half of the image.
     """
     width, height = image
-    sizes = (
-        (frame[0], _rounded(frame[0] * height / width)),
-        (_rounded(frame[1] * width / height), frame[1]),
-    )
+    sizes = (frame[0], _rounded(frame[0] * height / width)), (_rounded(frame[1] * width / height), frame[1])
     size = max((one for one in sizes if one[0] <= frame[0] and one[1] <= frame[1]), key=math.prod)
     less, more = sorted((size[0] * height, size[1] * width))
     if 2 * less < more:
@@ -89,11 +86,10 @@ def _read(name: str, read: Callable[..., user_images.UserImage], path: Path) -> 
 def _gray(mask: Image.Image, image: Image.Image) -> Image.Image:
     """An RGBA mask as gray, in the size of `image`: white is redrawn.
 
-    Of an opaque mask, the brightness counts, and faint paint is nearly black. Of one with transparent parts, the
-    alpha channel counts:
+    An opaque mask gives its brightness. A mask with transparent parts gives its alpha channel:
 
-    - where all visible parts are white, they were painted on a transparent layer and are redrawn;
-    - where all visible parts are black, or show the image itself, the transparent parts were erased and are redrawn.
+    - if all visible parts are white, they were painted on a transparent layer and are redrawn;
+    - if all visible parts are black, or show the image itself, the transparent parts were erased and are redrawn.
 
     Raises ImageError for other transparent masks, and if nothing is white; warns if nothing is black.
     """
@@ -111,7 +107,7 @@ def _gray(mask: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def _from_alpha(mask: Image.Image, image: Image.Image) -> Image.Image | None:
-    """The mask that the alpha channel is; None if it has no transparent or no visible place, or clear corners only."""
+    """The mask in the alpha channel; None for a mask that is all opaque or all transparent, or but for its corners."""
     alpha = np.asarray(mask.getchannel("A"))
     seen = alpha >= HALF
     if seen.all() or not seen.any():
@@ -133,7 +129,6 @@ def _from_alpha(mask: Image.Image, image: Image.Image) -> Image.Image | None:
 
 
 def _require_one_shape(mask: tuple[int, int], image: tuple[int, int]) -> None:
-    if abs(mask[0] * image[1] - mask[1] * image[0]) > max(image):  # a pixel, which scaling may have cost
-        raise ImageError(
-            f"mask: it has {mask[0]} × {mask[1]} pixels and image {image[0]} × {image[1]}: give both the same shape"
-        )
+    if abs(mask[0] * image[1] - mask[1] * image[0]) > max(image):  # more than a pixel, which scaling may have cost
+        sizes = f"it has {mask[0]} × {mask[1]} pixels and image {image[0]} × {image[1]}"
+        raise ImageError(f"{sizes}: give both the same shape")

@@ -1,10 +1,9 @@
-"""Pictures become files that know how they were made; and what such a file knows is read back.
+"""Image files with the recipe that made them: written, and read back.
 
-Each file carries two texts. `parameters` is the convention of the Stable Diffusion web UIs, for people and for
-the tools that read it. `aesthetic` is JSON, a Recipe, from which the Request is rebuilt. Both speak of the one
-picture in the file: of a batch, picture i says seed + i and one output. Neither holds a time or a path, so
-that the same request gives the same bytes. A PNG has texts of its own; a WebP and a JPEG have Exif, where the web UIs
-put `parameters` into the user's comment, and the JSON is the description of the image.
+Each file has two texts about its one image: `parameters`, in the format of the Stable Diffusion web UIs, and
+`aesthetic`, a Recipe as JSON. Image i of a batch has seed + i and one output there. Neither text holds a time or a
+path, so that the same request gives the same bytes. A PNG stores them as text chunks; WebP and JPEG store `parameters`
+as the user comment in Exif, as the web UIs do, and the recipe as the image description.
 """
 
 import hashlib
@@ -13,7 +12,6 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -28,22 +26,21 @@ from ..writing import whole
 __all__ = ["Recipe", "encode", "encode_sheet", "read_recipe", "write"]
 
 KEY = "aesthetic"
-UTF_16 = b"UNICODE\0"  # how a comment in Exif begins
-PILLOW = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}  # what it calls the formats
-MODEL_FACTS = ("name", "revision", "precision")
-AESTHETIC_FACTS = ("name", "source", "sha256")
-SOURCES = ("name", "mix", "file", "pictures")
+UTF_16 = b"UNICODE\0"  # the start of a comment in Exif
+PILLOW = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}  # Pillow's names of the formats
+SOURCES = ("name", "mix", "file", "pictures")  # of an aesthetic
+VERSIONS = {"aesthetic": __version__} | {name: version(name) for name in ("torch", "diffusers", "transformers")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What made a picture.
+    """The settings that made an image.
 
-    request:   the fields of its Request, without files: a file is known by its sha256.
+    request:   the fields of its Request, without files.
     model:     name, revision on the hub, and precision.
-    aesthetic: name, source (name, mix, file or pictures), sha256; empty if the model drew without one.
-    files:     the sha256 of image, mask and lora, by these names, where there are any.
-    versions:  of this code and of the libraries that decide what is drawn.
+    aesthetic: name, source (one of SOURCES), sha256; empty without an aesthetic.
+    files:     the sha256 of the given ones of image, mask and lora, by these names.
+    versions:  of this code and of the libraries that decide the result.
     """
 
     request: Mapping[str, Any]
@@ -60,13 +57,10 @@ class Recipe:
         if aesthetic.get("source") == "name":
             request = replace(request, aesthetic_embedding=aesthetic["name"])
         kept = {name: value for name, value in asdict(request).items() if not isinstance(value, Path)}
-        return cls(request=kept, model=model, aesthetic=aesthetic, files=files, versions=_versions())
+        return cls(request=kept, model=model, aesthetic=aesthetic, files=files, versions=VERSIONS)
 
     def settings(self) -> Request:
-        """The request again, but for a file that its aesthetic came from, or was made of.
-
-        Raises RequestError if the recipe is none, or has been tampered with.
-        """
+        """The request, without the files. Raises RequestError for values that no recipe of this version has."""
         try:
             request = Request(**self.request)
         except TypeError as error:
@@ -74,17 +68,17 @@ class Recipe:
         if request.seed is None:
             raise RequestError("the recipe names no seed")
         if request.num_outputs != 1 or request.sweep:
-            raise RequestError("the recipe is of more than one picture")
+            raise RequestError("the recipe is of more than one image")
         return request
 
     def rebuild(self, aesthetic_embedding_file: Path | None = None, **files: Path) -> Request:
-        """The request again, which draws the same picture.
+        """The request that draws the same image.
 
-        aesthetic_embedding_file: where the aesthetic came from a file, that file; where it was made of pictures,
-        the file that `python -m aesthetic embed` makes of them.
-        files: the image, the mask and the LoRA, by these names, if the picture was drawn from any.
+        aesthetic_embedding_file: the file that the aesthetic came from, or for an aesthetic from images the one that
+        `python -m aesthetic embed` makes of them.
+        files: those of `Recipe.files`, by the same names.
 
-        Raises RequestError as `settings` does, and if a file is needed and missing, or is another one.
+        Raises RequestError as `settings` does, and for a missing or another file.
         """
         for name, sha256 in self.files.items():
             if name not in files:
@@ -100,34 +94,20 @@ class Recipe:
         return replace(request, aesthetic_embedding_file=aesthetic_embedding_file)
 
 
-@cache
-def _versions() -> dict[str, str]:
-    """The versions of this code and of the libraries that decide what is drawn."""
-    return {
-        "aesthetic": __version__,
-        **{library: version(library) for library in ("torch", "diffusers", "transformers")},
-    }
-
-
 def _require_same(path: Path, sha256: str) -> None:
     own = hashlib.sha256(path.read_bytes()).hexdigest()
     if own != sha256:
-        raise RequestError(f"{path} has the sha256 {own}, and the picture was drawn with {sha256}")
+        raise RequestError(f"{path} has the sha256 {own}, and the image was drawn with {sha256}")
 
 
 def encode(image: Image.Image, recipe: Recipe) -> bytes:
-    """The file of one picture with its recipe, in the format of the recipe's request."""
+    """The file of an image with its recipe, in the format that the request asks for."""
     parameters, facts = _parameters(recipe), json.dumps(asdict(recipe), ensure_ascii=False, sort_keys=True)
     if recipe.request["output_format"] == "png":
         texts = PngImagePlugin.PngInfo()
         texts.add_text("parameters", parameters)
         texts.add_text(KEY, facts)
         return _encode(image, recipe.request, pnginfo=texts)
-    return _encode(image, recipe.request, exif=_exif(parameters, facts))
-
-
-def _exif(parameters: str, facts: str) -> Image.Exif:
-    """Both texts: `facts` as the description of the image, `parameters` as the user's comment."""
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = facts.encode()
     # Exif gives the comment the type UNDEFINED. Pillow writes bytes as BYTE, which piexif and exiv2 read as numbers,
@@ -135,23 +115,23 @@ def _exif(parameters: str, facts: str) -> Image.Exif:
     # which Pillow writes big-endian: exiv2 expects them to agree.
     comment = bytearray(UTF_16 + parameters.encode("utf-16-be"))
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = [comment]
-    return exif
+    return _encode(image, recipe.request, exif=exif)
 
 
 def encode_sheet(image: Image.Image, request: Request) -> bytes:
-    """The file of a picture that has no recipe, in the format of a request."""
+    """The file of an image without a recipe, in the format that the request asks for."""
     return _encode(image, asdict(request))
 
 
 def write(path: Path, image: Image.Image, recipe: Recipe) -> None:
-    """Write one picture with its recipe, in the format of the recipe's request, whose name is the path's suffix."""
+    """Write an image with its recipe; the suffix of `path` is the format that the request asks for."""
     with whole(path) as unfinished:
         unfinished.write_bytes(encode(image, recipe))
 
 
 def _encode(image: Image.Image, request: Mapping[str, Any], **texts: Any) -> bytes:
-    # Runs alone take about half of the default's time, and make files that are hardly larger: what PNG's filters leave
-    # of colours has runs, and little else to find.
+    # Run-length encoding takes about half of the default's time, for files that are hardly larger: after PNG's filters,
+    # colors have runs and few other repetitions.
     options = {"compress_type": zlib.Z_RLE, "compress_level": 1, "quality": request["output_quality"]}
     file = io.BytesIO()
     image.save(file, PILLOW[request["output_format"]], **options, **texts)
@@ -159,9 +139,9 @@ def _encode(image: Image.Image, request: Mapping[str, Any], **texts: Any) -> byt
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a picture. Raises ImageError if there is none that can be read."""
+    """The recipe in an image file. Raises ImageError for a file without a readable one."""
     try:
-        with Image.open(path, formats=["PNG", "WEBP", "JPEG"]) as image:
+        with Image.open(path, formats=list(PILLOW.values())) as image:
             facts = json.loads(
                 image.info[KEY]
                 if image.format == "PNG"
@@ -175,25 +155,27 @@ def read_recipe(path: Path) -> Recipe:
         return Recipe(
             files=files,
             request=dict(facts["request"]),
-            model=_strings(facts["model"], required=MODEL_FACTS),
-            aesthetic=_strings(facts["aesthetic"], required=AESTHETIC_FACTS if facts["aesthetic"] else ()),
+            model=_strings(facts["model"], required=("name", "revision", "precision")),
+            aesthetic=_strings(facts["aesthetic"], ("name", "source", "sha256") if facts["aesthetic"] else ()),
             versions=_strings(facts["versions"]),
         )
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {path}") from error
-    except Exception as error:  # the file is anybody's
-        raise ImageError(f"{path.name} carries no recipe: it is no picture that this service drew") from error
+    except Exception as error:  # the file is untrusted
+        raise ImageError(
+            f"{path.name} has no recipe: it was not made by this service, or its metadata was stripped"
+        ) from error
 
 
 def _strings(facts: Mapping[str, Any], required: Sequence[str] = ()) -> dict[str, str]:
-    """`facts` if they are all text that may be shown on a terminal, and none is missing."""
+    """`facts` if all of them are printable text. Raises ValueError or KeyError."""
     if not all(isinstance(text, str) and (name + text).isprintable() for name, text in facts.items()):
         raise ValueError("not text")
     return {**{name: facts[name] for name in required}, **facts}
 
 
 def _parameters(recipe: Recipe) -> str:
-    """The text under `parameters`: prompt, negative prompt, and a line of settings."""
+    """Prompt, negative prompt, and a line of settings, as in the web UIs."""
     request, aesthetic = recipe.request, recipe.aesthetic
     settings: dict[str, object] = {
         "Steps": request["num_inference_steps"],
@@ -226,11 +208,9 @@ def _parameters(recipe: Recipe) -> str:
             settings["Aesthetic text scale"] = request["aesthetic_text_angle"]
             settings["Aesthetic text negative"] = request["aesthetic_text_negative"]
     settings["Version"] = ", ".join(f"{name} {version}" for name, version in recipe.versions.items())
-    lines = [request["prompt"]]
-    if request["negative_prompt"]:
-        lines.append(f"Negative prompt: {request['negative_prompt']}")
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items()))
-    return "\n".join(lines)
+    negative = f"Negative prompt: {request['negative_prompt']}\n" if request["negative_prompt"] else ""
+    facts = ", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items())
+    return f"{request['prompt']}\n{negative}{facts}"
 
 
 def _quoted(value: object) -> str:

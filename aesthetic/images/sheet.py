@@ -1,4 +1,4 @@
-"""Several images in one: grids and labelled contact sheets."""
+"""Several images in one: grids and labeled contact sheets."""
 
 from collections.abc import Sequence
 
@@ -9,21 +9,19 @@ __all__ = ["contact_sheet", "grid", "steps_label"]
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
     """Images of one size in one, row by row, with two black pixels between and around them."""
-    gap = 2
-    width, height = images[0].size
-    rows = -(-len(images) // columns)
-    columns = min(columns, len(images))
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap))
+    width, height = (side + 2 for side in images[0].size)
+    rows, columns = -(-len(images) // columns), min(columns, len(images))
+    sheet = Image.new("RGB", (columns * width + 2, rows * height + 2))
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
-        sheet.paste(image, (gap + column * (width + gap), gap + row * (height + gap)))
+        sheet.paste(image, (2 + column * width, 2 + row * height))
     return sheet
 
 
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image | None]], *, columns: Sequence[str], labels: Sequence[str] = ()
 ) -> Image.Image:
-    """Small images in rows, with a label above each column and before each row; None leaves a place empty."""
+    """Small images in rows, with a label above each column and before each row; None leaves its place empty."""
     size, gap, font = 256, 8, ImageFont.load_default(20)
     left = max([gap, *(int(font.getlength(label)) + 2 * gap for label in labels)])
     top = 20 + 2 * gap
@@ -43,5 +41,5 @@ def contact_sheet(
 
 
 def steps_label(steps: int) -> str:
-    """The label of a column of images after so many steps."""
+    """The label of an image after this number of steps."""
     return f"{steps} step" + "s" * (steps != 1)

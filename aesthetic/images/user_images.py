@@ -1,6 +1,6 @@
 """Images from a user: one image, or all of a folder or an archive, decoded within limits as upright 8-bit images.
 
-All files are untrusted. archives.py reads them, formats.py opens them, samples.py and color.py interpret their values.
+Files are untrusted. archives.py reads them, formats.py opens them, samples.py and color.py interpret their values.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import logging
 import struct
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ImageError
 from . import color, samples
-from .archives import LOCAL, UPLOAD, Caps, members, read_file, shown
+from .archives import LOCAL, UPLOAD, Caps, members, read_file, readable, shown
 from .formats import NAMES, SUFFIXES, format_of, open_image
 
 __all__ = ["LOCAL", "UPLOAD", "Caps", "UserImage", "read_image", "read_images", "read_mask"]
@@ -52,9 +52,9 @@ def read_images(
 ) -> Iterator[UserImage]:
     """The images at `path` in RGB, one at a time, in the order of their names (in a tar: in its own order).
 
-    path: an image, a zip, a tar (plain, gzip or bzip2), or a folder, with its subfolders. The first bytes of a file
-    tell what it is, not its name. In folders and archives, files without the suffix of an image are skipped with a
-    warning, and hidden ones without a warning.
+    path: an image, a zip, a tar (plain, gzip or bzip2), or a folder with its subfolders; the first bytes of a file tell
+    which. In folders and archives, files without the suffix of an image are skipped with a warning, hidden ones
+    without.
     label: the name in messages; None is the file's own.
     skip_unreadable: skip unreadable images, with a warning that lists them. Otherwise nothing is yielded from the first
     one on; the rest is still checked, and the error lists the first 20.
@@ -67,23 +67,20 @@ def read_images(
     """
     label = label or path.name
     pixels, unreadable, passed_over, count = 0, list[str](), list[str](), 0
-
-    def count_pixels(image: Image.Image) -> None:
-        nonlocal pixels
-        pixels += image.width * image.height
-
     for name, read in members(path, caps, label):
         if read is None:
             passed_over.append(shown(name))
             continue
         count += 1
         _check_count(label, count, caps)
-        image = None
+        image, areas = None, list[int]()
         try:
-            image = _decoded(shown(name), read(), caps, color.on_white, count_pixels)
+            image = _decoded(shown(name), read(), caps, color.on_white, areas)
         except ImageError as error:
             unreadable.append(str(error))
-        _check_pixels(label, pixels, caps)
+        pixels += sum(areas)
+        if pixels > caps.total_pixels:
+            raise ImageError(f"{label} holds more than {caps.total_pixels:,} pixels in all")
         if image is not None and (skip_unreadable or not unreadable):
             yield image
     if unreadable and not skip_unreadable:
@@ -105,25 +102,23 @@ def _read_one(path: Path, caps: Caps, label: str | None, finish: Callable[[Image
     if not path.is_file():
         raise ImageError(f"there is no file {path}; an image was expected")
     label = label or path.name
-    return _decoded(label, read_file(path, label, caps.image_bytes), caps, finish)
+    return _decoded(label, read_file(path, label, caps.image_bytes), caps, finish, [])
 
 
 def _decoded(
-    name: str,
-    data: bytes,
-    caps: Caps,
-    finish: Callable[[Image.Image], Image.Image],
-    before: Callable[[Image.Image], object] = lambda image: None,
+    name: str, data: bytes, caps: Caps, finish: Callable[[Image.Image], Image.Image], areas: list[int]
 ) -> UserImage:
-    """The image in `data`. `before` is called with it before its pixels are decoded."""
+    """The image in `data`. Its number of pixels is added to `areas` before they are decoded, which may fail."""
     kind = format_of(data)
     if kind is None:
         problem = f"is not an image of a format that is read ({NAMES})" if data else "is empty"
         raise ImageError(f"{name} {problem}")
-    with _explained(name, kind), open_image(kind, data) as image:
+    # Pillow warns of odd metadata, and of sizes below its own limit.
+    ignored = warnings.catch_warnings(action="ignore")
+    with ignored, readable(f"{name} can't be read as {kind}"), open_image(kind, data) as image:
         size = image.size
         _check_size(name, size, caps)
-        before(image)
+        areas.append(size[0] * size[1])
         if isinstance(image, JpegImageFile) and size[0] * size[1] > LARGE:
             image.draft(None, (ENOUGH, ENOUGH))
         image.load()
@@ -135,47 +130,24 @@ def _decoded(
     return UserImage(name=name, image=pixels, size=size, sha256=hashlib.sha256(data).hexdigest())
 
 
-@contextmanager
-def _explained(name: str, kind: str) -> Iterator[None]:
-    """Raise Pillow's errors as ImageError, with Pillow's reason, which may be other than damage."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata, and sizes below Pillow's limit
-            yield
-    except ImageError:
-        raise
-    except MemoryError as error:
-        raise ImageError(f"{name} needs more memory than is left") from error
-    except Exception as error:
-        raise ImageError(f"{name} can't be read as {kind}: {str(error) or type(error).__name__}") from error
-
-
 def _check_size(name: str, size: tuple[int, int], caps: Caps) -> None:
+    has = f"{name} has {size[0]} × {size[1]} pixels"
     if size[0] * size[1] > caps.image_pixels:
-        raise ImageError(
-            f"{name} has {size[0]} × {size[1]} pixels; at most {caps.image_pixels:,} are read of one image"
-        )
+        raise ImageError(f"{has}; at most {caps.image_pixels:,} are read of one image")
     if max(size) > MAX_ASPECT * min(size):
-        raise ImageError(
-            f"{name} has {size[0]} × {size[1]} pixels; one side may be at most {MAX_ASPECT} times the other"
-        )
+        raise ImageError(f"{has}; one side may be at most {MAX_ASPECT} times the other")
 
 
 def _check_count(label: str, count: int, caps: Caps) -> None:
-    if caps.images is not None and count > caps.images:
+    if count > caps.images:
         raise ImageError(
             f"{label} holds more than {caps.images} images; make an aesthetic from so many with "
             "'python -m aesthetic embed' and send the file"
         )
 
 
-def _check_pixels(label: str, pixels: int, caps: Caps) -> None:
-    if caps.total_pixels is not None and pixels > caps.total_pixels:
-        raise ImageError(f"{label} holds more than {caps.total_pixels:,} pixels in all")
-
-
 def _report(label: str, count: int, unreadable: list[str], passed_over: list[str]) -> None:
-    """Log what was left out. Raises ImageError if nothing is left."""
+    """Log which files were left out. Raises ImageError if no image is left."""
     if count == 0:
         raise ImageError(f"{label} holds no image ({', '.join(SUFFIXES)})")
     if count == len(unreadable):

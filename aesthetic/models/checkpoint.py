@@ -1,7 +1,4 @@
-"""Find the complete local snapshot that a name in weights/manifest.json, or a path, means.
-
-Nothing is downloaded or loaded here: download.py fetches and verifies snapshots, loading.py loads them.
-"""
+"""Find the local snapshot that a name in weights/manifest.json, or a path, means, and check that it is complete."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,10 +11,11 @@ from ..settings import DOWNLOAD, INCOMPLETE, find
 from . import single_file
 from .manifest import Source, missing, read_manifest
 
-__all__ = ["BASE", "CLIP", "Snapshot", "locate", "openai_clip_space"]
+__all__ = ["CLIP", "OPENAI_SPACE", "Snapshot", "locate"]
 
-BASE = "stable-diffusion-v1-5"  # configuration, tokenizer and safety checker of the models that are a single file
-CLIP = "clip-vit-large-patch14"  # the projection and vision tower of the whole Stable Diffusion 1.x family
+BASE = "stable-diffusion-v1-5"  # gives a model in a single file its configuration, tokenizer and safety checker
+CLIP = "clip-vit-large-patch14"  # gives all models of the Stable Diffusion 1.x family projection and vision tower
+OPENAI_SPACE = "openai/clip-vit-large-patch14"  # the CLIP space of `CLIP`
 KINDS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # the second has the same parts
 
 
@@ -30,9 +28,7 @@ class Snapshot:
     clip_space: its CLIP space; None for a model given by its path, whose weights tell.
     folder:     the model in diffusers' layout.
     file:       weights in a single file in the original layout; `folder` is then that of `BASE`, for all other parts.
-    clip:       the snapshot of OpenAI's CLIP, for models without their own projection and vision tower; None if it has
-                not been downloaded.
-    openai_clip_space: the name of the CLIP space of `clip`.
+    clip:       the snapshot `CLIP`, for models without their own projection and vision tower; None if not downloaded.
     """
 
     name: str
@@ -41,7 +37,6 @@ class Snapshot:
     clip_space: str | None
     folder: Path
     clip: Path | None
-    openai_clip_space: str
     file: Path | None = None
 
 
@@ -49,11 +44,11 @@ def locate(model: str | None = None, weights: Path | None = None) -> Snapshot:
     """The snapshot to draw with.
 
     model:   a name in the manifest, the path of a folder in diffusers' layout, or that of a .safetensors file in the
-             original one; AESTHETIC_MODEL if None or blank. If that is unset, too, the first model of the manifest
-             that is there: Stable Diffusion where it has been downloaded, else the demo.
-    weights: the folder of the manifest and the snapshots; that of `settings.home` if None.
+             original one; AESTHETIC_MODEL if None or blank. If that is unset, too, the first complete model of the
+             manifest: Stable Diffusion where it has been downloaded, else the demo.
+    weights: the folder of the manifest and the snapshots; None is that of `settings.home`.
 
-    Raises CheckpointError, saying what to do, if it is not there in full.
+    Raises CheckpointError, with the remedy, for a missing or incomplete snapshot.
     """
     weights = weights or settings.home() / "weights"
     manifest = read_manifest(weights)
@@ -77,18 +72,12 @@ def locate(model: str | None = None, weights: Path | None = None) -> Snapshot:
         clip_space=source.clip_space if source else None,
         folder=folder,
         clip=weights / CLIP if has_clip else None,
-        openai_clip_space=openai_clip_space(manifest),
         file=file,
     )
 
 
-def openai_clip_space(manifest: Mapping[str, Source]) -> str:
-    """The name of the CLIP space of the snapshot called `CLIP`."""
-    return (manifest[CLIP].repo_id if CLIP in manifest else None) or CLIP
-
-
 def _default(models: Mapping[str, Source], weights: Path) -> str:
-    """The first model that is there; if there is none, the bundled one, which is the easiest to restore."""
+    """The first complete model, else the bundled one, which is the easiest to restore, else any."""
     present = [name for name, source in models.items() if not missing(find(weights / name), source)]
     bundled = [name for name, source in models.items() if source.bundled]
     return next(iter([*present, *bundled, *models]), "")
@@ -98,13 +87,13 @@ def _require_single_file(file: Path, base: Path, manifest: Mapping[str, Source])
     single_file.require_stable_diffusion_1(file)
     if BASE not in manifest or missing(base, manifest[BASE]):
         raise CheckpointError(
-            f"{file} is a model in a single file, and the rest (tokenizer, configuration, safety checker) is "
-            f"{BASE}'s, which is not there in full: run {DOWNLOAD} {BASE}"
+            f"{file} is a model in a single file, which takes tokenizer, configuration and safety checker from "
+            f"{BASE}, and that is missing or incomplete: run {DOWNLOAD} {BASE}"
         )
 
 
 def _require_folder(folder: Path, models: Iterable[str]) -> None:
-    """Raise CheckpointError, which names the kind, unless a snapshot in diffusers' layout is a text-to-image model."""
+    """Raise CheckpointError unless a snapshot in diffusers' layout is a text-to-image model."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise CheckpointError(
@@ -124,6 +113,6 @@ def _require(folder: Path, name: str, source: Source) -> None:
     if absent:
         mend = INCOMPLETE.format(folder) if source.bundled else f"run {DOWNLOAD}"
         raise CheckpointError(
-            f"{name} is not in {folder}, or not all of it ({absent[0]} and {len(absent) - 1} other files "
-            f"are missing or cut short): {mend}"
+            f"{name} is not in {folder} or incomplete ({absent[0]} and {len(absent) - 1} other files are missing or "
+            f"cut short): {mend}"
         )

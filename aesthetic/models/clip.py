@@ -1,9 +1,9 @@
-"""CLIP of a snapshot: the text encoder with its projection, the vision tower, and the name of their space."""
+"""The CLIP of a snapshot: the text encoder with its projection, the vision tower, and the name of their space."""
 
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +19,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ..errors import CheckpointError
 from ..settings import DOWNLOAD, home
-from .checkpoint import CLIP, Snapshot
+from .checkpoint import CLIP, OPENAI_SPACE, Snapshot
 
 __all__ = [
-    "LACKING",
-    "OPENCLIP",
-    "PROJECTION",
     "Vision",
     "find_projection",
     "find_vision",
-    "load_encoder",
     "load_processor",
     "load_tower",
     "load_vision",
@@ -37,17 +33,11 @@ __all__ = [
     "quiet_loading",
     "read_clip_space",
     "read_projection",
-    "require_width",
     "variant_for",
 ]
 
 PROJECTION = "text_projection.weight"
 OPENCLIP = 1024  # the width of Stable Diffusion 2.x's text encoder
-LACKING = (
-    "{name} is of the Stable Diffusion 2.x family: its CLIP is OpenCLIP ViT-H/14, whose text projection is not in the "
-    f"snapshot, and OpenAI's doesn't fit. Put {PROJECTION} [1024, 1024] of laion/CLIP-ViT-H-14-laion2B-s32B-b79K into "
-    "{file}, under that name: the README has the lines that do it"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +69,7 @@ def read_clip_space(snapshot: Snapshot) -> tuple[str, int]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence diffusers' and transformers' warnings, as of unused weights (a tower is half a CLIP), and their bars."""
+    """Silence warnings of diffusers and transformers, such as those of a CLIP's unused half, and progress bars."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     before = [library.get_verbosity() for library in libraries]
     has_bar = transformers.utils.logging.is_progress_bar_enabled()
@@ -97,7 +87,7 @@ def quiet_loading() -> Iterator[None]:
 
 @quiet_loading()
 def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
-    """The vision tower alone, to make aesthetics without drawing. Raises CheckpointError if there is none."""
+    """The vision tower alone, to make aesthetics without drawing. Raises CheckpointError for a snapshot without it."""
     _, clip_space = find_projection(snapshot)
     vision = find_vision(snapshot, clip_space, device)
     if vision is None:
@@ -106,10 +96,7 @@ def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
 
 
 def read_projection(clip: Path | None = None) -> Tensor:
-    """The text projection [dim, hidden], fp32, of the CLIP snapshot in a folder; None is the downloaded one.
-
-    Raises CheckpointError if it is not there.
-    """
+    """The text projection [dim, hidden], fp32, of a CLIP snapshot; None is OpenAI's. Raises CheckpointError."""
     path = (clip or home() / "weights" / CLIP) / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"there is no {path}: run {DOWNLOAD} {CLIP}")
@@ -119,12 +106,23 @@ def read_projection(clip: Path | None = None) -> Tensor:
 
 
 def name_clip_space(projection: Tensor) -> str:
-    """The name of the CLIP space of a text projection [dim, hidden] in fp32 on the CPU: "clip-" and a digest."""
+    """The name of the CLIP space of a text projection [dim, hidden], fp32, on the CPU: "clip-" and a digest."""
     return f"clip-{hashlib.sha256(projection.numpy().tobytes()).hexdigest()[:12]}"
 
 
-def project(text_encoder: Any, projection: Tensor) -> Any:
-    """A text encoder with a projection [dim, hidden] on top, as a frozen CLIPTextModelWithProjection."""
+def project(text_encoder: Any, projection: Tensor, source: object = "memory") -> Any:
+    """A CLIPTextModel with a projection [dim, hidden] on top, as a frozen CLIPTextModelWithProjection.
+
+    source: of the text encoder, for messages.
+
+    Raises CheckpointError if the widths of the two differ.
+    """
+    width = text_encoder.config.hidden_size
+    if width != projection.shape[1]:
+        raise CheckpointError(
+            f"the text encoder in {source} is {width} wide, and the CLIP projection takes {projection.shape[1]}: "
+            "they don't belong together"
+        )
     config = copy.deepcopy(text_encoder.config)
     config.projection_dim = projection.shape[0]
     with torch.device("meta"):  # both halves are replaced below
@@ -135,29 +133,7 @@ def project(text_encoder: Any, projection: Tensor) -> Any:
     return encoder.eval().requires_grad_(False)
 
 
-def require_width(width: int, projection: Tensor, where: Path) -> None:
-    """Raise CheckpointError unless a projection [dim, hidden] fits a text encoder that is `width` wide."""
-    if width != projection.shape[1]:
-        raise CheckpointError(
-            f"the text encoder in {where} is {width} wide, "
-            f"and the CLIP projection takes {projection.shape[1]}: they don't belong together"
-        )
-
-
-def load_encoder(folder: Path, projection: Tensor) -> Any:
-    """The text encoder in a folder, in fp32 with the projection [dim, hidden] on top. Raises CheckpointError."""
-    encoder = load_tower(
-        transformers.CLIPTextModelWithProjection,
-        folder,
-        may_lack={PROJECTION},
-        projection_dim=projection.shape[0],
-    )
-    require_width(encoder.config.hidden_size, projection, folder)
-    encoder.text_projection.weight.data.copy_(projection)
-    return encoder
-
-
-def load_tower(kind: Any, folder: Path, may_lack: Set[str] = frozenset(), **changes: Any) -> Any:
+def load_tower(kind: Any, folder: Path) -> Any:
     """Half of a CLIP, in fp32, frozen. Raises CheckpointError for missing weights: transformers would fill in noise."""
     tower, report = kind.from_pretrained(
         folder,
@@ -166,20 +142,18 @@ def load_tower(kind: Any, folder: Path, may_lack: Set[str] = frozenset(), **chan
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
-        **changes,
     )
-    lacking = sorted(set(report["missing_keys"]) - may_lack)
-    if lacking:
+    if lacking := sorted(report["missing_keys"]):
         raise CheckpointError(f"the weights in {folder} lack {lacking[0]} and {len(lacking) - 1} others")
     return tower.requires_grad_(False)
 
 
 def find_vision(snapshot: Snapshot, clip_space: str, device: torch.device) -> Vision | None:
-    """The vision tower of a snapshot's CLIP space; None if there is none. Raises CheckpointError."""
+    """The vision tower of a snapshot's CLIP space; None if it is not on the disk. Raises CheckpointError."""
     own = snapshot.folder / "image_encoder"
     if own.is_dir():
         folder, processor = own, snapshot.folder / "feature_extractor"
-    elif snapshot.clip is not None and clip_space == snapshot.openai_clip_space:
+    elif snapshot.clip is not None and clip_space == OPENAI_SPACE:
         folder = processor = snapshot.clip
     else:
         return None
@@ -188,7 +162,7 @@ def find_vision(snapshot: Snapshot, clip_space: str, device: torch.device) -> Vi
 
 
 def find_projection(snapshot: Snapshot) -> tuple[Tensor, str]:
-    """The text projection [dim, hidden] in fp32, and the name of its CLIP space."""
+    """The text projection [dim, hidden] in fp32, and the name of its CLIP space. Raises CheckpointError."""
     for path in sorted((snapshot.folder / "text_encoder").glob("*.safetensors")):
         with safetensors.safe_open(path, framework="pt") as file:
             if PROJECTION in file.keys():
@@ -197,32 +171,35 @@ def find_projection(snapshot: Snapshot) -> tuple[Tensor, str]:
     _require_openai(snapshot)
     if snapshot.clip is None:
         raise CheckpointError(
-            f"{snapshot.name} has no CLIP projection of its own and needs {CLIP}, which is not there "
-            f"in full: run {DOWNLOAD} {CLIP}"
+            f"{snapshot.name} has no CLIP projection of its own and needs {CLIP}, which is missing or incomplete: "
+            f"run {DOWNLOAD} {CLIP}"
         )
-    return read_projection(snapshot.clip), snapshot.openai_clip_space
+    return read_projection(snapshot.clip), OPENAI_SPACE
 
 
 def _require_openai(snapshot: Snapshot) -> None:
     """Raise CheckpointError for a text encoder whose width shows that its CLIP is not OpenAI's."""
     folder = snapshot.folder / "text_encoder"
-    if not (folder / "config.json").is_file():
-        return  # loading it raises the error
-    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hidden_size") == OPENCLIP:
+    config = folder / "config.json"  # loading raises the error if it is missing
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("hidden_size") == OPENCLIP:
         [file, *_] = [*sorted(folder.glob("*.safetensors")), folder / "model.safetensors"]
-        raise CheckpointError(LACKING.format(name=snapshot.name, file=file))
+        raise CheckpointError(
+            f"{snapshot.name} is of the Stable Diffusion 2.x family: its CLIP is OpenCLIP ViT-H/14, whose text "
+            f"projection is not in the snapshot, and OpenAI's doesn't fit. Put {PROJECTION} [1024, 1024] of "
+            f"laion/CLIP-ViT-H-14-laion2B-s32B-b79K into {file}, under that name: the README has the lines that do it"
+        )
 
 
 def load_processor(folder: Path) -> Any:
-    """CLIP's preprocessing of images, from the settings in a folder. Raises CheckpointError."""
+    """CLIP's image preprocessing with the settings in a folder. Raises CheckpointError."""
     if not (folder / "preprocessor_config.json").is_file():
         raise CheckpointError(f"there is no {folder}/preprocessor_config.json, the settings of CLIP's preprocessing")
-    # Always with Pillow: where torchvision is installed, transformers would resize with it, to other pixels.
+    # Pillow's, by name: where torchvision is installed, transformers would resize with that, to other pixels.
     return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
 
 def variant_for(files: Iterable[Path], dtype: torch.dtype) -> str | None:
-    """The variant to load: fp16 where there is one, unless `dtype` is wider and files in fp32 are there too."""
+    """The variant to load: fp16 if there is one, unless `dtype` is wider and all of its files exist in fp32."""
     paths = set(files)
     half = {path for path in paths if path.name.endswith(".fp16.safetensors")}
     whole = {path.with_name(path.name.replace(".fp16.", ".")) for path in half}

@@ -45,9 +45,9 @@ def _unusable(gpu: str, reason: str = "") -> SettingError:
 
 
 def _gpu() -> str:
-    """Name and driver of the first NVIDIA GPU, whether torch can use it or not; blank if there is none.
+    """Name and driver of the first NVIDIA GPU, whether torch can use it or not; blank without a GPU.
 
-    NVIDIA_VISIBLE_DEVICES does not tell: NVIDIA's base images set it on machines without a GPU, too.
+    NVIDIA_VISIBLE_DEVICES is not used: NVIDIA's base images set it on machines without a GPU, too.
     """
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:

@@ -1,8 +1,7 @@
 """Fetch the files in weights/manifest.json and embeddings/index.json, and verify each by its digest.
 
 A file is downloaded to .cog/download/, verified there and then moved to its place, so a partial file never looks
-complete. Files that are there already, or that are bundled, are only verified. huggingface_hub downloads
-from the hub (redirects, HF_TOKEN, HF_ENDPOINT, retries, progress bars); this module knows which files must arrive.
+complete. Bundled and downloaded files are only verified.
 """
 
 import errno
@@ -13,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import httpx2
 from filelock import FileLock
@@ -37,21 +35,13 @@ WRONG = (
 )
 
 
-class _HubFile(TypedDict):
-    """The arguments of huggingface_hub that name a file on the hub."""
-
-    repo_id: str
-    filename: str
-    revision: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """A file, its place and its origin: `file.url`, the hub, or with neither what is bundled."""
+    """A file, its place and its origin: `file.url`, the hub, or with neither the checkout."""
 
     path: Path
     file: File
-    hub: _HubFile | None = None
+    hub: tuple[str, str, str] | None = None  # repository, name and revision
 
     @property
     def bundled(self) -> bool:
@@ -60,10 +50,7 @@ class _Wanted:
 
 
 def provide(names: Sequence[str]) -> None:
-    """Fetch the named snapshots, or all, and the aesthetics that go with them; verify the bundled ones last.
-
-    Raises CheckpointError, also without a manifest.
-    """
+    """Fetch the named snapshots, or all, and their aesthetics; verify the bundled ones last. Raises CheckpointError."""
     sources = _choose(names, home() / "weights")
     for name, source in sources.items():
         print(f"{name} ({source.license}): {'bundled' if source.bundled else home() / 'weights' / name}")
@@ -76,7 +63,12 @@ def provide(names: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print(f"stopped; {AGAIN}", file=sys.stderr)
         raise
-    _verify([wanted for wanted in files if wanted.bundled])
+    wrong = [wanted.path for wanted in files if wanted.bundled and not _is_right(wanted.path, wanted)]
+    if wrong:
+        raise CheckpointError(
+            f"{wrong[0]} and {len(wrong) - 1} other files are missing or have the wrong sha256: "
+            f"{INCOMPLETE.format('weights embeddings')}"
+        )
     print("Everything is there, and every digest is right.")
 
 
@@ -91,9 +83,7 @@ def _choose(names: Sequence[str], weights: Path) -> dict[str, Source]:
 def _snapshot_files(sources: Mapping[str, Source], weights: Path) -> Iterator[_Wanted]:
     for name, source in sources.items():
         for filename, file in source.files.items():
-            hub: _HubFile | None = None
-            if source.repo_id is not None:
-                hub = {"repo_id": source.repo_id, "filename": filename, "revision": source.revision}
+            hub = (source.repo_id, filename, source.revision) if source.repo_id is not None else None
             yield _Wanted(path=find(weights / name) / filename, file=file, hub=hub)
 
 
@@ -105,23 +95,13 @@ def _aesthetics(sources: Mapping[str, Source], folder: Path) -> Iterator[_Wanted
             yield _Wanted(path=entries.path(name), file=File(sha256=entry.sha256, url=entry.url))
 
 
-def _verify(bundled: list[_Wanted]) -> None:
-    """Raise CheckpointError unless the bundled files are right."""
-    wrong = [wanted.path for wanted in bundled if not _is_right(wanted.path, wanted)]
-    if wrong:
-        raise CheckpointError(
-            f"{wrong[0]} and {len(wrong) - 1} other files are missing or have the wrong sha256: "
-            f"{INCOMPLETE.format('weights embeddings')}"
-        )
-
-
 def _fetch(wanted: _Wanted, home: Path) -> None:
-    """Download a file to its place unless it is there. Raises CheckpointError."""
+    """Download a file to its place unless it is there and right. Raises CheckpointError."""
     with naming_input(str(wanted.path.relative_to(home))), _explained():
         if _is_right(wanted.path, wanted):
             return
         with _staging(home) as folder:
-            if _is_right(wanted.path, wanted):  # another run, for which this one waited, has fetched it
+            if _is_right(wanted.path, wanted):  # fetched by another run while this one waited
                 return
             path = _download(wanted, folder)
             if not _is_right(path, wanted):
@@ -146,7 +126,8 @@ def _staging(home: Path) -> Iterator[Path]:
 def _download(wanted: _Wanted, folder: Path) -> Path:
     """Download the file into `folder`, unverified."""
     if wanted.hub is not None:
-        return Path(hf_hub_download(**wanted.hub, local_dir=folder))
+        repo_id, filename, revision = wanted.hub
+        return Path(hf_hub_download(repo_id=repo_id, filename=filename, revision=revision, local_dir=folder))
     assert wanted.file.url is not None, "bundled files are not downloaded"
     path = folder / wanted.path.name
     with httpx2.stream("GET", wanted.file.url, follow_redirects=True, timeout=TIMEOUT) as response:
@@ -172,7 +153,8 @@ def _is_right(path: Path, wanted: _Wanted) -> bool:
         return False
     data = path.read_bytes()
     sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    return sha1 == get_hf_file_metadata(hf_hub_url(**wanted.hub)).etag
+    repo_id, filename, revision = wanted.hub
+    return sha1 == get_hf_file_metadata(hf_hub_url(repo_id, filename, revision=revision)).etag
 
 
 def _sha256(path: Path) -> str:
@@ -189,7 +171,7 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn the errors of a download into a CheckpointError that says what to do."""
+    """Raise the errors of a download as CheckpointError, with a remedy."""
     try:
         yield
     except (httpx2.HTTPError, OSError, RuntimeError) as error:  # hf_xet raises RuntimeError
@@ -198,7 +180,7 @@ def _explained() -> Iterator[None]:
 
 def _advice(error: BaseException) -> str:
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # huggingface_hub's own message does not say what happened
+        error = error.__cause__  # huggingface_hub's own message omits the reason
     said = " ".join(str(error).split())
     if isinstance(error, httpx2.RequestError | OfflineModeIsEnabled):
         return f"the connection failed ({said}); check the network and"

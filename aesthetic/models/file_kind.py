@@ -1,4 +1,4 @@
-"""What a file of weights is, by the names of its tensors, for messages about a file of the wrong kind."""
+"""Tell the kind of a weights file by the names of its tensors, for messages about a file of the wrong kind."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ MODEL = "a whole model: give it as AESTHETIC_MODEL"
 NUMBERED = "a LoRA of cloneofsimo's lora, which has numbers in place of the names of layers"
 TEXTUAL_INVERSION = "a textual inversion"
 XL_LORA = "a LoRA for Stable Diffusion XL"
-# A part of a tensor's name, and what it is found in. The surer signs come first.
+# Parts of a tensor's name, and the kind of file that has them. The surer signs come first.
 SIGNS = {
     "hada_w": "a LoHa",
     "lokr_w": "a LoKr",
@@ -54,6 +54,6 @@ SIGNS = {
 
 
 def kind_of(names: Iterable[str]) -> str | None:
-    """What a file with tensors of these names is, as messages say it; None if no name tells."""
+    """The kind of a file with tensors of these names; None if unknown."""
     known = list(names)
     return next((kind for sign, kind in SIGNS.items() if any(sign in name for name in known)), None)

@@ -1,12 +1,8 @@
-"""Load a local snapshot as a model that is ready to draw. Only local safetensors files are read.
+"""Load a local snapshot as a model that is ready to draw. Only safetensors files are read.
 
-A model is a diffusers pipeline (fp16 on a GPU, fp32 on a CPU) and, in fp32, the text encoder with CLIP's projection,
-which is personalized, and CLIP's vision tower, which turns images into aesthetics. Snapshots of the Stable Diffusion
-1.x family have neither projection nor vision tower and use those of OpenAI's CLIP. A snapshot with its own
-(`text_projection.weight` in text_encoder, and image_encoder) has a CLIP space of its own. Stable Diffusion 2.x needs
-them, since its text encoder is from another CLIP.
-
-A model in a single file, in the original layout, has UNet, VAE and text encoder; the rest is in `Snapshot.folder`.
+Snapshots of the Stable Diffusion 1.x family have neither CLIP projection nor vision tower and use those of OpenAI's
+CLIP. A snapshot with its own (`text_projection.weight` in text_encoder, and image_encoder) has its own CLIP space.
+Stable Diffusion 2.x needs them, since its text encoder is from another CLIP.
 """
 
 import copy
@@ -17,6 +13,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor
 
@@ -26,12 +23,10 @@ from .clip import (
     Vision,
     find_projection,
     find_vision,
-    load_encoder,
     load_processor,
     load_tower,
     project,
     quiet_loading,
-    require_width,
     variant_for,
 )
 from .device import require_kernels
@@ -43,12 +38,12 @@ __all__ = ["Model", "in_precision", "load", "precision"]
 class Model:
     """A snapshot in memory, perhaps with a LoRA. Nothing in it changes after loading.
 
-    pipeline:  diffusers' StableDiffusionPipeline on its device; Any, since diffusers is hardly typed.
-    encoder:   CLIPTextModelWithProjection in fp32, the weights that every personalization starts from.
-    scheduler: the snapshot's own scheduler configuration.
-    clip_space: that of the projection: a hub name, or "clip-" and a digest for the snapshot's own.
-    vision:    None if the snapshot's CLIP space has no vision tower.
-    lora:      the sha256 of the LoRA file in it (see lora.py), if any.
+    pipeline:   diffusers' StableDiffusionPipeline, fp16 on a GPU, fp32 on a CPU; Any, since diffusers is hardly typed.
+    encoder:    CLIPTextModelWithProjection in fp32, the weights that every personalization starts from.
+    scheduler:  the snapshot's own scheduler configuration.
+    clip_space: of the projection: a name on the hub, or "clip-" and a digest for the snapshot's own.
+    vision:     None if the CLIP space has no vision tower.
+    lora:       the sha256 of its LoRA file, if any (see lora.py).
     """
 
     snapshot: Snapshot
@@ -73,18 +68,17 @@ class Model:
 
 @quiet_loading()
 def load(snapshot: Snapshot, device: torch.device) -> Model:
-    """Load a snapshot from the disk, in fp16 on a GPU and fp32 on a CPU.
+    """Load a snapshot from the disk.
 
-    Raises CheckpointError if its text encoder has no projection, or one that doesn't fit, and if weights are missing;
-    SettingError for a GPU on which torch can't compute.
+    Raises CheckpointError for missing weights and for a missing CLIP projection, or one that doesn't fit; SettingError
+    for a GPU on which torch can't compute.
     """
     require_kernels(device)
     projection, clip_space = find_projection(snapshot)
     if snapshot.file is not None:
         encoder, pipeline = _load_file(snapshot.file, snapshot.folder, projection, device)
     else:
-        encoder = load_encoder(snapshot.folder / "text_encoder", projection).to(device)
-        pipeline = _load_pipeline(snapshot.folder, encoder, device)
+        encoder, pipeline = _load_folder(snapshot.folder, projection, device)
     return Model(
         snapshot=snapshot,
         pipeline=pipeline,
@@ -96,7 +90,7 @@ def load(snapshot: Snapshot, device: torch.device) -> Model:
 
 
 def precision(device: torch.device) -> torch.dtype:
-    """What is drawn in: fp16 on a GPU, fp32 on a CPU."""
+    """The dtype to draw in: fp16 on a GPU, fp32 on a CPU."""
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
@@ -116,8 +110,7 @@ def _load_file(file: Path, folder: Path, projection: Tensor, device: torch.devic
             f"{file} lacks weights of Stable Diffusion 1.x, or has them in other shapes: {error}"
         ) from error
     _require_weights(pipeline.text_encoder, f"the text encoder's weights in {file}")
-    require_width(pipeline.text_encoder.config.hidden_size, projection, file)
-    encoder = project(pipeline.text_encoder, projection).to(device)
+    encoder = project(pipeline.text_encoder, projection, file).to(device)
     dtype = precision(device)
     pipeline.register_modules(text_encoder=in_precision(encoder.text_model, dtype))
     return encoder, pipeline.to(device, dtype)
@@ -128,11 +121,14 @@ def in_precision(module: Any, dtype: torch.dtype) -> Any:
     return module if module.dtype == dtype else copy.deepcopy(module).to(dtype)
 
 
-def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
+def _load_folder(folder: Path, projection: Tensor, device: torch.device) -> tuple[Any, Any]:
+    """Encoder and pipeline of a model in diffusers' layout."""
+    text_encoder = load_tower(transformers.CLIPTextModel, folder / "text_encoder")
+    encoder = project(text_encoder, projection, folder / "text_encoder").to(device)
     dtype = precision(device)
     components: dict[str, Any] = {
         "image_encoder": None,  # the pipeline doesn't use the vision tower
-        "text_encoder": in_precision(encoder.text_model, dtype),  # loaded once for both
+        "text_encoder": in_precision(encoder.text_model, dtype),
     }
     if not (folder / "safety_checker").is_dir():
         components["safety_checker"] = None
@@ -149,7 +145,7 @@ def _load_pipeline(folder: Path, encoder: Any, device: torch.device) -> Any:
         pipeline.register_modules(feature_extractor=load_processor(folder / "feature_extractor"))
     for name in ("unet", "vae"):
         _require_weights(getattr(pipeline, name), f"the weights in {folder / name}")
-    return pipeline.to(device)
+    return encoder, pipeline.to(device)
 
 
 def _require_weights(part: Any, label: str) -> None:

@@ -1,8 +1,8 @@
 """Apply a LoRA to a model: the result is a second model, and the first one is not changed.
 
-The text encoder is copied and the LoRA merged into the copy's weights, so that the personalization trains the same
-parameters as without a LoRA. The UNet, six times as large, is not copied: a second set of modules shares its weights,
-and diffusers' loader adds the LoRA beside them. That costs a little time in each call, and no memory but the file's.
+The LoRA is merged into a copy of the text encoder, so that the personalization trains the same parameters as without a
+LoRA. The UNet, six times as large, is not copied: a second set of modules shares its weights, and diffusers' loader
+adds the LoRA beside them, for a little time in each call.
 """
 
 import copy
@@ -21,8 +21,6 @@ from .loading import Model, in_precision
 from .lora_file import Pair
 
 __all__ = ["apply_lora"]
-
-ADAPTER = "lora"
 
 
 def apply_lora(model: Model, path: Path, scale: float) -> Model:
@@ -49,8 +47,8 @@ def apply_lora(model: Model, path: Path, scale: float) -> Model:
 def _merged(encoder: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
     """A copy of the encoder (fp32) with the LoRA merged into its weights.
 
-    diffusers' loader would drop the alpha of single layers: it looks them up by names that begin with text_model., as
-    they did up to transformers 4.
+    diffusers' loader would drop the alpha of single layers: it looks for names that begin with text_model., as in
+    transformers 4.
     """
     changed = copy.deepcopy(encoder)
     for name, pair in pairs.items():
@@ -75,9 +73,9 @@ def _adapted(unet: Any, pairs: Mapping[str, Pair], scale: float) -> Any:
         factors,
         network_alphas={f"unet.{name}.alpha": pair.alpha for name, pair in pairs.items()},
         unet=changed,
-        adapter_name=ADAPTER,
+        adapter_name="lora",
         low_cpu_mem_usage=False,  # which would patch torch for all threads meanwhile
     )
     # UNet2DConditionModel.set_adapters fails where blocks have different numbers of layers.
-    set_weights_and_activate_adapters(changed, [ADAPTER], [scale])
+    set_weights_and_activate_adapters(changed, ["lora"], [scale])
     return changed

@@ -6,9 +6,9 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.o
 in one of two ways: lora_unet_, lora_te_ and lora_te1_ with underscores (kohya's scripts, OneTrainer, LyCORIS), or with
 dots (diffusers, peft), where the part of the model, unet. or text_encoder., may be left out.
 
-The file is untrusted: its header is checked before weights are read, and the result holds numbers for layers that the
-model has, without the file's own names and notes. lora.py applies them. diffusers' lora_state_dict is not used, since
-it loses the alpha of single attentions in kohya's files, and doesn't convert any other names.
+The file is untrusted: its header is checked before weights are read, and `fit` returns factors for layers that the
+model has, without the file's names and notes. diffusers' lora_state_dict is not used, since it loses the alpha of
+single attentions in kohya's files, and doesn't convert any other names.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -45,8 +44,8 @@ KEY = re.compile(  # peft may write the adapter's name, usually "default", after
 SIDES = {"down": "down", "A": "down", "up": "up", "B": "up", None: "alpha"}
 # Prefixes of layers' names in the UNet and in the text encoder.
 PREFIXES = ("lora_unet_", "unet.", ""), ("lora_te_", "lora_te1_", "text_encoder.", "")
-# Parts that the model's own names lack: peft's wrapper, CLIP's up to transformers 4, diffusers' processors of 2023.
-WRAPPERS = {"base_model.model.": "", "text_model.": "", "text_model_": "", ".processor.": "."}
+# Parts that the model's own names lack: peft's wrapper, CLIP's of transformers 4, diffusers' processors of 2023.
+WRAPPERS = re.compile(r"base_model\.model\.|text_model[._]|\.processor(?=\.)")
 PICKLED = {  # kinds that start like a pickle and that a conversion would not make readable
     torch_pickle.LIST: f"a pickled list, perhaps {NUMBERED}",
     torch_pickle.TEXTUAL_INVERSION: TEXTUAL_INVERSION,
@@ -85,34 +84,27 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lora:
-    """The changes in a file, by its own names of layers, without the suffixes of the factors."""
+    """The changes in a file, by the layers' names in it."""
 
     pairs: Mapping[str, Pair]
     sha256: str
 
 
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Raise errors of safetensors as CheckpointError."""
+@naming_input("lora")
+def load_lora(path: Path) -> Lora:
+    """The LoRA in a file. Raises CheckpointError, with the kind of the file, for anything else."""
+    _require_small(path)
     try:
-        yield
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            _require_lora(names, list(file.get_slice(names[0]).get_shape()) if names else [])
+            layers = _layers(names)
+            for sides in layers.values():
+                _require_shapes(file, sides)
+            alphas = _noted_alphas(file.metadata() or {})
+            pairs = {layer: _pair(layer, file, sides, alphas) for layer, sides in layers.items()}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"the file is damaged, or not a .safetensors file: {brief(str(error))}") from error
-
-
-@naming_input("lora")
-@_readable()
-def load_lora(path: Path) -> Lora:
-    """The LoRA in a file. Raises CheckpointError, which says what the file is, for anything else."""
-    _require_small(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        _require_lora(names, list(file.get_slice(names[0]).get_shape()) if names else [])
-        layers = _layers(names)
-        for sides in layers.values():
-            _require_shapes(file, sides)
-        alphas = _noted_alphas(file.metadata() or {})
-        pairs = {layer: _pair(layer, file, sides, alphas) for layer, sides in layers.items()}
     if not any(pair.alpha and pair.up.any() and pair.down.any() for pair in pairs.values()):
         raise CheckpointError("the file changes nothing: every product of its factors is zero")
     with path.open("rb") as data:
@@ -129,7 +121,7 @@ def fit(lora: Lora, unet: Any, text_encoder: Any) -> tuple[dict[str, Pair], dict
     places = dict(_places(unet, text_encoder))
     parts: tuple[dict[str, Pair], dict[str, Pair]] = {}, {}
     for name, pair in lora.pairs.items():
-        part, layer = places.get(_unwrapped(name), (None, ""))
+        part, layer = places.get(WRAPPERS.sub("", name), (None, ""))
         if part is None:
             raise CheckpointError(
                 f"the file changes a layer {brief(name)}, which the model doesn't have: it is for another kind of model"
@@ -230,42 +222,28 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
 
 
 def _noted_alphas(notes: Mapping[str, str]) -> dict[str, float]:
-    """The alpha of each part's layers in diffusers' metadata, where it may differ from the rank.
-
-    Raises CheckpointError for metadata that asks for anything but one alpha for all layers.
-    """
+    """The alpha of each part's layers in diffusers' metadata. Raises CheckpointError for settings other than that."""
     alphas: dict[str, float] = {}
     try:
         found = json.loads(notes.get("lora_adapter_metadata", "{}"))
         for part in NOTED:
             for name in UNREAD:
                 if found.get(part + name):
-                    raise CheckpointError(f"the file's notes ask for {part}{name}, which is not known here")
+                    raise CheckpointError(f"the file's notes ask for {part}{name}, which is not supported")
             alpha = found.get(f"{part}lora_alpha")
             if alpha is not None:
-                alphas[part] = _finite_number(alpha)
+                if not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST:  # True for nan, too
+                    raise ValueError("not a finite number")
+                alphas[part] = float(alpha)
     except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError("the file's notes (lora_adapter_metadata) are not those that diffusers writes") from error
     return alphas
 
 
-def _finite_number(found: object) -> float:
-    if isinstance(found, (int, float)) and abs(found) <= LARGEST:
-        return float(found)
-    raise ValueError("not a finite number")
-
-
-def _unwrapped(name: str) -> str:
-    """A layer's name without the wrappers of trainers."""
-    for wrapper, rest in WRAPPERS.items():
-        name = name.replace(wrapper, rest)
-    return name
-
-
 def _places(unet: nn.Module, text_encoder: nn.Module) -> Iterator[tuple[str, tuple[int, str]]]:
     """Every name that a file may use for a layer, with the part (0: UNet, 1: text encoder) and the layer's own name."""
     for part, module in enumerate((unet, text_encoder)):
-        for layer in _weighted(module):
+        for layer in [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]:
             for prefix, spelling in product(PREFIXES[part], _spellings(layer)):
                 yield prefix + (spelling.replace(".", "_") if prefix.endswith("_") else spelling), (part, layer)
 
@@ -276,12 +254,8 @@ def _spellings(layer: str) -> set[str]:
     return {layer, layer.removesuffix(".0"), layer.removesuffix(last) + OLD_NAMES.get(last, last)}
 
 
-def _weighted(part: nn.Module) -> Iterable[str]:
-    return [name for name, module in part.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-
-
 def _require_width(lora: Lora, own: int) -> None:
-    """Raise CheckpointError, which names the model that the LoRA is for, if its text encoder has another width."""
+    """Raise CheckpointError for a LoRA of a model whose text encoder has another width."""
     for name, pair in lora.pairs.items():
         is_cross = "attn2" in name and name.endswith(("to_k", "to_v"))
         is_text = "self_attn" in name and name.endswith(("q_proj", "k_proj", "to_q", "to_k"))

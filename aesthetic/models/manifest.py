@@ -13,33 +13,23 @@ __all__ = ["File", "Source", "missing", "read_manifest"]
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """One file of a snapshot.
-
-    url:       for a file that is neither on the hub nor in the checkout.
-    confirmed: False where the sha256 was listed for a sibling revision only; the hub's metadata for the pinned revision
-               then decides (see download.py).
-    """
+    """One file of a snapshot."""
 
     sha256: str
     bytes: int | None = None
-    url: str | None = None
-    confirmed: bool = True
+    url: str | None = None  # for a file that is neither on the hub nor in the checkout
+    confirmed: bool = True  # False for the sha256 of a sibling revision: the hub's metadata of the pinned one decides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One entry of the manifest.
+    """One entry of the manifest."""
 
-    repo_id:  on the hub; None for a snapshot that is not on it.
-    revision: the full id of the commit; for a bundled snapshot, its version.
-    clip_space: that of a model, so that an aesthetic of another one is refused before the model is loaded.
-    """
-
-    repo_id: str | None
-    revision: str
+    repo_id: str | None  # None for a snapshot that is not on the hub
+    revision: str  # the full id of the commit; for a bundled snapshot, its version
     license: str
     files: Mapping[str, File]
-    clip_space: str | None = None
+    clip_space: str | None = None  # of a model, to refuse an aesthetic of another one before the model is loaded
 
     @property
     def bundled(self) -> bool:
@@ -48,7 +38,7 @@ class Source:
 
 
 def read_manifest(weights: Path) -> dict[str, Source]:
-    """`weights`/manifest.json. Raises CheckpointError if it is not there."""
+    """`weights`/manifest.json. Raises CheckpointError if it is missing."""
     path = find(weights / "manifest.json")
     if not path.is_file():
         raise CheckpointError(f"there is no {path}: AESTHETIC_HOME must hold weights/ and embeddings/")

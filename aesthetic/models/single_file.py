@@ -1,7 +1,4 @@
-"""A model in a single file, in the layout of the original code: checked by its header alone.
-
-Only safetensors files are opened, since loading them runs no code. loading.py loads the weights, with diffusers.
-"""
+"""Check the header of a model in a single file, in the layout of the original code. loading.py loads its weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +22,7 @@ CHANNELS = 4  # of the latents; models for inpainting and editing take an image 
 
 
 def require_stable_diffusion_1(path: Path) -> None:
-    """Raise CheckpointError, which names the kind of the file, unless it is Stable Diffusion 1.x in this layout."""
+    """Raise CheckpointError, with the kind of the file, unless it is Stable Diffusion 1.x in this layout."""
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} was not opened: {CONVERT.format(path.name)}")
     shapes = _shapes(path)

@@ -1,23 +1,28 @@
-"""An aesthetic from images, for Python users."""
+"""Aesthetics from images: the mean CLIP embedding, with notes on its origin."""
 
 import datetime as dt
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageOps
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from ..cancellation import check
 from ..embeddings import embedding
 from ..embeddings.embedding import Aesthetic
 from ..errors import ImageError
 from ..images import color, samples, user_images
-from ..models import checkpoint
-from ..models.clip import Vision, load_vision
+from ..images.user_images import UserImage
+from ..models import checkpoint, clip
+from ..models.clip import Vision
 from ..models.device import default_device
-from .target import encode_images
 
-__all__ = ["make_aesthetic"]
+__all__ = ["average", "average_files", "make_aesthetic"]
+
+BATCH = 32  # images through the vision tower at once
 
 
 def make_aesthetic(
@@ -33,40 +38,74 @@ def make_aesthetic(
     vision tower.
     """
     if isinstance(images, str | Path):
-        next(user_images.read_images(Path(images), user_images.LOCAL))  # a wrong path fails before the model loads
-    name, vision = ("unknown", model) if isinstance(model, Vision) else _load(model)
-    if isinstance(images, str | Path):
-        vector, sha256s = encode_images(vision, Path(images), user_images.LOCAL)
-    else:
-        vector, sha256s = _encode_images(vision, images)
+        return average_files(Path(images), model)[0]
+    name, vision = _load(model)
+    return average(vision, map(_user_image, images), name)[0]
+
+
+def average_files(
+    path: Path, model: str | Path | Vision | None, *, skip_unreadable: bool = False
+) -> tuple[Aesthetic, Tensor]:
+    """The aesthetic of the images at `path`, and their raw mean [1, D] in fp32. Raises as `make_aesthetic`."""
+
+    def images() -> Iterator[UserImage]:
+        return user_images.read_images(path, user_images.LOCAL, skip_unreadable=skip_unreadable)
+
+    next(images())  # a wrong path fails before the model loads
+    name, vision = _load(model)
+    return average(vision, images(), name)
+
+
+def average(
+    vision: Vision, images: Iterable[UserImage], model: str, *, read_all_first: bool = False
+) -> tuple[Aesthetic, Tensor]:
+    """The aesthetic of some images, and their raw mean [1, D] in fp32.
+
+    model:          its name, for the notes.
+    read_all_first: prepare every image before the first is encoded, so that a bad one is refused before model work.
+
+    Raises ImageError without an image, and what `images` raises.
+    """
+    sha256s: list[str] = []
+
+    def prepared() -> Iterator[Tensor]:
+        for image in tqdm(images, desc="Encoding images", unit=" images"):
+            check()
+            sha256s.append(image.sha256)
+            yield vision.prepare(image.image)
+
+    pixels = iter(list(prepared())) if read_all_first else prepared()
+    batches = iter(lambda: list(islice(pixels, BATCH)), [])
+    mean = embedding.mean(map(vision.features, batches))
+    if not sha256s:
+        raise ImageError("no image was given to make an aesthetic from")
     sha256 = embedding.digest_of(sha256s)
-    return Aesthetic(
-        vector=embedding.unit(vector),
+    notes = {
+        "model": model,
+        "pictures": str(len(sha256s)),
+        "pictures_sha256": sha256,
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+    }
+    aesthetic = Aesthetic(
+        vector=embedding.unit(mean),
         name=sha256[:12],
         sha256=sha256,
         source="pictures",
         clip_space=vision.clip_space,
-        notes={
-            "model": name,
-            "pictures": str(len(sha256s)),
-            "pictures_sha256": sha256,
-            "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        },
+        notes=notes,
     )
+    return aesthetic, mean
 
 
-def _load(model: str | Path | None) -> tuple[str, Vision]:
+def _load(model: str | Path | Vision | None) -> tuple[str, Vision]:
+    if isinstance(model, Vision):
+        return "unknown", model
     snapshot = checkpoint.locate(str(model) if model else None)
-    return snapshot.name, load_vision(snapshot, default_device())
+    return snapshot.name, clip.load_vision(snapshot, default_device())
 
 
-def _encode_images(vision: Vision, images: Iterable[Image.Image]) -> tuple[Tensor, list[str]]:
-    """The mean raw CLIP features [1, D] of PIL images, and the sha256 of the pixels of each."""
-    features, sha256s = [], []
-    for image in images:
-        pixels = color.on_white(samples.in_8_bits(ImageOps.exif_transpose(image)))  # as images from files
-        features.append(vision.features([vision.prepare(pixels)]))
-        sha256s.append(hashlib.sha256(pixels.tobytes()).hexdigest())
-    if not features:
-        raise ImageError("no image was given to make an aesthetic from")
-    return embedding.mean(features), sha256s
+def _user_image(image: Image.Image) -> UserImage:
+    """An image prepared as those in files are, with the sha256 of its pixels."""
+    pixels = color.on_white(samples.in_8_bits(ImageOps.exif_transpose(image)))
+    sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return UserImage(name="", image=pixels, size=pixels.size, sha256=sha256)

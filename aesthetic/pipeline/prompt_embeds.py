@@ -16,9 +16,7 @@ from .. import gradient
 from ..embeddings.embedding import Aesthetic, require_fit, unit
 from ..embeddings.resolve import load_aesthetic
 from ..models import clip
-from ..models.checkpoint import openai_clip_space
-from ..models.manifest import read_manifest
-from ..settings import home
+from ..models.checkpoint import OPENAI_SPACE
 from .prompt import encode_prompts
 
 __all__ = ["prompt_embeds"]
@@ -73,7 +71,7 @@ def _fitting(aesthetic: Aesthetic | str | Path, projection: Tensor, is_openai: b
     """The vector [1, dim] of an aesthetic of the projection's CLIP space. Raises EmbeddingError."""
     found = aesthetic if isinstance(aesthetic, Aesthetic) else load_aesthetic(aesthetic)
     if is_openai:
-        clip_space = openai_clip_space(read_manifest(home() / "weights"))
+        clip_space = OPENAI_SPACE
     else:
         clip_space = clip.name_clip_space(projection.detach().float().cpu())
         if found.clip_space is None or not found.clip_space.startswith("clip-"):

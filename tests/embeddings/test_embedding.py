@@ -1,4 +1,4 @@
-"""Aesthetics in files: the published ones, our own, and everything else that has the same suffix."""
+"""Aesthetics in files: the published ones, our own, and other content with the same suffix."""
 
 import hashlib
 import io
@@ -15,8 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aesthetic.embeddings import embedding
-from aesthetic.embeddings import torch_pickle as torch_pickles
+from aesthetic.embeddings import embedding, torch_pickle
 from aesthetic.embeddings.embedding import Aesthetic
 from aesthetic.errors import EmbeddingError
 from tests.conftest import published
@@ -49,7 +48,7 @@ def test_all_published_embeddings_load(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(768,), (1, 768)])
-def test_any_float_type_and_either_shape_will_do(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_any_float_type_and_either_shape_load(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     vector = embedding.load_aesthetic(saved(tmp_path / "a.pt", torch.randn(shape).to(dtype))).vector
     assert vector.shape == (1, 768)
     assert vector.dtype == torch.float32
@@ -65,9 +64,8 @@ def test_extreme_values_have_a_direction(tmp_path: Path, value: float, dtype: to
 
 
 def test_a_parameter_is_a_tensor(tmp_path: Path) -> None:
-    assert not embedding.load_aesthetic(
-        saved(tmp_path / "a.pt", torch.nn.Parameter(torch.randn(8)))
-    ).vector.requires_grad
+    path = saved(tmp_path / "a.pt", torch.nn.Parameter(torch.randn(8)))
+    assert not embedding.load_aesthetic(path).vector.requires_grad
 
 
 def test_saved_and_read_again(tmp_path: Path) -> None:
@@ -81,12 +79,10 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
     assert aesthetic.name == aesthetic.sha256[:12]
 
 
-def test_the_first_bytes_say_what_it_is_not_the_name(tmp_path: Path) -> None:
+def test_the_first_bytes_tell_the_kind_not_the_name(tmp_path: Path) -> None:
     torch.save(torch.randn(8), tmp_path / "upload.bin")
     embedding.save_aesthetic(tmp_path / "upload", torch.randn(1, 8), {})
-    assert (
-        embedding.load_aesthetic(tmp_path / "upload.bin").dim == embedding.load_aesthetic(tmp_path / "upload").dim == 8
-    )
+    assert [embedding.load_aesthetic(tmp_path / name).dim for name in ("upload.bin", "upload")] == [8, 8]
 
 
 class Bomb:
@@ -100,7 +96,7 @@ class Bomb:
     ("content", "found"),
     [
         (torch.tensor([1.0, float("nan"), float("inf")]), "2 values that are not finite"),
-        (torch.zeros(1, 768), "nothing but zeros"),
+        (torch.zeros(1, 768), "only zeros"),
         (torch.randn(2, 768), "a tensor [2, 768]"),
         (torch.tensor(1.0), "a tensor []"),
         (torch.randn(0), "a tensor [0]"),
@@ -120,7 +116,7 @@ class Bomb:
         ("text", "a str"),
     ],
 )
-def test_refuses_what_is_no_aesthetic(tmp_path: Path, content: object, found: str) -> None:
+def test_refuses_other_content(tmp_path: Path, content: object, found: str) -> None:
     message = refusal(saved(tmp_path / "a.pt", content))
     assert f"a.pt holds {found}" in message
     assert "one tensor [D] or [1, D] of finite floats that are not all zero was expected" in message
@@ -133,12 +129,12 @@ def test_nothing_in_a_pickle_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Bomb()))
     assert "neither a .safetensors file nor a .pt file" in refusal(tmp_path / "b.pt")
     assert not (tmp_path / "ran").exists()
-    # The same file does run where nobody takes care: the test would notice.
+    # Unpickled without checks, the same file runs its command.
     torch.load(tmp_path / "a.pt", weights_only=False)
     assert (tmp_path / "ran").exists()
 
 
-def test_refuses_files_that_are_none(tmp_path: Path) -> None:
+def test_refuses_missing_empty_and_large_files(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     assert "there is no file" in refusal(path)
     path.write_bytes(b"")
@@ -163,7 +159,7 @@ def test_a_file_that_is_too_large_says_what_it_is(tmp_path: Path, content: objec
     assert f"are read: it is {kind}; a .pt or" in refusal(saved(tmp_path / "a.pt", content))
 
 
-def test_what_torch_did_not_save_says_what_it_is(tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_named(tmp_path: Path) -> None:
     torch.save(torch.randn(768), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     assert "a.pt was saved by torch before 1.6, or in its format: save it again" in refusal(tmp_path / "a.pt")
     torch.save(torch.zeros(10**6), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
@@ -186,7 +182,7 @@ def test_any_start_of_a_file_has_a_kind(
     for start in (b"PK\x03\x04".ljust(26, b"\0") + len(name).to_bytes(2, "little") + extra.to_bytes(2, "little") + name,
                   b"PK\x03\x04".ljust(26, b"\0") + b"\x0a\0\0\0/data.pkl\0"[:-1]):  # fmt: skip
         path.write_bytes(start + program)
-        assert torch_pickles.kind(path).isprintable()
+        assert torch_pickle.kind(path).isprintable()
 
 
 def repacked(path: Path, content: object, old: bytes = b"", new: bytes = b"") -> Path:
@@ -199,9 +195,9 @@ def repacked(path: Path, content: object, old: bytes = b"", new: bytes = b"") ->
     return path
 
 
-def test_refuses_a_pt_file_that_unpacks_to_much(tmp_path: Path) -> None:
+def test_refuses_a_pt_file_that_unpacks_to_a_large_one(tmp_path: Path) -> None:
     path = repacked(tmp_path / "a.pt", torch.zeros(10**8 // 4))
-    assert path.stat().st_size < torch_pickles.MAX_BYTES
+    assert path.stat().st_size < torch_pickle.MAX_BYTES
     assert "a.pt unpacks to more than 1000 kB" in refusal(path)
 
 
@@ -229,7 +225,7 @@ def pickled(path: Path, program: bytes) -> Path:
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v3\n)R.",
     ],
 )
-def test_a_pickle_that_asks_for_much_is_not_opened(
+def test_a_pickle_that_demands_time_or_memory_is_not_opened(
     tmp_path: Path, program: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was opened"))
@@ -240,7 +236,7 @@ def test_the_pickle_that_is_checked_is_the_one_that_is_opened(tmp_path: Path) ->
     path = saved(tmp_path / "a.pt", torch.ones(8))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other/data.pkl", b"\x80\x02N.")
-    assert "is no file of torch.save's" in refusal(path)
+    assert "was not written by torch.save" in refusal(path)
 
 
 def test_a_damaged_file_is_not_quoted_at_length(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_empty_text_and_oversized_files_are_refused(tmp_path: Path) -> None:
     assert "head.pth is empty; a weight" in refusal(path)
     for data in (b"some text", b"PK\x03\x04"):
         path.write_bytes(data)
-        assert "head.pth is no file of torch.save's, or is damaged" in refusal(path)
+        assert "head.pth was not written by torch.save, or is damaged" in refusal(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("head/data.pkl", b"\0" * 2 * torch_pickle.MAX_BYTES)
     assert "head.pth unpacks to more than 1000 kB" in refusal(path)

@@ -224,7 +224,7 @@ def test_a_damaged_predictor_is_refused_before_the_model_is_loaded(
     head(damaged).write_bytes(head(damaged).read_bytes()[:-100])
     monkeypatch.setenv("AESTHETIC_HOME", str(damaged))
     message = complaint(capsys, *ARGUMENTS, "--outdir=out")
-    assert "linear.pth is no file of torch.save's, or is damaged" in message
+    assert "linear.pth was not written by torch.save, or is damaged" in message
     assert not Path("out").exists()
 
 

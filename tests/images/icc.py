@@ -30,12 +30,12 @@ def rgb(primaries: tuple[tuple[float, ...], ...], gamma: float | None, **more: b
 
 
 def gray(gamma: float) -> bytes:
-    """A profile of grey with a gamma."""
+    """A profile of gray with a gamma."""
     return profile(b"GRAY", {**_WHITE, b"kTRC": _gamma(gamma)})
 
 
 def cmyk() -> bytes:
-    """A profile of inks that are grey: cyan darkens to L* 50, the others change nothing."""
+    """A profile of inks that are gray: cyan darkens to L* 50, the others change nothing."""
     corners = b"".join(bytes([128 if cyan else 255, 128, 128]) for cyan in (0, 1) for _ in range(8))
     ramp = bytes(range(256))
     identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))

@@ -1,4 +1,4 @@
-"""Archives from users, friendly and hostile: what they claim is not believed."""
+"""Archives from users, friendly and hostile, whose claims are not trusted."""
 
 import gzip
 import struct
@@ -18,7 +18,7 @@ from tests.images.test_user_images import encoded, read, refusal, tarred, zipped
 
 
 def directory(entries: int, claimed: int | None = None, *, zip64: bool = False, count: int | None = None) -> bytes:
-    """A zip with so many empty files in its directory, and an end record that claims what is said."""
+    """A zip with empty files in its directory, and an end record that claims `claimed` bytes and `count` files."""
     entry = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 0, 0, 33, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0) + b"a.txt"
     first = struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 33, 0, 0, 0, 5, 0) + b"a.txt"
     body = first + entry * entries
@@ -30,7 +30,7 @@ def directory(entries: int, claimed: int | None = None, *, zip64: bool = False, 
     return body + record + locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, *[0xFFFF] * 2, *[0xFFFFFFFF] * 2, 0)
 
 
-def test_a_directory_is_what_zipfile_reads(tmp_path: Path) -> None:
+def test_zipfile_reads_the_directory(tmp_path: Path) -> None:
     for data in (directory(100), directory(100, zip64=True)):
         (tmp_path / "a.zip").write_bytes(data)
         with zipfile.ZipFile(tmp_path / "a.zip") as content:
@@ -52,7 +52,7 @@ def test_refuses_a_large_directory_before_it_is_parsed(tmp_path: Path, zip64: bo
 
 
 @pytest.mark.parametrize("claimed", [0, 51, 2**31, 2**62])
-def test_a_directory_that_is_not_as_long_as_it_claims_is_not_parsed(tmp_path: Path, claimed: int) -> None:
+def test_a_directory_of_another_length_than_it_claims_is_not_parsed(tmp_path: Path, claimed: int) -> None:
     data = directory(1_000_000, claimed, zip64=True)
     began = time.perf_counter()
     refusal(tmp_path, data)
@@ -71,14 +71,14 @@ def test_refuses_an_archive_that_is_itself_too_large(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../a.png", "../../a.png", "..\\a.png", "/etc/a.png", "C:/pics/a.png", "C:\\a.png"])
-def test_a_name_is_only_a_name(tmp_path: Path, name: str) -> None:
+def test_a_name_is_not_used_as_a_path(tmp_path: Path, name: str) -> None:
     for data in (zipped({name: encoded()}), tarred({name: encoded()})):
         assert [found for found, _ in read(tmp_path, data)] == [name]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("name", [".a.png", "../.a.png", ".b/a.png", "b\\.c\\a.png", "C:/.b/a.png", "__MACOSX/a.png"])
-def test_what_is_hidden_stays_hidden(tmp_path: Path, name: str) -> None:
+def test_hidden_files_are_skipped(tmp_path: Path, name: str) -> None:
     assert "file holds no image" in refusal(tmp_path, zipped({name: encoded()}))
 
 

@@ -49,9 +49,7 @@ def test_large_profiles_are_used_up_to_a_limit(tmp_path: Path, caplog: pytest.Lo
         assert ("Ignored a color profile: it is larger" in caplog.text) == (size > 10**7)
 
 
-def test_a_profile_that_can_t_be_unpacked_is_said_to_be_ignored(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_profile_is_ignored_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = encoded(Image.new("RGB", (8, 8), (234, 51, 35)))
     at = data.index(b"IDAT") - 4
     (tmp_path / "a").write_bytes(data[:at] + chunk(b"iCCP", b"icc\0\0nonsense") + data[at:])
@@ -74,18 +72,18 @@ def test_transparent_and_palette_images_are_converted_before_they_are_laid_on_wh
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
-def test_grey_has_its_gamma(tmp_path: Path, mode: str) -> None:
+def test_gray_has_its_gamma(tmp_path: Path, mode: str) -> None:
     gray = Image.new(mode, (8, 8), {"L": 100, "LA": (100, 255), "I;16": 100 << 8}[mode])  # type: ignore[arg-type]
     linear = (100 / 255) ** 1.0
     expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
     assert abs(colors(tmp_path / "a", gray, icc_profile=icc.gray(1.0)) - expected).max() <= 1
 
 
-def test_cmyk_is_what_its_profile_says(tmp_path: Path) -> None:
+def test_cmyk_is_converted_by_its_profile(tmp_path: Path) -> None:
     cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
     for kind in ("TIFF", "JPEG"):
         read = colors(tmp_path / "a", cyan, kind, icc_profile=icc.cmyk(), **LOSSLESS[kind])
-        assert np.ptp(read[0, 0]) <= 2  # grey, of which only black point compensation decides how dark
+        assert np.ptp(read[0, 0]) <= 2  # gray; only black point compensation decides how dark
         assert read.max() < 140
     assert tuple(colors(tmp_path / "a", cyan, "TIFF")[0, 0]) == (0, 255, 255)
 
@@ -104,7 +102,7 @@ def test_without_another_usable_profile_no_value_changes(tmp_path: Path, own: by
     assert (colors(tmp_path / "a", seen, icc_profile=own) == np.asarray(laid)).all()
 
 
-def test_a_profile_that_is_ignored_is_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_profile_for_another_mode_is_ignored_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     colors(tmp_path / "a", Image.new("RGB", (8, 8)), icc_profile=icc.cmyk())
     assert "Ignored a color profile: it is for CMYK, and the image is RGB" in caplog.text
 
@@ -120,7 +118,7 @@ def test_a_profile_that_asks_for_minutes_and_gigabytes_is_ignored(tmp_path: Path
     assert time.perf_counter() - began < 1
     ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(icc.bomb(2))), ImageCms.createProfile("sRGB"), "RGB", "RGB"
-    )  # so it is one that littleCMS takes
+    )  # littleCMS accepts a smaller one
 
 
 @pytest.mark.parametrize("cut", range(0, 700, 50))

@@ -1,4 +1,4 @@
-"""Which formats are read, and what in an intact file is no reason to refuse it."""
+"""The formats that are read, and oddities of intact files that are no errors."""
 
 import io
 import subprocess
@@ -94,7 +94,7 @@ def test_the_host_s_pillow_stays_as_it_is(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", probe, tmp_path / "a"], cwd=ROOT, check=True)
 
 
-def test_nothing_of_heic_is_imported_before_it_is_needed() -> None:
+def test_pillow_heif_is_imported_on_first_use() -> None:
     probe = (
         "import sys, aesthetic.cli.main as m, aesthetic.images.user_images;"
         "m._parser(); assert 'pillow_heif' not in sys.modules"
@@ -105,19 +105,19 @@ def test_nothing_of_heic_is_imported_before_it_is_needed() -> None:
 @pytest.mark.parametrize(
     "suffix", ["cr2", "nef", "dng", "gpr", "psd", "svg", "jxl", "jp2", "jpc", "tga", "CR3", "sgi", "ras", "fits", "pcd"]
 )
-def test_an_image_of_another_format_is_no_other_file(tmp_path: Path, suffix: str) -> None:
+def test_an_image_of_another_format_is_an_error(tmp_path: Path, suffix: str) -> None:
     message = refusal(tmp_path, zipped({"a.png": encoded(), f"b.{suffix}": b"something else"}))
     assert message.startswith(f"b.{suffix} is not an image of a format that is read (PNG, JPEG, WEBP")
 
 
-def test_other_files_are_no_images() -> None:
+def test_other_files_do_not_count_as_images() -> None:
     others = ("a.txt", "a.mov", "a.mpg", "a.pdf", "a.h5", "a.zip", "a", "png", "a.xmp", "Thumbs.db", "a.png.txt", " ")
     assert not any(map(is_image, others))
     assert all(map(is_image, ("a.png", "A.JPG", "b/a.heic", "..\\a.Tiff", "C:/a.jfif", "a.pbm", "a.svgz")))
 
 
 @pytest.mark.parametrize("name", ["b.jpg ", "b.JPG.", "b.mpo", "b.insp", "b.jps"])
-def test_a_jpeg_of_a_rare_name_is_read(tmp_path: Path, name: str) -> None:
+def test_a_jpeg_with_a_rare_suffix_is_read(tmp_path: Path, name: str) -> None:
     members = {"a.png": encoded(), name: encoded(kind="JPEG")}
     assert [found for found, _ in read(tmp_path, zipped(members))] == ["a.png", name]
 
@@ -147,7 +147,7 @@ TEXTS: dict[str, list[bytes]] = {
 
 @pytest.mark.parametrize("texts", TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
-def test_texts_are_no_reason_to_refuse_a_png(tmp_path: Path, texts: list[bytes], place: bytes) -> None:
+def test_a_png_with_large_texts_is_read(tmp_path: Path, texts: list[bytes], place: bytes) -> None:
     data = encoded(signpost(), icc_profile=P3)
     at = data.index(place) - 4
     chunks = b"".join(chunk(kind, text) for kind, text in zip(texts[::2], texts[1::2], strict=True))
@@ -190,13 +190,13 @@ def test_the_orientation_of_a_png_is_found_wherever_it_is(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_damaged_exif_is_no_reason_to_refuse_an_image(tmp_path: Path, kind: str) -> None:
+def test_an_image_with_damaged_exif_is_read(tmp_path: Path, kind: str) -> None:
     for exif in (b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\0\x05", b"Exif\0\0MM\0*\xff\xff\xff\xff"):
         [(_, image)] = read(tmp_path, encoded(signpost(), kind, exif=exif))
         assert image.size == (64, 32)
 
 
-def test_exif_that_can_t_be_written_again_still_says_what_is_up(tmp_path: Path) -> None:
+def test_exif_that_can_t_be_written_again_still_turns_the_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     exif.get_ifd(0x8769)[0x9003] = "2020"
@@ -205,7 +205,7 @@ def test_exif_that_can_t_be_written_again_still_says_what_is_up(tmp_path: Path) 
     assert image.size == (32, 64)
 
 
-def test_says_how_many_pixels_are_too_many_for_pillow(tmp_path: Path) -> None:
+def test_the_error_has_pillow_s_reason(tmp_path: Path) -> None:
     size = (14000, 13000)  # 182 million, which Pillow's own check in its WebP plugin refuses
     header = b"VP8X\x0a\0\0\0\0\0\0\0" + (size[0] - 1).to_bytes(3, "little") + (size[1] - 1).to_bytes(3, "little")
     (tmp_path / "a.webp").write_bytes(b"RIFF\x40\0\0\0WEBP" + header + bytes(40))

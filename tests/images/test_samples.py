@@ -44,7 +44,7 @@ def test_12_bits_are_scaled() -> None:
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("compression", [None, "deflate"])
 @pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
-def test_grey_is_scaled_from_its_range(
+def test_gray_is_scaled_from_its_range(
     tmp_path: Path, kind: str, compression: str | None, byteorder: str, photometric: str
 ) -> None:
     pixels = (RAMP / 4095 * {"u1": 255, "u2": 65535, "f4": 1}[kind]).astype(kind)
@@ -82,7 +82,7 @@ def test_channels_are_right_or_refused(tmp_path: Path, kind: str, planes: str, c
         (RAMP.astype("f8"), "unknown pixel mode; save it with 8 bits a sample, or as PNG"),
     ],
 )
-def test_what_has_no_known_range_is_refused_as_what_it_is(tmp_path: Path, pixels: Any, message: str) -> None:
+def test_samples_without_a_known_range_are_refused(tmp_path: Path, pixels: Any, message: str) -> None:
     assert f"a.tif can't be read as TIFF: {message}" in refusal(tmp_path, tiff(pixels, photometric="minisblack"))
 
 
@@ -91,14 +91,14 @@ def test_the_thumbnail_of_a_raw_file_is_not_the_image(tmp_path: Path) -> None:
     assert "its first image is a thumbnail, as in the raw files of cameras" in refusal(tmp_path, thumbnail)
 
 
-def test_premultiplied_grey_is_laid_on_white(tmp_path: Path) -> None:
+def test_premultiplied_gray_is_laid_on_white(tmp_path: Path) -> None:
     pixels = np.zeros((8, 8, 2), np.uint8)
     data = tiff(pixels, photometric="minisblack", planarconfig="contig", extrasamples=["assocalpha"])
     assert (read(tmp_path, data) == 255).all()
 
 
 @pytest.mark.parametrize(("depth", "bit_steps"), [(1, 1), (2, 1), (4, 1), (8, 1), (16, 256)])
-def test_the_transparent_grey_of_a_png_is_laid_on_white(tmp_path: Path, depth: int, bit_steps: int) -> None:
+def test_the_transparent_gray_of_a_png_is_laid_on_white(tmp_path: Path, depth: int, bit_steps: int) -> None:
     width = 16
     levels = (np.arange(width) * bit_steps) % 2**depth
     bits = (levels[:, None] >> np.arange(depth)[::-1]) & 1

@@ -1,4 +1,4 @@
-"""From a name or a path to a snapshot that is all there."""
+"""From a name or a path to a complete snapshot."""
 
 import json
 import re
@@ -40,7 +40,6 @@ def test_finds_a_model_by_name_and_by_default(weights: Path) -> None:
         assert (found.name, found.folder, found.clip) == (MODEL, weights / MODEL, weights / CLIP)
         assert found.revision == "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
         assert (found.clip_space, found.bundled) == ("openai/clip-vit-large-patch14", False)
-        assert found.clip_space == "openai/clip-vit-large-patch14"
 
 
 def test_finds_a_model_by_path(weights: Path, tmp_path: Path) -> None:
@@ -59,7 +58,7 @@ def test_the_first_model_that_is_there_is_the_default(weights: Path) -> None:
         checkpoint.locate(None, weights)
 
 
-def test_what_comes_with_the_checkout_draws_until_another_is_downloaded(weights: Path) -> None:
+def test_the_bundled_model_is_the_default_until_another_is_downloaded(weights: Path) -> None:
     manifest = json.loads((weights / "manifest.json").read_text())
     manifest["small"] = manifest[MODEL] | {"repo_id": None, "clip_space": "its own"}
     (weights / "manifest.json").write_text(json.dumps(manifest))
@@ -79,7 +78,7 @@ def test_a_file_cut_short_is_missing(weights: Path) -> None:
         checkpoint.locate(MODEL, weights)
 
 
-def test_an_incomplete_clip_is_none(weights: Path) -> None:
+def test_an_incomplete_clip_is_left_out(weights: Path) -> None:
     (weights / CLIP / "config.json").unlink()
     assert checkpoint.locate(MODEL, weights).clip is None
 
@@ -90,7 +89,7 @@ def test_an_unknown_model_lists_the_known_ones(weights: Path) -> None:
             checkpoint.locate(nonsense, weights)
 
 
-def test_the_predictor_is_no_model(weights: Path) -> None:
+def test_the_predictor_is_not_a_model(weights: Path) -> None:
     real = json.loads((snapshot.ROOT / "weights" / "manifest.json").read_text())
     manifest = json.loads((weights / "manifest.json").read_text())
     (weights / "manifest.json").write_text(json.dumps({aesthetic_score.NAME: real[aesthetic_score.NAME], **manifest}))

@@ -40,7 +40,7 @@ def hub(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture
 def empty(home: Path, tmp_path: Path, hub: Hub) -> Path:
-    """A home that knows what it should have, and where from, and has nothing yet."""
+    """A home with a manifest and an index whose files are not there yet."""
     index = json.loads((home / "embeddings/index.json").read_text())
     for entry in index.values():
         entry["url"] = f"{hub.address}/aesthetics/resolve/main/{entry['file']}"
@@ -123,7 +123,7 @@ def test_fetches_only_what_is_named(empty: Path, hub: Hub) -> None:
     assert f"there is no snapshot 'nonsense'; there are {MODEL}, {CLIP}, predictor" in answer.stderr
 
 
-def test_what_comes_with_the_checkout_is_verified_and_never_fetched(empty: Path, hub: Hub, home: Path) -> None:
+def test_bundled_files_are_verified_and_never_fetched(empty: Path, hub: Hub, home: Path) -> None:
     folder = shutil.copytree(home / "weights" / MODEL, empty / "weights" / "small")
     manifest = json.loads((empty / "weights/manifest.json").read_text())
     manifest["small"] = manifest[MODEL] | {"repo_id": None}
@@ -148,11 +148,11 @@ def test_what_comes_with_the_checkout_is_verified_and_never_fetched(empty: Path,
     answer = run(empty, hub.address)
     assert answer.returncode == 1
     assert "small/unet" in answer.stderr
-    assert checkpoint.locate(None, empty / "weights").name == MODEL  # everything else has been fetched all the same
+    assert checkpoint.locate(None, empty / "weights").name == MODEL  # the other files have been fetched
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_stopped_download_leaves_nothing_at_its_place_and_the_next_run_ends_it(
+def test_a_stopped_download_leaves_no_partial_file_and_the_next_run_completes_it(
     empty: Path, hub: Hub, stop: signal.Signals, status: int
 ) -> None:
     enlarge_unet(empty, hub)
@@ -252,7 +252,7 @@ def test_a_wrong_digest_is_refused(empty: Path, hub: Hub, file: str) -> None:
     assert is_whole(empty)
 
 
-def test_of_an_endless_file_only_the_beginning_is_read(empty: Path, hub: Hub) -> None:
+def test_only_the_start_of_an_endless_file_is_read(empty: Path, hub: Hub) -> None:
     hub.changed["head.pth"] = bytes(2**24)
     answer = run(empty, hub.address, "predictor")
     assert f"its sha256 is {hashlib.sha256(bytes(download.MAX_URL_BYTES)).hexdigest()}, not " in answer.stderr
@@ -268,7 +268,7 @@ def test_a_damaged_file_is_fetched_again(empty: Path, hub: Hub) -> None:
     assert is_whole(empty)
 
 
-def test_for_an_unconfirmed_digest_the_hub_is_right(empty: Path, hub: Hub) -> None:
+def test_an_unconfirmed_digest_yields_to_the_hub_s(empty: Path, hub: Hub) -> None:
     change(empty, MODEL, "model_index.json", sha256="0" * 64, bytes=None)
     assert "its sha256 is" in run(empty, hub.address).stderr
     change(empty, MODEL, "model_index.json", confirmed=False)
@@ -282,7 +282,7 @@ def test_for_an_unconfirmed_digest_the_hub_is_right(empty: Path, hub: Hub) -> No
 
 
 @pytest.mark.parametrize("file", [f"{MODEL}/{UNET}", HEAD])
-def test_a_missing_file_says_so(empty: Path, hub: Hub, file: str) -> None:
+def test_a_missing_file_is_explained(empty: Path, hub: Hub, file: str) -> None:
     hub.missing.add(file.partition("/")[2])
     answer = run(empty, hub.address)
     assert answer.returncode == 1
@@ -299,7 +299,7 @@ def test_small_files_fail_before_large_ones_are_fetched(empty: Path, hub: Hub) -
     assert not [path for path in hub.fetched() if MODEL in path]
 
 
-def test_no_network_says_so(empty: Path, hub: Hub) -> None:
+def test_a_failed_connection_is_explained(empty: Path, hub: Hub) -> None:
     change(empty, "predictor", "head.pth", url="http://127.0.0.1:9/head.pth")
     for name, settings in (("predictor", {}), (CLIP, {"HF_HUB_OFFLINE": "1"})):
         answer = run(empty, hub.address, name, **settings)
@@ -318,7 +318,9 @@ def test_no_network_says_so(empty: Path, hub: Hub) -> None:
         (RuntimeError("CAS error"), "CAS error;"),  # as hf_xet raises it
     ],
 )
-def test_other_failures_say_so(empty: Path, error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_failures_have_a_reason(
+    empty: Path, error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(download, "hf_hub_download", raiser(error))
     monkeypatch.setenv("AESTHETIC_HOME", str(empty))
     with pytest.raises(CheckpointError) as raised:

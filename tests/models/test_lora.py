@@ -1,4 +1,4 @@
-"""A LoRA does what it does by hand and in diffusers, and nothing of it is left."""
+"""A LoRA has the effect that it has by hand and in diffusers, and leaves nothing behind."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -75,7 +75,7 @@ def drawn(service: Service, request: Request) -> list[bytes]:
 
 
 def apart(one: Sequence[bytes], other: Sequence[bytes]) -> int:
-    """The greatest difference of two lists of pictures, of 255."""
+    """The greatest difference of two lists of images, of 255."""
     pairs = [[np.frombuffer(data, np.uint8).astype(int) for data in pair] for pair in zip(one, other, strict=True)]
     return max(int(np.abs(first - second).max()) for first, second in pairs)
 
@@ -87,20 +87,20 @@ def test_it_equals_weights_merged_by_hand(
 ) -> None:
     request = replace(strong, lora=file, lora_scale=scale, aesthetic_steps=steps, negative_prompt="the dog")
     merged = lora.by_hand(service.model, changes, scale)
-    grafted = apply_lora(service.model, file, scale)
+    with_lora = apply_lora(service.model, file, scale)
     target = service.registry.load("sac_8plus").vector if steps else None
     ours, theirs = (
-        condition(one, Personalizer(one.encoder), request, target)[1][-1].conditioning for one in (grafted, merged)
+        condition(one, Personalizer(one.encoder), request, target)[1][-1].conditioning for one in (with_lora, merged)
     )
     for name in ("positive", "negative", "empty"):
         assert difference(getattr(ours, name), getattr(theirs, name)) < 1e-5
     noise = torch.randn(2, 4, 16, 16)
     inputs = (noise, torch.tensor([3, 700]), ours.positive.expand(2, -1, -1))
     with torch.no_grad():
-        assert difference(grafted.pipeline.unet(*inputs).sample, merged.pipeline.unet(*inputs).sample) < 1e-5
-    pictures = drawn(service, request)
-    assert apart(pictures, drawn(Service(merged, service.registry), replace(request, lora=None))) <= 1
-    assert apart(pictures, drawn(service, replace(request, lora=None))) > 20
+        assert difference(with_lora.pipeline.unet(*inputs).sample, merged.pipeline.unet(*inputs).sample) < 1e-5
+    images = drawn(service, request)
+    assert apart(images, drawn(Service(merged, service.registry), replace(request, lora=None))) <= 1
+    assert apart(images, drawn(service, replace(request, lora=None))) > 20
 
 
 NAMES: dict[str, Any] = {"kohya": lora.kohya, "peft": lora.peft, "dotted": lora.dotted}
@@ -132,22 +132,22 @@ def test_without_steps_it_is_what_plain_diffusers_draws(
     assert ours == theirs()
 
 
-def test_every_layout_says_the_same(service: Service, quick: Request, changes: lora.Changes, tmp_path: Path) -> None:
+def test_every_layout_draws_the_same(service: Service, quick: Request, changes: lora.Changes, tmp_path: Path) -> None:
     attention = {place: change for place, change in changes.items() if place[1].endswith(ATTENTION)}
     old = {**NAMES, "old": lora.old}
     for layouts, given in ((NAMES, changes), (old, lora.without_alpha(attention))):
-        pictures = []
+        images = []
         for name, names in layouts.items():
             path = lora.write(tmp_path / f"{name}.safetensors", given, names=names)
-            pictures += drawn(service, replace(quick, lora=path))
-        assert len(set(pictures)) == 1
-        assert pictures != drawn(service, quick)
+            images += drawn(service, replace(quick, lora=path))
+        assert len(set(images)) == 1
+        assert images != drawn(service, quick)
 
 
 def test_the_alpha_that_diffusers_notes_is_taken(
     service: Service, quick: Request, changes: lora.Changes, tmp_path: Path
 ) -> None:
-    """As a number: what else the notes may say for peft is not."""
+    """As a number; other notes for peft are ignored."""
     plain = lora.without_alpha(changes)
     notes = '{"unet.lora_alpha": 6, "unet.r": 1, "unet.init_lora_weights": "evil", "text_encoder.lora_alpha": 0.5}'
     noted = lora.write(tmp_path / "noted.safetensors", plain, names=lora.peft, notes={"lora_adapter_metadata": notes})
@@ -170,7 +170,7 @@ def test_every_precision_of_a_file_is_read(
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
-def test_what_it_does_not_change_is_shared(service: Service, tmp_path: Path, part: str) -> None:
+def test_unchanged_weights_are_shared(service: Service, tmp_path: Path, part: str) -> None:
     path = lora.write(tmp_path / "style.safetensors", lora.changes(service.model, parts=(part,)))
     model, found = service.model, apply_lora(service.model, path, 1)
     assert (found.pipeline.unet is model.pipeline.unet) == (part != "unet")
@@ -209,7 +209,7 @@ def test_a_scale_of_0_changes_nothing_but_the_file_is_checked(
         service.draw(replace(off, lora=tmp_path / "bad.safetensors"))
 
 
-def test_after_anything_the_next_picture_is_that_of_a_fresh_model(
+def test_the_next_image_is_always_that_of_a_fresh_model(
     service: Service, home: Path, strong: Request, changes: lora.Changes, file: Path, tmp_path: Path
 ) -> None:
     added = replace(strong, lora=file)
@@ -232,7 +232,7 @@ def test_after_anything_the_next_picture_is_that_of_a_fresh_model(
     assert [drawn(service, request) for request in (added, strong)] == fresh[::-1]
 
 
-def test_aesthetics_are_the_business_of_the_untouched_clip(
+def test_aesthetics_are_encoded_by_the_unchanged_clip(
     service: Service, strong: Request, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     followed: list[Any] = []
@@ -248,17 +248,17 @@ def test_aesthetics_are_the_business_of_the_untouched_clip(
     assert torch.equal(followed[0], followed[1])
 
 
-def test_it_goes_with_everything_else(service: Service, strong: Request, changes: lora.Changes, tmp_path: Path) -> None:
+def test_it_combines_with_others(service: Service, strong: Request, changes: lora.Changes, tmp_path: Path) -> None:
     few = {place: change for place, change in changes.items() if place[0] != "unet" or "mid_block" in place[1]}
     file = lora.write(tmp_path / "few.safetensors", few)
-    Image.effect_noise((150, 140), 80).save(tmp_path / "picture.png")
+    Image.effect_noise((150, 140), 80).save(tmp_path / "image.png")
     Image.new("L", (150, 140), "white").save(tmp_path / "mask.png")
-    picture = {"image": tmp_path / "picture.png", "mask": tmp_path / "mask.png"}
+    redrawn = {"image": tmp_path / "image.png", "mask": tmp_path / "mask.png"}
     ways: list[dict[str, Any]] = [
         {"aesthetic_sweep": "0,1,3"},
         {"aesthetic_mix": "fantasy:1 gloomcore:-0.5", "aesthetic_weight": 0.5},
         {"prompt": "(the cat:1.3) and the dog, " * 12, "long_prompt": True},
-        picture,
+        redrawn,
         {"num_outputs": 2, "scheduler": "K_EULER_ANCESTRAL"},
     ]
     for way in ways:
@@ -269,7 +269,7 @@ def test_it_goes_with_everything_else(service: Service, strong: Request, changes
     alone = [drawn(service, replace(strong, lora=file, aesthetic_steps=steps))[0] for steps in (0, 1, 3)]
     assert drawn(service, sweep) == alone
     batches = list(service.draw_batches(sweep, 1))
-    assert [image.tobytes() for _, pictures in batches for image, _ in pictures] == alone
+    assert [image.tobytes() for _, images in batches for image, _ in images] == alone
     batch = drawn(service, replace(strong, lora=file, num_outputs=2))
     assert batch == [drawn(service, replace(strong, lora=file, seed=7 + i))[0] for i in range(2)]
 
@@ -283,7 +283,7 @@ def test_a_model_in_a_single_file_takes_it_too(
     assert drawn(single, request) == drawn(service, request)
 
 
-def test_the_recipe_knows_the_file_and_draws_the_same_again(
+def test_the_recipe_has_the_digest_and_draws_the_same_again(
     service: Service, strong: Request, file: Path, tmp_path: Path
 ) -> None:
     request = replace(strong, lora=file, lora_scale=0.7, aesthetic_embedding="fantasy")
@@ -302,7 +302,7 @@ def test_the_recipe_knows_the_file_and_draws_the_same_again(
     assert same == recipe
     with pytest.raises(RequestError, match="the lora came from a file, sha256"):
         recipe.rebuild()
-    with pytest.raises(RequestError, match="and the picture was drawn with"):
+    with pytest.raises(RequestError, match="and the image was drawn with"):
         recipe.rebuild(lora=path)
 
 

@@ -127,7 +127,7 @@ def test_what_others_have_is_known(kind: str, tmp_path: Path) -> None:
         ({ALPHA: torch.tensor(0.0)}, "changes nothing"),
     ],
 )
-def test_what_is_no_lora_is_refused(changes: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+def test_other_content_is_refused(changes: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     assert message in complaint(saved(tmp_path / "x", WHOLE | changes))
 
 
@@ -145,7 +145,7 @@ def test_what_is_no_lora_is_refused(changes: dict[str, Tensor], message: str, tm
         ({DOWN: torch.ones(2, 4)}, "it is for another model"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(model: Model, changes: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+def test_a_misfit_is_refused(model: Model, changes: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     assert message in complaint(saved(tmp_path / "x", WHOLE | changes), model)
 
 
@@ -160,7 +160,7 @@ NAMES = [files.te1, files.peft, files.dotted, files.old, files.unnamed, files.un
 
 
 @pytest.mark.parametrize("names", NAMES)
-def test_the_names_of_every_trainer_are_of_the_same_layers(model: Model, tmp_path: Path, names: Any) -> None:
+def test_every_trainer_s_names_find_the_same_layers(model: Model, tmp_path: Path, names: Any) -> None:
     old = "to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"
     plain = files.without_alpha(files.changes(model))
     given_changes = {place: change for place, change in plain.items() if place[1].endswith(old)}
@@ -221,7 +221,7 @@ def test_a_convolution_of_1_by_1_may_be_written_as_a_matrix(model: Model, tmp_pa
     "notes", ["[", "[" * 10**5, "3", '"text"', '{"unet.lora_alpha": "8"}', '{"unet.lora_alpha": 1e999}',
               '{"unet.lora_alpha": NaN}', '{"unet.lora_alpha": [1]}', '{"unet.lora_alpha": ' + "9" * 5000 + "}"]
 )  # fmt: skip
-def test_notes_that_diffusers_never_wrote_are_refused(notes: str, tmp_path: Path) -> None:
+def test_malformed_notes_are_refused(notes: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "x", WHOLE, {"lora_adapter_metadata": notes})
     assert "the file's notes (lora_adapter_metadata) are not those" in complaint(path)
 
@@ -234,7 +234,7 @@ def test_notes_that_ask_for_more_than_one_alpha_are_refused(name: str, tmp_path:
     assert f"the file's notes ask for {name}, which" in complaint(path)
 
 
-def test_all_other_notes_are_nothing(tmp_path: Path) -> None:
+def test_other_notes_are_ignored(tmp_path: Path) -> None:
     notes = {"ss_network_alpha": "1", "r": "0", "lora_adapter_metadata": '{"unet.r": -1, "unet.target_modules": "x"}'}
     assert lora_file.load_lora(saved(tmp_path / "x", WHOLE, notes)).pairs["lora_unet_conv_in"].alpha == 2
 
@@ -279,7 +279,7 @@ def test_a_file_with_a_few_other_bytes_is_refused_or_read(
         assert str(error).startswith("lora: ")  # noqa: PT017
 
 
-def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "x").open("wb") as file:
         file.truncate(lora_file.MAX_BYTES + 1)  # on the disk it is nothing
     assert "the file has 1.0 GB, and a LoRA has at most 1" in complaint(tmp_path / "x")
@@ -308,7 +308,7 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
         ({"<cat>": torch.ones(768)}, "a textual inversion;"),
     ],
 )
-def test_pickles_that_converting_does_not_help_say_what_they_are(content: Any, kind: str, tmp_path: Path) -> None:
+def test_pickles_that_can_t_be_converted_are_named(content: Any, kind: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pt")
     assert f"the file is {kind}" in complaint(tmp_path / "x.pt")
 
@@ -352,7 +352,7 @@ def test_the_conversion_that_the_message_describes_works(tmp_path: Path, monkeyp
     assert lora_file.load_lora(Path("model.safetensors")).pairs.keys() == {"lora_unet_conv_in"}
 
 
-def test_an_aesthetic_and_no_file_say_so(tmp_path: Path) -> None:
+def test_an_aesthetic_and_a_missing_file_are_named(tmp_path: Path) -> None:
     aesthetic = saved(tmp_path / "x", {"aesthetic": torch.ones(1, 24)})
     assert "is an aesthetic: give it as aesthetic_embedding_file" in complaint(aesthetic)
     assert "there is no file" in complaint(tmp_path / "nothing")
@@ -361,7 +361,7 @@ def test_an_aesthetic_and_no_file_say_so(tmp_path: Path) -> None:
 def test_a_bad_file_is_refused_before_any_model_work(
     service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also before pictures are looked at, which takes the model, too."""
+    """Also before images are encoded, which takes the model, too."""
     monkeypatch.setattr(Service, "_target", lambda *_: pytest.fail("the model worked"))
     monkeypatch.setattr(lora, "_merged", lambda *_: pytest.fail("the model worked"))
     monkeypatch.setattr(lora, "_adapted", lambda *_: pytest.fail("the model worked"))

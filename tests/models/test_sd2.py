@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.x: the same code, with a CLIP space of its own, and what it lacks is named."""
+"""Stable Diffusion 2.x: the same code, with its own CLIP space; missing parts are named."""
 
 import json
 import re
@@ -95,7 +95,7 @@ def test_without_steps_each_scheduler_draws_what_plain_diffusers_draws(
     assert drawn(service, replace(request, aesthetic_steps=0)) == theirs.tobytes()
 
 
-def test_what_is_predicted_makes_a_difference(home: Path, quick: Request, tmp_path: Path) -> None:
+def test_the_prediction_type_is_used(home: Path, quick: Request, tmp_path: Path) -> None:
     """The two snapshots have the same weights: a scheduler that lost prediction_type would draw the same with both."""
     pictures = []
     for prediction in sd2.SCHEDULERS:
@@ -106,11 +106,11 @@ def test_what_is_predicted_makes_a_difference(home: Path, quick: Request, tmp_pa
     assert all(pictures[0][name] != pictures[1][name] for name in SCHEDULERS)
 
 
-def test_from_a_picture_it_is_diffusers_image_to_image(
+def test_from_an_image_it_equals_diffusers_img2img(
     service: Service, plain: StableDiffusionPipeline, quick: Request, tmp_path: Path
 ) -> None:
-    Image.effect_noise((128, 128), 80).save(tmp_path / "picture.png")
-    request = replace(quick, aesthetic_steps=0, image=tmp_path / "picture.png", num_inference_steps=5)
+    Image.effect_noise((128, 128), 80).save(tmp_path / "image.png")
+    request = replace(quick, aesthetic_steps=0, image=tmp_path / "image.png", num_inference_steps=5)
     found = init_image.load_init_image(request)
     assert found is not None
     scheduler = schedulers.build(request.scheduler, service.model.scheduler)
@@ -125,7 +125,7 @@ def test_from_a_picture_it_is_diffusers_image_to_image(
     assert drawn(service, request) == theirs.tobytes()
 
 
-def test_it_is_personalised_as_the_original_would(service: Service, folder: Path, liked: Request) -> None:
+def test_it_is_personalized_as_by_the_original(service: Service, folder: Path, liked: Request) -> None:
     """By the original's own loop, with transformers' CLIP made of the snapshot's two towers."""
     model = service.model
     text = {**model.encoder.config.to_dict(), "projection_dim": sd2.DIM}
@@ -143,14 +143,14 @@ def test_it_is_personalised_as_the_original_would(service: Service, folder: Path
     assert steps[0].similarity.item() < steps[-1].similarity.item()
 
 
-def test_an_aesthetic_of_its_own_space_changes_the_picture(service: Service, liked: Request, tmp_path: Path) -> None:
+def test_an_aesthetic_of_its_own_space_changes_the_image(service: Service, liked: Request, tmp_path: Path) -> None:
     drawing = service.draw(liked)
     assert drawing.similarity is not None
     assert drawing.similarity[0] < drawing.similarity[1]
     assert drawing.images[0][0].tobytes() != drawn(service, replace(liked, aesthetic_steps=0))
     Image.effect_noise((50, 50), 80).convert("RGB").save(tmp_path / "liked.png")
-    from_pictures = replace(liked, aesthetic_embedding_file=None, aesthetic_images=tmp_path / "liked.png")
-    assert service.draw(from_pictures).similarity is not None
+    from_images = replace(liked, aesthetic_embedding_file=None, aesthetic_images=tmp_path / "liked.png")
+    assert service.draw(from_images).similarity is not None
     long = replace(liked, prompt="the (cat:1.4)! " * 40, long_prompt=True, aesthetic_sweep="0,2")
     assert len(service.draw(long).images) == 2
 
@@ -198,7 +198,7 @@ def test_a_prompt_is_pooled_where_it_ends_not_where_it_is_filled_up(home: Path, 
 
 
 @pytest.mark.parametrize("has_clip", [True, False])
-def test_without_a_projection_it_says_why_and_what_would_help(home: Path, tmp_path: Path, has_clip: bool) -> None:
+def test_a_missing_projection_is_named_with_its_remedy(home: Path, tmp_path: Path, has_clip: bool) -> None:
     """Whether or not OpenAI's CLIP is there, which would not help."""
     path = sd2.write(home, tmp_path / "model", projection=False)
     config = json.loads((path / "text_encoder" / "config.json").read_text())
@@ -263,7 +263,7 @@ def test_snapshots_of_other_kinds_are_refused(home: Path, tmp_path: Path, index:
         checkpoint.locate(str(tmp_path), home / "weights")
 
 
-def test_what_was_saved_for_pictures_only_has_the_same_parts(home: Path, tmp_path: Path) -> None:
+def test_a_snapshot_saved_as_img2img_loads(home: Path, tmp_path: Path) -> None:
     path = sd2.write(home, tmp_path / "model")
     index = json.loads((path / "model_index.json").read_text()) | {"_class_name": "StableDiffusionImg2ImgPipeline"}
     write_json(path / "model_index.json", index)

@@ -1,4 +1,4 @@
-"""A model in a single file is, to the bit, the one in the folder; and what is none says what it is."""
+"""A model in a single file is, to the bit, the one in the folder; other files are refused by their kind."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def test_every_weight_is_that_of_the_folder(model: Model, home: Path, tmp_path: 
     assert found.vision is not None
 
 
-def test_it_draws_the_same_picture(service: Service, file: Path, home: Path, quick: Request) -> None:
+def test_it_draws_the_same_image(service: Service, file: Path, home: Path, quick: Request) -> None:
     single = Service(load(file, home), Registry(home / "embeddings"))
     for request in (replace(quick, aesthetic_steps=0), quick):
         [(theirs, _)] = service.draw(request).images
@@ -74,7 +74,7 @@ def test_in_half_precision_the_encoder_stays_whole(
     assert all(torch.equal(weight, expected[name]) for name, weight in found.encoder.state_dict().items())
 
 
-def test_its_own_text_encoder_is_personalised(file: Path, home: Path, model: Model, tmp_path: Path) -> None:
+def test_its_own_text_encoder_is_personalized(file: Path, home: Path, model: Model, tmp_path: Path) -> None:
     tensors = load_file(file)
     name = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
     tensors[name] = tensors[name] * 2
@@ -85,7 +85,7 @@ def test_its_own_text_encoder_is_personalised(file: Path, home: Path, model: Mod
 
 
 @pytest.mark.parametrize("name", sorted(file_kind.SIGNS.keys() - {single_file.UNET}))
-def test_what_is_something_else_says_what(name: str, tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_named(name: str, tmp_path: Path) -> None:
     save_file({f"some.{name}.weight": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError) as error:
         single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
@@ -183,7 +183,7 @@ def test_weights_that_are_missing_or_have_another_shape_are_refused(
         load(tmp_path / "x.safetensors", home)
 
 
-def test_it_says_what_else_is_needed(file: Path, home: Path, tmp_path: Path) -> None:
+def test_a_missing_base_model_is_named(file: Path, home: Path, tmp_path: Path) -> None:
     weights = shutil.copytree(home / "weights", tmp_path / "weights")
     assert checkpoint.locate(str(file), weights).clip == weights / CLIP
     (weights / MODEL / "tokenizer" / "vocab.json").unlink()

@@ -170,7 +170,7 @@ def test_the_recipe_knows_the_files_and_draws_the_same_again(
     assert same == recipe
     with pytest.raises(RequestError, match="the mask came from a file, sha256"):
         recipe.rebuild(image=picture)
-    with pytest.raises(RequestError, match="and the picture was drawn with"):
+    with pytest.raises(RequestError, match="and the image was drawn with"):
         recipe.rebuild(image=mask, mask=mask)
 
 
