@@ -1,9 +1,9 @@
 """Predictions that can be cancelled at any moment, and stop only at a `check`.
 
-Cog cancels a prediction by raising an exception at whatever bytecode its thread has reached. Python and its libraries
-do not survive that: a lock just acquired (of a progress bar, the log, an import) is never released, and the next thread
-that needs it waits forever. So predictions run in a thread of their own, into which no exception is raised, and Cog's
-thread waits for it. When an exception ends the wait, the prediction stops at its next `check`, and the next one starts.
+Cog cancels a prediction by raising an exception at whatever bytecode its thread has reached. Python's libraries do not
+survive that: a lock just acquired (of a progress bar, the log, an import) is never released, and the next thread that
+needs it waits forever. So predictions run in a thread of their own, while Cog's thread waits and takes the exception.
+When the wait ends, the prediction stops at its next `check`, and the next one starts.
 
 The threads communicate through queues, whose locks are in C. The worker thread is started in advance: while Python 3.11
 starts a thread, the new thread has the id of the starting one, and Cog's exception could reach it.
@@ -48,20 +48,20 @@ class Predictions:
     """The thread in which predictions run, one after another."""
 
     def __init__(self) -> None:
-        """Start the thread; not to be called in a prediction. It ends when this object is garbage-collected."""
+        """Start the thread, which ends when this object is garbage-collected. Not for use in a prediction."""
         self._jobs: SimpleQueue[Any] = SimpleQueue()
         self._busy = Event()
         Thread(target=_work, args=(self._jobs, self._busy), daemon=True).start()
         weakref.finalize(self, self._jobs.put, None)
 
     def is_busy(self) -> bool:
-        """Whether a prediction is being made, also one that was cancelled and has not checked yet."""
+        """Whether a prediction is running, including a cancelled one that has not reached a `check`."""
         return self._busy.is_set()
 
     def make(self, predict: Callable[..., Result], *arguments: object) -> Result:
-        """Return or raise what `predict` does, called in the thread with the caller's context.
+        """Call `predict` in the thread, with the caller's context, and return its result or raise its error.
 
-        An exception raised into the caller may end this at any bytecode; `predict` then runs on to its next `check`.
+        An exception may end this call at any bytecode; `predict` then runs on to its next `check`.
         """
         wait, answer = _Wait(), SimpleQueue[Future[Result]]()
         try:
@@ -72,7 +72,7 @@ class Predictions:
 
 
 def _taken(answer: "SimpleQueue[Future[Result]]") -> Future[Result]:
-    """The next item of the queue. Polled, because no exception can interrupt a wait without a timeout in C."""
+    """The next item of the queue, polled: Python exceptions can't interrupt a wait in C without a timeout."""
     while True:
         with suppress(Empty):
             return answer.get(timeout=POLL)
@@ -85,11 +85,11 @@ def _work(jobs: "SimpleQueue[Any]", busy: Event) -> None:
         made: Future[Any] = Future()
         try:
             made.set_result(context.run(_predict, wait, predict, arguments))
-        except BaseException as error:  # of any kind: the caller is waiting
+        except BaseException as error:  # any, or the caller would wait forever
             made.set_exception(error)
         busy.clear()
         answer.put(made)
-        del job, context, wait, predict, arguments, answer, made  # or they would stay alive until the next job
+        del job, context, wait, predict, arguments, answer, made  # free the memory before the next job
 
 
 def _predict(wait: _Wait, predict: Callable[..., Result], arguments: tuple[object, ...]) -> Result:

@@ -3,12 +3,12 @@
 Each message says what was wrong, with which value, and what would be valid: users of the service see only the message.
 
     AestheticError
-    ├── RequestError       an input is out of range, of the wrong type, or contradicts another
-    ├── EmbeddingError     a file is not an aesthetic, or belongs to another CLIP space
-    ├── ImageError         an image or an archive of images can't be used
-    ├── CheckpointError    weights or a LoRA are missing, incomplete, unsuitable, or can't be downloaded
-    ├── DrawingError       no image can be returned
-    └── SettingError       an environment variable or the machine does not allow what was asked for
+    ├── RequestError
+    ├── EmbeddingError
+    ├── ImageError
+    ├── CheckpointError
+    ├── DrawingError
+    └── SettingError
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ class DrawingError(AestheticError):
 
 
 class SettingError(AestheticError):
-    """An environment variable or the machine does not allow what was asked for."""
+    """An environment variable is invalid, or the machine lacks what it or the model needs."""
 
 
 @contextmanager

@@ -1,18 +1,18 @@
 """Aesthetic gradients: the whole idea, in one file.
 
-An *aesthetic* is the mean CLIP image embedding of images that a user likes. CLIP's text encoder maps a prompt
-into the same space. To personalize the prompt, a private copy of the text encoder takes a few gradient steps on
-its weights θ that bring the two closer,
+An *aesthetic* a is the mean CLIP image embedding of images that a user likes. CLIP's text encoder, with weights θ,
+embeds a prompt in the same space. To personalize the prompt, a private copy of the text encoder takes a few gradient
+steps that turn the prompt's embedding t(θ) towards the aesthetic,
 
-    maximize over θ    cos(text_embedding(prompt; θ), aesthetic),
+    maximize over θ    cos(t(θ), a)  =  t(θ) · a / (‖t(θ)‖ ‖a‖),
 
-and then that copy, not the original, encodes the prompt for the diffusion model. Nothing else changes: the method
+and then the copy, instead of the original, encodes the prompt for the diffusion model. Nothing else changes: the method
 needs no training set, adds no tokens, and leaves all other weights alone.
 
     Víctor Gallego, "Personalizing Text-to-Image Generation via Aesthetic Gradients",
     https://arxiv.org/abs/2209.12330
 
-This file needs torch and a text encoder. Loading models and drawing images happen elsewhere.
+This file needs torch and a text encoder. Other files load models and draw images.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ __all__ = ["Step", "personalize", "similarity"]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The state of the text encoder after `index` updates.
+    """The prompt as the text encoder embeds it after `index` updates.
 
     index:        updates made so far; 0 is the untouched encoder.
     similarity:   [batch], in -1..1: cosine of the prompt's text embedding and the aesthetic.
@@ -40,18 +40,16 @@ class Step:
 
 
 def similarity(text_embeds: Tensor, aesthetic: Tensor) -> Tensor:
-    """Cosine similarity, [batch], of text embeddings [batch, dim] and an aesthetic [1, dim] of unit norm."""
+    """Cosine similarity, [batch] in -1..1, of text embeddings [batch, dim] and an aesthetic [1, dim] of unit norm."""
     unit: Tensor = text_embeds / text_embeds.norm(dim=-1, keepdim=True)
     return (unit @ aesthetic.T).squeeze(-1)
 
 
-@torch.enable_grad()
 def personalize(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
     """Raise the similarity by gradient steps on `encoder`, in place, and yield the state before and after each.
 
     The loop of the paper's code: Adam with its default moments on every parameter of the text model,
-    loss = -mean cosine, a forward pass before the first update and one after the last. CLIP's projection
-    is not trained.
+    loss = -mean cosine, and a forward pass before the first update and after each. CLIP's projection is not trained.
 
     encoder:   called with `input_ids`, returns `.text_embeds` [batch, dim] and `.last_hidden_state`
                [batch, tokens, hidden]; its parameters under `.text_model` are trained.
@@ -69,13 +67,9 @@ def personalize(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor, *, ste
         with torch.set_grad_enabled(index < steps):
             output = encoder(input_ids)
             cosine = similarity(output.text_embeds, aesthetic)
-        yield Step(
-            index=index,
-            similarity=cosine.detach(),
-            conditioning=output.last_hidden_state.detach(),
-        )
+            loss = -cosine.mean()
+        yield Step(index=index, similarity=cosine.detach(), conditioning=output.last_hidden_state.detach())
         if index < steps:
-            (-cosine.mean()).backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            # Free the gradients (~0.3 GB) now: the caller may never resume the generator.
-            optimizer.zero_grad()
+            optimizer.zero_grad()  # frees 0.3 GB now: the caller may never resume the generator

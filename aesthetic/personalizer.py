@@ -1,6 +1,6 @@
 """The loop of gradient.py on a private copy of the text encoder, filled anew for each run.
 
-Speed is acceleration/graphed_personalizer.py's part: it records these steps as CUDA graphs.
+acceleration/graphed_personalizer.py runs the same steps as CUDA graphs.
 """
 
 import copy
@@ -18,52 +18,52 @@ __all__ = ["Personalizer", "PromptTokenEmbedding"]
 class Personalizer:
     """A text encoder that is only read, and a private copy of it that is trained.
 
-    The copy is filled from the original weights at the *start* of each run: a run may be abandoned or interrupted
-    at any point, even inside a `finally`, and must not affect the next.
+    Each run *starts* by filling the copy from the original weights: a run may be abandoned or interrupted at any point,
+    even inside a `finally`, and must not affect the next.
 
-    Of the token embedding, a third of all weights, the copy has only the rows that the prompt uses: see
+    The token embedding holds a third of all weights. Of it, the copy has only the rows of the prompt: see
     `PromptTokenEmbedding`.
 
     There is one copy, so only one run at a time. Not for use inside torch.inference_mode.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
-        """Keep `encoder` (fp32, as `personalize` describes it) and make the copy.
+        """encoder: in fp32, as `personalize` describes it.
 
         Its token embedding is the nn.Embedding at `.text_model.embeddings.token_embedding`.
         """
-        self._table, self._rows = encoder.get_submodule("text_model.embeddings.token_embedding"), PromptTokenEmbedding()
+        self._table = encoder.get_submodule("text_model.embeddings.token_embedding")
+        self._rows = PromptTokenEmbedding()
         # The memo makes deepcopy put the rows in the table's place instead of copying the table.
         self._working = copy.deepcopy(encoder, {id(self._table): self._rows}).requires_grad_(False)
         self._working.get_submodule("text_model").requires_grad_(True)
         self._embeddings = self._working.get_submodule("text_model.embeddings")
-        pristine, moving = (dict(one.named_parameters()) for one in (encoder, self._working))
-        both = [name for name, weight in moving.items() if weight is not self._rows.weight]
-        self._pristine: list[Tensor] = [pristine[name] for name in both]
-        self._moving: list[Tensor] = [moving[name] for name in both]
+        copied = {name: weight for name, weight in self._working.named_parameters() if weight is not self._rows.weight}
+        self._copies: list[Tensor] = list(copied.values())
+        self._originals: list[Tensor] = [encoder.get_parameter(name) for name in copied]
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
         """Personalize the prompt `input_ids` towards `aesthetic`; arguments and steps as in `personalize`."""
         yield from personalize(self.start(input_ids), input_ids, aesthetic, steps=steps, lr=lr)
 
     def start(self, input_ids: Tensor) -> nn.Module:
-        """The copy at the start of a run: with the original weights, and the rows of the prompt `input_ids`."""
+        """The copy, with the original weights and the token rows of the prompt `input_ids` [batch, tokens]."""
         self._reset(self._rows, input_ids)
         return self._working
 
     @torch.no_grad()
     def _reset(self, rows: "PromptTokenEmbedding", input_ids: Tensor) -> None:
-        """Fill the copy from the original weights, in one call, and make `rows` its token embedding for a prompt."""
-        torch._foreach_copy_(self._moving, self._pristine)
+        """Fill the copy from the original weights, and make `rows`, filled for a prompt, its token embedding."""
+        torch._foreach_copy_(self._copies, self._originals)
         rows.fill(input_ids, self._table)
         self._embeddings.register_module("token_embedding", rows)
 
 
 class PromptTokenEmbedding(nn.Module):
-    """The rows of a token embedding that one prompt uses, [tokens, hidden], as a trainable replacement for it.
+    """The rows of a token embedding that one prompt uses, [batch × tokens, hidden], trained in place of the table.
 
-    Training only these is exact: every other row has a gradient of zero, with which Adam's moments and the row stay
-    unchanged. So Adam updates a few dozen rows instead of a table of 38 million weights.
+    This is exact: in a run, every other row has a gradient of 0, so Adam's moments of it stay 0 and it never moves.
+    Adam then updates a few dozen rows instead of a table of 38 million weights.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class PromptTokenEmbedding(nn.Module):
         """Copy the rows of a prompt [batch, tokens] from the table, an nn.Embedding.
 
         A token that occurs n times has n rows, of which `forward` uses only the first: shapes do not depend on the
-        prompt's words. Filling with a prompt of the same shape reuses the memory.
+        prompt's words. A prompt of the same shape reuses the memory, which CUDA graphs refer to.
         """
         tokens = input_ids.flatten().sort().values
         rows = table(tokens)

@@ -56,157 +56,95 @@ RENAMED = {  # the original model's inputs
     "ddim_steps": "num_inference_steps",
     "plms": "scheduler",
 }
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a file"}
 SOURCES = ("aesthetic_embedding", "aesthetic_mix", "aesthetic_embedding_file", "aesthetic_images")
 
 
 # ruff: noqa: RUF009  (this makes a dataclass field, not a shared default)
-def _input(default: Any, description: str, **limits: Any) -> Any:
-    return field(default=default, metadata={"help": description, **limits})
+def _input(default: Any, *, description: str, **limits: Any) -> Any:
+    return field(default=default, metadata={"help": " ".join(description.split()), **limits})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One prediction. Raises RequestError with the field, its value and what would be valid."""
 
-    prompt: str = _input(
-        "a painting of a virus monster playing guitar",
-        "What to draw. Only the first 75 tokens (about 50 words) are read, unless long_prompt is set.",
-        max_length=2000,
-    )
-    negative_prompt: str = _input("", "What to keep out of the image.", max_length=2000)
-    long_prompt: bool = _input(
-        False,
-        "Read prompts of more than 75 tokens in full, in chunks, and apply weights such as (red:1.3). "
-        "Otherwise longer prompts are cut off and parentheses are plain text, as in the original code.",
-    )
-    aesthetic_embedding: str | None = _input(
-        None,
-        "Named aesthetic (the mean CLIP embedding of a set of images) to steer towards. The first eight are for Stable "
-        "Diffusion, the others, from ink on, for the demo. Blank: your mix, file or images, else the model's "
-        "default, sac_8plus or gold.",
-    )
-    aesthetic_steps: int = _input(
-        10,
-        "How many optimization steps to take towards the aesthetic. Start with 2 or 3, then try 5, 10, 15, 20: "
-        "more steps give more of the aesthetic and less of the prompt. 0 uses the plain model.",
-        ge=0,
-        le=parsing.MAX_STEPS,
-    )
-    aesthetic_lr: float = _input(
-        1e-4,
-        "Learning rate of the aesthetic steps. 0.0001 suits most prompts; change aesthetic_steps first.",
-        ge=0.0,
-        le=0.1,
-    )
-    aesthetic_embedding_file: Path | None = _input(
-        None, "An aesthetic of your own: a .pt or .safetensors file (the README says how to make one)."
-    )
-    aesthetic_images: Path | None = _input(
-        None,
-        "Images you like, to make an aesthetic from for this prediction: one image, or a zip or tar of up to 500.",
-    )
-    aesthetic_mix: str | None = _input(
-        None,
-        "Up to 16 aesthetics with weights, in place of one: fantasy:0.7 gloomcore:0.5 laion_7plus:-0.2. "
-        "A negative weight steers away from that aesthetic.",
-        max_length=1000,
-    )
-    aesthetic_weight: float = _input(
-        1.0,
-        "How much of the aesthetic's effect to keep: 0 draws from the prompt alone, 1 from the prompt as personalized "
-        "by all aesthetic_steps, and values in between blend the two.",
-        ge=0.0,
-        le=1.0,
-    )
-    aesthetic_slerp: bool = _input(
-        False,
-        "How aesthetic_weight blends: by spherical interpolation (slerp) of each token's vector if true, linearly if "
-        "false. No effect at weights of 0 and 1.",
-    )
-    aesthetic_text: str = _input(
-        "",
-        "A phrase that adjusts the aesthetic, such as: bright colors. It turns the aesthetic towards the phrase's "
-        "CLIP embedding and does not change the prompt.",
-        max_length=2000,
-    )
-    aesthetic_text_angle: float = _input(
-        0.2,
-        "How far aesthetic_text turns the aesthetic: 0 not at all, 1 all the way, so that only the phrase is left.",
-        ge=0.0,
-        le=1.0,
-    )
-    aesthetic_text_negative: bool = _input(False, "Turn the aesthetic away from aesthetic_text, not towards it.")
-    aesthetic_until: float | None = _input(
-        None,
-        "Stop early, once the cosine similarity of prompt and aesthetic has risen by this much, such as 0.1. Prompts "
-        "respond at different speeds, and this one setting suits all. aesthetic_steps is then the maximum.",
-        ge=0.0,
-        le=2.0,
-    )
-    aesthetic_sweep: str | None = _input(
-        None,
-        "Up to 12 rising numbers of steps to compare, such as 0,2,5,10,20: draws an image for each from the same "
-        "noise, then a contact sheet of them all. Replaces aesthetic_steps.",
-        max_length=100,
-    )
-    image: Path | None = _input(
-        None, "An image to start from (img2img). It is scaled and cropped to fit into width × height."
-    )
-    mask: Path | None = _input(
-        None, "Inpainting mask for image: white is redrawn, black is kept. Same aspect ratio as image."
-    )
-    prompt_strength: float = _input(
-        0.8,
-        "How much of image to redraw: below 0.3 changes little, 1 draws from noise alone.",
-        ge=0.0,
-        le=1.0,
-    )
-    lora: Path | None = _input(
-        None,
-        "A LoRA, which adds a trained style or subject to the model: a .safetensors file made for this kind of model "
-        "(usually Stable Diffusion 1.5). The aesthetic works on top of it.",
-    )
-    lora_scale: float = _input(
-        1.0, "Strength of the LoRA: 1 is as trained, less softens it, 0 leaves it out.", ge=0.0, le=2.0
-    )
-    width: int = _input(512, "Width in pixels. width × height must be at most 1024 × 768.", choices=SIZES)
-    height: int = _input(512, "Height in pixels. width × height must be at most 1024 × 768.", choices=SIZES)
-    num_outputs: int = _input(1, "How many images to draw. Each uses the seed after the one before it.", ge=1, le=8)
-    num_inference_steps: int = _input(
-        50,
-        "How many denoising steps to take. More take longer and add detail. PNDM needs at least 3, HeunDiscrete 5, "
-        "DPMSolverMultistep and KarrasDPM 1, the others 2.",
-        ge=1,
-        le=500,
-    )
-    guidance_scale: float = _input(
-        7.5, "How closely to follow the prompt (classifier-free guidance). 1 turns guidance off.", ge=1.0, le=30.0
-    )
-    scheduler: str = _input(
-        "PNDM",
-        "The sampler: the method that turns noise into an image, step by step. PNDM is the original code's --plms; "
-        "DPMSolverMultistep and KarrasDPM need fewer steps, about 20.",
-        choices=SCHEDULERS,
-    )
-    seed: int | None = _input(
-        None,
-        "The same seed and settings draw the same image. Blank: a random seed, shown in the log and stored in the "
-        "image.",
-        ge=0,
-        le=MAX_SEED,
-    )
-    disable_safety_checker: bool = _input(False, "Return images that the safety checker would block.")
-    output_format: str = _input(
-        "png",
-        "png is lossless, webp and jpg are smaller. Each file stores the settings that made the image.",
-        choices=FORMATS,
-    )
-    output_quality: int = _input(
-        90, "Quality of webp and jpg: higher looks better and takes more space. No effect on png.", ge=1, le=100
-    )
-    ddim_eta: float = _input(  # only on the command line
-        0.0, "How much noise DDIM adds at each step; 0 is deterministic. Other schedulers ignore it.", ge=0.0, le=1.0
-    )
+    # fmt: off
+    prompt: str = _input("a painting of a virus monster playing guitar", max_length=2000, description="""
+        What to draw. Only the first 75 tokens (about 50 words) are read, unless long_prompt is set.""")
+    negative_prompt: str = _input("", max_length=2000, description="What to keep out of the image.")
+    long_prompt: bool = _input(False, description="""
+        Read prompts of more than 75 tokens in full, in chunks, and apply weights such as (red:1.3). Otherwise longer
+        prompts are cut off and parentheses are plain text, as in the original code.""")
+    aesthetic_embedding: str | None = _input(None, description="""
+        Named aesthetic (the mean CLIP embedding of a set of images) to steer towards. The first eight are for Stable
+        Diffusion, the others, from ink on, for the demo. Blank: your mix, file or images, else the model's default,
+        sac_8plus or gold.""")
+    aesthetic_steps: int = _input(10, ge=0, le=parsing.MAX_STEPS, description="""
+        How many optimization steps to take towards the aesthetic. Start with 2 or 3, then try 5, 10, 15, 20: more steps
+        give more of the aesthetic and less of the prompt. 0 uses the plain model.""")
+    aesthetic_lr: float = _input(1e-4, ge=0.0, le=0.1, description="""
+        Learning rate of the aesthetic steps. 0.0001 suits most prompts; change aesthetic_steps first.""")
+    aesthetic_embedding_file: Path | None = _input(None, description="""
+        An aesthetic of your own: a .pt or .safetensors file (the README says how to make one).""")
+    aesthetic_images: Path | None = _input(None, description="""
+        Images you like, to make an aesthetic from for this prediction: one image, or a zip or tar of up to 500.""")
+    aesthetic_mix: str | None = _input(None, max_length=1000, description="""
+        Up to 16 aesthetics with weights, in place of one: fantasy:0.7 gloomcore:0.5 laion_7plus:-0.2. A negative weight
+        steers away from that aesthetic.""")
+    aesthetic_weight: float = _input(1.0, ge=0.0, le=1.0, description="""
+        How much of the aesthetic's effect to keep: 0 draws from the prompt alone, 1 from the prompt as personalized by
+        all aesthetic_steps, and values in between blend the two.""")
+    aesthetic_slerp: bool = _input(False, description="""
+        How aesthetic_weight blends: by spherical interpolation (slerp) of each token's vector if true, linearly if
+        false. No effect at weights of 0 and 1.""")
+    aesthetic_text: str = _input("", max_length=2000, description="""
+        A phrase that adjusts the aesthetic, such as: bright colors. It turns the aesthetic towards the phrase's CLIP
+        embedding and does not change the prompt.""")
+    aesthetic_text_angle: float = _input(0.2, ge=0.0, le=1.0, description="""
+        How far aesthetic_text turns the aesthetic: 0 not at all, 1 all the way, so that only the phrase is left.""")
+    aesthetic_text_negative: bool = _input(False, description="""
+        Turn the aesthetic away from aesthetic_text, not towards it.""")
+    aesthetic_until: float | None = _input(None, ge=0.0, le=2.0, description="""
+        Stop early, once the cosine similarity of prompt and aesthetic has risen by this much, such as 0.1. Prompts
+        respond at different speeds, and this one setting suits all. aesthetic_steps is then the maximum.""")
+    aesthetic_sweep: str | None = _input(None, max_length=100, description="""
+        Up to 12 rising numbers of steps to compare, such as 0,2,5,10,20: draws an image for each from the same noise,
+        then a contact sheet of them all. Replaces aesthetic_steps.""")
+    image: Path | None = _input(None, description="""
+        An image to start from (img2img). It is scaled and cropped to fit into width × height.""")
+    mask: Path | None = _input(None, description="""
+        Inpainting mask for image: white is redrawn, black is kept. Same aspect ratio as image.""")
+    prompt_strength: float = _input(0.8, ge=0.0, le=1.0, description="""
+        How much of image to redraw: below 0.3 changes little, 1 draws from noise alone.""")
+    lora: Path | None = _input(None, description="""
+        A LoRA, which adds a trained style or subject to the model: a .safetensors file made for this kind of model
+        (usually Stable Diffusion 1.5). The aesthetic works on top of it.""")
+    lora_scale: float = _input(1.0, ge=0.0, le=2.0, description="""
+        Strength of the LoRA: 1 is as trained, less softens it, 0 leaves it out.""")
+    width: int = _input(512, choices=SIZES, description="Width in pixels. width × height must be at most 1024 × 768.")
+    height: int = _input(512, choices=SIZES, description="Height in pixels. width × height must be at most 1024 × 768.")
+    num_outputs: int = _input(1, ge=1, le=8, description="""
+        How many images to draw. Each uses the seed after the one before it.""")
+    num_inference_steps: int = _input(50, ge=1, le=500, description="""
+        How many denoising steps to take. More take longer and add detail. PNDM needs at least 3, HeunDiscrete 5,
+        DPMSolverMultistep and KarrasDPM 1, the others 2.""")
+    guidance_scale: float = _input(7.5, ge=1.0, le=30.0, description="""
+        How closely to follow the prompt (classifier-free guidance). 1 turns guidance off.""")
+    scheduler: str = _input("PNDM", choices=SCHEDULERS, description="""
+        The sampler: the method that turns noise into an image, step by step. PNDM is the original code's --plms;
+        DPMSolverMultistep and KarrasDPM need fewer steps, about 20.""")
+    seed: int | None = _input(None, ge=0, le=MAX_SEED, description="""
+        The same seed and settings draw the same image. Blank: a random seed, shown in the log and stored in the
+        image.""")
+    disable_safety_checker: bool = _input(False, description="Return images that the safety checker would block.")
+    output_format: str = _input("png", choices=FORMATS, description="""
+        png is lossless, webp and jpg are smaller. Each file stores the settings that made the image.""")
+    output_quality: int = _input(90, ge=1, le=100, description="""
+        Quality of webp and jpg: higher looks better and takes more space. No effect on png.""")
+    ddim_eta: float = _input(0.0, ge=0.0, le=1.0, description="""
+        How much noise DDIM adds at each step; 0 is deterministic. Other schedulers ignore it.""")
+    # fmt: on
 
     def __post_init__(self) -> None:
         for spec in FIELDS.values():
@@ -225,7 +163,7 @@ class Request:
             value = inputs.pop(name, None)
             if value is None:
                 continue
-            new_value = {True: "PNDM", False: "DDIM"}[_boolean(name, value)] if name == "plms" else value
+            new_value = {True: "PNDM", False: "DDIM"}[_typed(name, bool, value)] if name == "plms" else value
             present = inputs.get(new_name)
             if present not in (None, FIELDS[new_name].default, new_value):
                 raise RequestError(
@@ -246,13 +184,9 @@ class Request:
     def alone(self, index: int, steps: int) -> Self:
         """The request that draws image `index` of this one by itself, after so many steps. It must have a seed."""
         assert self.seed is not None
+        seed = self.seed + index
         return replace(
-            self,
-            seed=self.seed + index,
-            num_outputs=1,
-            aesthetic_steps=steps,
-            aesthetic_sweep=None,
-            aesthetic_until=None,
+            self, seed=seed, num_outputs=1, aesthetic_steps=steps, aesthetic_sweep=None, aesthetic_until=None
         )
 
     @property
@@ -343,7 +277,9 @@ def _checked(spec: Field[Any], value: Any) -> Any:
     if value is None and spec.default is None:
         return None
     name, limits = spec.name, spec.metadata
-    value = _CHECKS[base_type(spec)](name, value)
+    value = _typed(name, base_type(spec), value)
+    if isinstance(value, str):
+        _require_printable(name, value)
     if "max_length" in limits and len(value) > limits["max_length"]:
         raise RequestError(f"{name} must have at most {limits['max_length']} characters, not {len(value)}")
     if "choices" in limits and value not in limits["choices"]:
@@ -353,43 +289,22 @@ def _checked(spec: Field[Any], value: Any) -> Any:
     return value
 
 
-def _integer(name: str, value: Any) -> int:
-    # JSON does not tell 7.0 from 7.
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise RequestError(f"{name} must be a whole number, not {brief(value)}")
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+def _typed(name: str, kind: type, given: Any) -> Any:
+    """`given` as an input's type. JSON does not tell 7.0 from 7, so numbers convert where nothing is lost."""
+    value = given
+    if kind is int and isinstance(given, float) and given.is_integer():
+        value = int(given)
+    elif kind is float and isinstance(given, int):
         with suppress(OverflowError):  # an int of four hundred digits
-            if math.isfinite(value):
-                return float(value)
-    raise RequestError(f"{name} must be a number, not {brief(value)}")
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise RequestError(f"{name} must be true or false, not {brief(value)}")
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise RequestError(f"{name} must be text, not {brief(value)}")
-    # Control characters act on terminals and end PNG text chunks; half of a surrogate pair (Cs) can't be encoded.
-    for character in value:
-        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
-            raise RequestError(f"{name} must not hold the control character {character!r}")
+            value = float(given)
+    is_kind = isinstance(value, kind) and isinstance(given, bool) == (kind is bool)
+    if not is_kind or (kind is float and not math.isfinite(value)):
+        raise RequestError(f"{name} must be {KINDS[kind]}, not {brief(given)}")
     return value
 
 
-def _path(name: str, value: Any) -> Path:
-    if isinstance(value, Path):
-        return value
-    raise RequestError(f"{name} must be a file, not {brief(value)}")
-
-
-_CHECKS: dict[Any, Any] = {str: _text, int: _integer, float: _number, bool: _boolean, Path: _path}
+def _require_printable(name: str, text: str) -> None:
+    # Control characters act on terminals and end PNG text chunks; half of a surrogate pair (Cs) can't be encoded.
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
+            raise RequestError(f"{name} must not hold the control character {character!r}")

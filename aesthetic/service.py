@@ -2,8 +2,8 @@
 
     inputs → Request → aesthetic [1, D] → conditioning [1, 77 n, H] → latents → images → files
 
-Whatever can be refused is refused on the way to the aesthetic, before the model works. No prediction leaves
-anything for the next one: weights are only read, and the copy that moves is filled anew each time.
+Bad input is refused on the way to the aesthetic, before the model works. No state passes from one prediction to the
+next: weights are only read, and the copy that is trained is filled anew each time.
 """
 
 import logging
@@ -24,7 +24,7 @@ from .embeddings.embedding import Aesthetic
 from .embeddings.registry import Registry
 from .errors import DrawingError
 from .images import metadata
-from .images.init_image import InitImage, load_init_image
+from .images.init_image import load_init_image
 from .images.metadata import Recipe
 from .images.sheet import contact_sheet, steps_label
 from .models import checkpoint, loading
@@ -34,8 +34,7 @@ from .personalizer import Personalizer
 from .pipeline import img2img, sampling, target
 from .pipeline.conditioning import PersonalizedConditioning, condition
 from .pipeline.img2img import InitLatents
-from .pipeline.sampling import WORKERS
-from .pipeline.stopwatch import Stopwatch
+from .pipeline.sampling import WORKERS, Stopwatch
 from .request import Request
 from .writing import whole
 
@@ -45,26 +44,22 @@ log = logging.getLogger(__name__)
 OnImage = Callable[[Image.Image, Recipe], object]
 
 
-def _ignore(image: Image.Image, recipe: Recipe) -> None:
-    """Do nothing with an image."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a request gave.
+    """The images of a request, and what the API reports of them.
 
-    request:    as it was drawn: with a seed, and in the size that an image was fitted to.
-    pictures:   the images that passed the safety checker, each with its recipe.
-    similarity: cosine of prompt and aesthetic (turned, if a phrase turned it) before and after all steps, whatever
-                the weight; None for the plain model.
-    drift:      how far the conditioning moved from the prompt's own, relative to its length.
+    request:    as it was drawn: with a seed, and in the size that an init image was fitted to.
+    images:     those that passed the safety checker, each with its recipe.
+    similarity: -1..1: cosine of prompt and aesthetic (as turned by aesthetic_text) before and after all steps,
+                whatever the weight; None for the plain model.
+    drift:      distance of the conditioning from the prompt's own, relative to the length of that.
     steps:      taken towards the aesthetic.
-    blocked:    images that the safety checker blocked.
-    seconds:    by stage; "encode" is what writing takes beyond the drawing.
+    blocked:    how many images the safety checker blocked.
+    seconds:    by stage; "encode" is the time spent on files after the last image was drawn.
     """
 
     request: Request
-    pictures: list[tuple[Image.Image, Recipe]]
+    images: list[tuple[Image.Image, Recipe]]
     similarity: tuple[float, float] | None
     drift: float
     steps: int
@@ -73,33 +68,25 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What users are told of it, by the names of the API's metrics."""
+        """The API's metrics by name."""
         assert self.request.seed is not None
-        metrics = {
-            "seed": self.request.seed,
-            "blocked": self.blocked,
-            "steps": self.steps,
-            "drift": round(self.drift, 4),
-        }
+        counts = {"seed": self.request.seed, "blocked": self.blocked, "steps": self.steps}
+        measures = {"drift": self.drift}
         if self.similarity is not None:
-            before, after = (round(similarity, 4) for similarity in self.similarity)
-            metrics |= {"similarity.before": before, "similarity.after": after}
+            measures["similarity.before"], measures["similarity.after"] = self.similarity
+        metrics = counts | {name: round(value, 4) for name, value in measures.items()}
         return metrics | {f"timing.{stage}": round(seconds, 3) for stage, seconds in self.seconds.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A request, and what its images have in common."""
+    """A request, and what all of its images share."""
 
     request: Request
     aesthetic: Aesthetic | None
     stopwatch: Stopwatch
     init: InitLatents | None = None
-    on_image: OnImage = _ignore
-
-    @property
-    def init_image(self) -> InitImage | None:
-        return None if self.init is None else self.init.init_image
+    on_image: OnImage = lambda *_: None
 
 
 class Service:
@@ -108,7 +95,7 @@ class Service:
     def __init__(
         self, model: loading.Model, registry: Registry, acceleration: modules.Accelerated | None = None
     ) -> None:
-        """Draw with `model`; acceleration: with modules that do the same sooner."""
+        """acceleration: faster stand-ins for parts of `model`, as `accelerate.choose` returns them."""
         self.model = model
         self.registry = registry
         self._acceleration = acceleration
@@ -135,38 +122,41 @@ class Service:
         return cls(loaded, Registry(), accelerate.choose(loaded, speed, code.result()))
 
     def is_healthy(self) -> bool:
-        """Whether the device, idle, still computes. After some CUDA errors nothing works any more in this process."""
+        """Whether the device, if idle, still computes. After some CUDA errors, every CUDA call of the process fails."""
         try:
             return bool((torch.ones(2, device=self.model.device).sum() == 2).item())
-        except torch.OutOfMemoryError:  # passes, as the errors that end everything don't
+        except torch.OutOfMemoryError:  # temporary, unlike those errors
             return True
         except RuntimeError as error:
             log.error("The GPU fails, and so will every prediction, until the server is started anew: %s", error)  # noqa: TRY400
             return False
 
     def warm_up(self, request: Request) -> None:
-        """Capture the graphs for images of this size and number, so that the first prediction is as fast as others.
+        """Capture the graphs for images of this size and number, so that the first prediction is as fast as the next.
 
-        Does nothing at speed plain. Raises DrawingError if the model draws nothing finite.
+        Does nothing at speed plain. Raises DrawingError if the personalized conditioning is not finite.
         """
         if self._acceleration is None:
             return
         once = replace(request.seeded(), scheduler="DPMSolverMultistep", num_inference_steps=1, aesthetic_steps=1)
         _, [end] = condition(self.accelerated, self.personalizer, once, embedding.unit(torch.ones(1, self.model.dim)))
-        for _ in self._images(_Job(request=once, aesthetic=None, stopwatch=Stopwatch(self.model.device)), end):
-            pass
+        list(self._images(_Job(request=once, aesthetic=None, stopwatch=Stopwatch(self.model.device)), end))
 
-    def draw(self, request: Request, on_image: OnImage = _ignore) -> Result:
+    def draw(self, request: Request, on_image: OnImage = lambda *_: None) -> Result:
         """Draw a request.
 
-        on_image: called with each image as soon as it is decoded, before the safety checker has seen it.
+        on_image: called with each image as soon as it is decoded, before the safety checker sees it.
 
-        Raises RequestError, EmbeddingError, ImageError or CheckpointError before anything is personalized or drawn,
-        and DrawingError if no image is left to show.
+        Raises RequestError, EmbeddingError, ImageError or CheckpointError before the personalization, and DrawingError
+        if that diverges or if all images are blocked or overflow.
         """
         request = request.seeded()
         log.info("Seed: %s", request.seed)
-        request, init_image = _fitted(request)
+        init_image = load_init_image(request)
+        if init_image is not None:
+            width, height = init_image.image.size
+            log.info("Size: %s × %s, fitted to the image", width, height)
+            request = replace(request, width=width, height=height)
         stopwatch = Stopwatch(self.model.device)
         with_lora = self._with_lora(request, stopwatch)
         with stopwatch("aesthetic"):
@@ -180,22 +170,22 @@ class Service:
                 init = img2img.encode_init_image(self.model, init_image)
         job = _Job(request=request, aesthetic=aesthetic, stopwatch=stopwatch, init=init, on_image=on_image)
         samples = [sample for stop in stops for sample in with_lora._images(job, stop)]
-        pictures = [(image, recipe) for image, recipe, is_unsafe in samples if not is_unsafe]
-        _require_images(request, len(pictures), len(samples))
+        images = [(image, recipe) for image, recipe, is_unsafe in samples if not is_unsafe]
+        _require_images(request, len(images), len(samples))
         return Result(
             request=request,
-            pictures=pictures,
+            images=images,
             similarity=similarity,
             drift=stops[-1].drift,
             steps=stops[-1].steps,
-            blocked=len(samples) - len(pictures),
+            blocked=len(samples) - len(images),
             seconds=stopwatch.seconds,
         )
 
     def predict(self, request: Request, folder: Path) -> tuple[list[Path], Result]:
-        """Draw, and write the images to `folder` as output.0.png, output.1.png, … in order. Raises as `draw`.
+        """Draw, and write the images to `folder` as output.0.png, output.1.png, … in order. Raises what `draw` raises.
 
-        A sweep ends with a sheet of all its images.
+        The last file of a sweep is a contact sheet.
         """
         encoded: dict[int, Future[bytes]] = {}
 
@@ -203,7 +193,7 @@ class Service:
             encoded[id(image)] = WORKERS.submit(metadata.encode, image, recipe)
 
         result = self.draw(request, encode)
-        files = [encoded[id(image)] for image, _ in result.pictures]
+        files = [encoded[id(image)] for image, _ in result.images]
         if request.sweep:
             files.append(WORKERS.submit(_sheet, result))
         paths = [folder / f"output.{i}.{request.output_format}" for i in range(len(files))]
@@ -215,10 +205,10 @@ class Service:
         return paths, replace(result, seconds=result.seconds | stopwatch.seconds)
 
     def draw_batches(self, request: Request, count: int) -> Iterator[tuple[int, list[tuple[Image.Image, Recipe]]]]:
-        """At each stop of a sweep, its number of steps and `count` images (1..8) of as many seeds.
+        """For each stop of a sweep, its number of steps and `count` images (1..8), each of the next seed.
 
-        One personalization serves all of them. Images that the safety checker blocks are left out. Raises as `draw`,
-        but for a stop of which nothing is left.
+        One personalization serves all of them. Blocked images are left out, and a stop may be left without images.
+        Otherwise raises what `draw` raises.
         """
         stopwatch = Stopwatch(self.model.device)
         batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)
@@ -231,9 +221,9 @@ class Service:
             yield stop.steps, [(image, recipe) for image, recipe, is_unsafe in images if not is_unsafe]
 
     def _with_lora(self, request: Request, stopwatch: Stopwatch) -> Self:
-        """This service, or one that draws with the request's LoRA and is dropped with the prediction.
+        """This service, or one for this prediction that draws with the request's LoRA.
 
-        The untouched CLIP embeds the aesthetic, also one from images and phrases.
+        Aesthetics are not embedded with the latter: images and phrases go through the untouched CLIP.
         """
         if request.lora is None:
             return self
@@ -242,25 +232,23 @@ class Service:
             return type(self)(model, self.registry, self._acceleration)
 
     def _target(self, request: Request) -> tuple[Aesthetic | None, Tensor | None]:
-        """The aesthetic to follow and its direction [1, D], turned by a phrase; None for the plain model."""
+        """The aesthetic and its direction [1, D], turned by a phrase if there is one; None for the plain model."""
         aesthetic = target.requested_aesthetic(request, self.model, self.registry)
         return aesthetic, None if aesthetic is None else target.target_embedding(request, self.model, aesthetic)
 
     def _images(self, job: _Job, stop: PersonalizedConditioning) -> Iterator[tuple[Image.Image, Recipe, bool]]:
         """The images of a request at one stop, each with its recipe, and whether the safety checker blocks it."""
-        recipes: dict[int, Recipe] = {}
 
         def ready(index: int, image: Image.Image) -> None:
-            recipes[index] = self._recipe(job, stop, index)
-            job.on_image(image, recipes[index])
+            job.on_image(image, self._recipe(job, stop, index))
 
         inputs = (self.accelerated, stop.conditioning, job.request, job.init)
         for sample in sampling.sample(*inputs, stopwatch=job.stopwatch, ready=ready):
-            yield sample.image, recipes[sample.index], sample.is_unsafe
+            yield sample.image, self._recipe(job, stop, sample.index), sample.is_unsafe
 
     def _recipe(self, job: _Job, stop: PersonalizedConditioning, index: int) -> Recipe:
         """How to draw image `index` of a request at a stop, alone."""
-        files = {} if job.init_image is None else job.init_image.files
+        files = {} if job.init is None else job.init.init_image.files
         return Recipe.of(
             job.request.alone(index, stop.steps),
             model={
@@ -272,16 +260,6 @@ class Service:
             aesthetic=job.aesthetic.provenance if job.aesthetic is not None and stop.steps else {},
             files=files if self.model.lora is None else {**files, "lora": self.model.lora},
         )
-
-
-def _fitted(request: Request) -> tuple[Request, InitImage | None]:
-    """The request in the size that its image is fitted to, and that image; None without one."""
-    init_image = load_init_image(request)
-    if init_image is None:
-        return request, None
-    width, height = init_image.image.size
-    log.info("Size: %s × %s, fitted to the image", width, height)
-    return replace(request, width=width, height=height), init_image
 
 
 def _similarity(
@@ -298,19 +276,18 @@ def _similarity(
 
 
 def _sheet(result: Result) -> bytes:
-    """A sheet of the images of a sweep, as a file."""
-    labels = [steps_label(recipe.request["aesthetic_steps"]) for _, recipe in result.pictures]
-    sheet = contact_sheet([[image for image, _ in result.pictures]], columns=labels)
+    """The contact sheet of a sweep, encoded."""
+    labels = [steps_label(recipe.request["aesthetic_steps"]) for _, recipe in result.images]
+    sheet = contact_sheet([[image for image, _ in result.images]], columns=labels)
     return metadata.encode_sheet(sheet, result.request)
 
 
 def _require_images(request: Request, shown: int, decoded: int) -> None:
-    """Raise DrawingError if no image may be shown."""
     if shown:
         return
     if decoded:
-        raise DrawingError("the safety checker kept every picture back: try another prompt or seed")
+        raise DrawingError("the safety checker blocked every image: try another prompt or seed")
     raise DrawingError(
-        "the denoising overflowed and left no picture: try another seed or scheduler, a lower "
+        "the denoising overflowed and left no image: try another seed or scheduler, a lower "
         "guidance_scale or a lower aesthetic_lr" + (", or a lower lora_scale" if request.lora else "")
     )

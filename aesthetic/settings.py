@@ -1,4 +1,4 @@
-"""What the programs of this package set for the libraries that they run. Importing the package sets nothing."""
+"""Environment variables: AESTHETIC_HOME, AESTHETIC_MODEL, AESTHETIC_SPEED, and the libraries' verbosity. No torch."""
 
 import os
 from pathlib import Path
@@ -21,9 +21,9 @@ SPEEDS = ("plain", "graph", "compile")
 
 
 def silence_libraries() -> None:
-    """Let transformers and diffusers report errors only. To be called by a program, before either is imported.
+    """Let transformers and diffusers log errors only. Programs call this before they import either.
 
-    transformers would warn of a torchvision that is absent and not needed, diffusers of what the log says already.
+    transformers would warn that torchvision, which is not needed, is missing; diffusers would repeat our log.
     """
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
@@ -37,7 +37,7 @@ def home() -> Path:
 
 
 def find(path: Path) -> Path:
-    """`path`, or where only the installed package has that file or folder of `home`, its copy there."""
+    """`path`, or, if it is missing from `home`, the installed package's copy of that file or folder."""
     if path.exists() or not path.is_relative_to(home()):
         return path
     copy = BUNDLED / path.relative_to(home())
@@ -50,15 +50,13 @@ def model() -> str | None:
 
 
 def speed(device: str) -> str:
-    """One of SPEEDS: what AESTHETIC_SPEED says, or else the one that needs no preparation.
+    """AESTHETIC_SPEED, one of SPEEDS; unset, "graph" on a GPU and "plain" on a CPU. Raises SettingError.
 
     device: a torch.device's type, "cuda" or "cpu".
-
-    Raises SettingError.
     """
     wanted = os.environ.get("AESTHETIC_SPEED") or ("graph" if device == "cuda" else "plain")
     if wanted not in SPEEDS:
         raise SettingError(f"AESTHETIC_SPEED must be one of {', '.join(SPEEDS)}, not {wanted!r}")
     if wanted != "plain" and device != "cuda":
-        raise SettingError(f"AESTHETIC_SPEED={wanted} needs a CUDA GPU, and there is none: unset it")
+        raise SettingError(f"AESTHETIC_SPEED={wanted} needs a CUDA GPU, which was not found: unset it")
     return wanted

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ __all__ = ["whole"]
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path in the same folder, with the same suffix, to write to: at the end that file takes the place of `path`.
+    """A temporary path beside `path`, with its suffix, to write to; at the end it replaces `path`.
 
-    After an error, nothing of it is left, and neither an error nor a kill changes `path`. An error that names no file,
-    as that of a full disk, gets the name of `path`.
+    An error deletes the temporary file, and neither an error nor a kill changes `path`. An OSError without a file name,
+    such as that of a full disk, gets the name of `path`.
     """
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")  # processes may be at the same file
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")  # several processes may write the same file
     try:
         yield unfinished
         unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""What Cog does to a prediction that is cancelled: it throws an exception into the thread that asked for it."""
+"""Cancels predictions as Cog does: with an exception raised in the waiting thread."""
 
 import ctypes
 import random
@@ -14,11 +14,11 @@ from aesthetic.service import Service
 
 
 class Thrown(BaseException):
-    """As Cog's: no Exception, and at any point."""
+    """Like Cog's: a BaseException, raised at any point."""
 
 
 class Asking:
-    """A thread that asks for something. outcome: "finished" or "cancelled", once it has ended."""
+    """A thread that calls a function. outcome: "finished" or "cancelled", once it has ended."""
 
     def __init__(self, ask: Callable[[], object]) -> None:
         self.outcome: str | None = None
@@ -33,7 +33,7 @@ class Asking:
             self.outcome = "cancelled"
 
     def cancel(self) -> None:
-        """Throw it out, wherever it is."""
+        """Raise the exception in the thread, wherever it is."""
         ident = ctypes.c_ulong(self._thread.ident or 0)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Thrown))
 

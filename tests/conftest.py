@@ -19,7 +19,7 @@ from tests.snapshot import ROOT
 hypothesis.settings.register_profile("here", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None)
 hypothesis.settings.load_profile("here")
 
-# Files that are not ours to hand on: aesthetic_embeddings/ with the published ones, and cog/ with Cog's own schema of
+# Files that we may not redistribute: aesthetic_embeddings/ with the published ones, and cog/ with Cog's own schema of
 # cog.yaml. Tests that need them are skipped where they are not.
 TEST_DATA = Path(os.environ.get("TEST_DATA") or "none")
 
@@ -38,7 +38,7 @@ def model(home: Path) -> loading.Model:
 
 @pytest.fixture(scope="session")
 def service(home: Path, model: loading.Model) -> Service:
-    """A service on `model`: shared, since nothing that it is asked may change what it draws next."""
+    """A service on `model`, shared by all tests: no prediction may change the next."""
     return Service(model, Registry(home / "embeddings"))
 
 
@@ -65,7 +65,7 @@ def quick() -> Request:
 
 @pytest.fixture(autouse=True)
 def _no_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the developer's reaches the tests, and no test reaches the network."""
+    """Keep the developer's settings from the tests, and the tests from the network."""
     monkeypatch.delenv("AESTHETIC_HOME", raising=False)
     monkeypatch.delenv("AESTHETIC_MODEL", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -15,7 +15,7 @@ STEPS = 10  # towards an aesthetic
 
 
 def asked(prompt: str, aesthetic: str | None = None) -> Request:
-    """A request that takes a second or two; without steps unless an aesthetic is given."""
+    """A request that takes a second or two, with 0 steps unless an aesthetic is given."""
     return Request(
         prompt=prompt,
         aesthetic_embedding=aesthetic,
@@ -27,24 +27,24 @@ def asked(prompt: str, aesthetic: str | None = None) -> Request:
 
 
 def draw(service: Service, request: Request) -> Image.Image:
-    """The one picture of a request."""
-    [(picture, _)] = service.draw(request).pictures
+    """The only image of a request."""
+    [(picture, _)] = service.draw(request).images
     return picture
 
 
 def features(service: Service, picture: Image.Image) -> Tensor:
-    """The unit CLIP features [1, D] of a picture."""
+    """The unit CLIP features [1, D] of an image."""
     vision = service.model.vision
     assert vision is not None
     return torch.nn.functional.normalize(vision.features([vision.prepare(picture)]))
 
 
 def nearness(service: Service, picture: Image.Image, target: Tensor) -> float:
-    """The cosine of a picture and a direction [1, D]."""
+    """The cosine of an image and a direction [1, D]."""
     return (features(service, picture) @ target.T).item()
 
 
 def saved(picture: Image.Image, path: Path) -> Path:
-    """The path of a file with a picture."""
+    """The path of a file with an image."""
     picture.save(path)
     return path

@@ -3,7 +3,7 @@
     python -m tests.full_size [--size full|tiny]
 
 writes a snapshot (3.9 GB with `full`) to a temporary folder, draws through predict.py and through Cog's server, checks
-what tests check at toy size, and prints how long it takes to get ready and how far the pictures of a batch are from the
+what tests check at toy size, and prints how long it takes to get ready and how far the images of a batch are from the
 same ones alone. On a GPU the server is started once more with what script/warm has compiled. How fast it draws is for
 `python -m aesthetic bench` to say.
 """
@@ -73,7 +73,7 @@ def _machine() -> list[str]:
 
 
 def _draw(service: Service, folder: Path) -> list[str]:
-    """The default prediction, several times: one picture, one file each time, weights unchanged, files opened."""
+    """The default prediction, several times: one image, one file each time, weights unchanged, files opened."""
     _say("first prediction", lambda: service.predict(REQUEST, folder))
     before = {name: weight.clone() for name, weight in weights(service.model).items()}
     pngs = {service.predict(REQUEST, folder)[0][0].read_bytes() for _ in range(3)}
@@ -93,14 +93,14 @@ def _opened(action: Callable[[], object]) -> list[str]:
         if listening and event == "open":
             names.add(Path(str(details[0])).name)
 
-    sys.addaudithook(hook)  # there is no removing it
+    sys.addaudithook(hook)  # audit hooks can't be removed
     action()
     listening = False
     return sorted(names)
 
 
 def _compare(service: Service, home: Path) -> list[str]:
-    """Conditioning against the original loop, on this device and on the CPU; a batch against single pictures."""
+    """Conditioning against the original loop, on this device and on the CPU; a batch against single images."""
     device = service.model.device
     tokens = prompt.tokenize_prompt(service.model.pipeline.tokenizer, REQUEST.prompt, service.model.device).input_ids
     target = service.registry.load("sac_8plus").vector
@@ -112,11 +112,11 @@ def _compare(service: Service, home: Path) -> list[str]:
         f"conditioning after 10 steps, relative difference to the original loop here: "
         f"{difference(last.conditioning, here):.1e}, on the CPU: {difference(last.conditioning.cpu(), on_cpu):.1e}"
     ]
-    batch = service.draw(replace(REQUEST, num_outputs=4)).pictures
+    batch = service.draw(replace(REQUEST, num_outputs=4)).images
     worst = 0
     means: list[float] = []
     for i, (image, _) in enumerate(batch):
-        [(alone, _)] = service.draw(replace(REQUEST, seed=1 + i)).pictures
+        [(alone, _)] = service.draw(replace(REQUEST, seed=1 + i)).images
         apart = np.asarray(ImageChops.difference(image, alone))
         worst = max(worst, int(apart.max()))
         means.append(float(apart.mean()))

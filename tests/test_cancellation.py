@@ -1,4 +1,4 @@
-"""Predictions end when they are cancelled, and hold up no other."""
+"""Cancelled predictions end, and do not delay others."""
 
 import gc
 import logging
@@ -23,7 +23,7 @@ from aesthetic.service import Service
 from tests.cancelling import Asking
 
 
-def test_what_a_prediction_gives_or_raises_arrives() -> None:
+def test_results_and_errors_reach_the_caller() -> None:
     predictions = Predictions()
     assert predictions.make(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
@@ -31,20 +31,20 @@ def test_what_a_prediction_gives_or_raises_arrives() -> None:
     assert predictions.make(threading.get_ident) == predictions.make(threading.get_ident) != threading.get_ident()
 
 
-def test_it_is_made_in_the_context_of_whoever_asks() -> None:
+def test_a_prediction_runs_in_the_callers_context() -> None:
     who: ContextVar[str] = ContextVar("who", default="nobody")
     who.set("somebody")
     assert Predictions().make(who.get) == "somebody"
 
 
-def test_who_asks_for_none_is_never_stopped() -> None:
+def test_check_does_nothing_outside_of_a_prediction() -> None:
     check()
     Predictions().make(check)
     check()
 
 
 class Large:
-    """What a prediction works on."""
+    """Stands for the data of a prediction."""
 
     def go_on(self) -> None:
         """Until it is cancelled."""
@@ -53,10 +53,10 @@ class Large:
 
 
 @pytest.mark.parametrize("predict", [id, len, Large.go_on])
-def test_one_that_is_over_is_forgotten_even_if_it_failed(predict: Callable[[object], int]) -> None:
+def test_a_finished_prediction_is_freed_even_if_it_failed(predict: Callable[[object], int]) -> None:
     predictions, one = Predictions(), Large()
     known = weakref.ref(one)
-    gc.disable()  # which would find a circle, some time
+    gc.disable()  # or it would free reference cycles, sooner or later
     try:
         asking = Asking(partial(ask, predictions, predict, one))
         del one
@@ -79,7 +79,7 @@ def ask(predictions: Predictions, predict: Callable[[object], int], one: object)
         predictions.make(predict, one)
 
 
-def test_whatever_it_raises_arrives() -> None:
+def test_errors_of_any_kind_reach_the_caller() -> None:
     def fail() -> None:
         raise queue.Empty
 
@@ -87,7 +87,7 @@ def test_whatever_it_raises_arrives() -> None:
         Predictions().make(fail)
 
 
-def test_the_thread_ends_with_what_it_was_started_for() -> None:
+def test_the_thread_ends_with_its_owner() -> None:
     before = set(threading.enumerate())
     predictions = Predictions()
     [thread] = set(threading.enumerate()) - before
@@ -114,7 +114,7 @@ class Endless:
             raise
 
 
-def test_a_cancelled_one_stops_and_the_next_begins() -> None:
+def test_a_cancelled_prediction_stops_and_the_next_begins() -> None:
     predictions, endless = Predictions(), Endless()
     asking = Asking(lambda: predictions.make(endless))
     assert endless.begun.wait(30)
@@ -123,7 +123,7 @@ def test_a_cancelled_one_stops_and_the_next_begins() -> None:
     assert predictions.make(endless.stopped.is_set)
 
 
-def test_one_that_is_cancelled_before_its_turn_never_begins() -> None:
+def test_a_prediction_cancelled_in_the_queue_never_begins() -> None:
     predictions, endless, never = Predictions(), Endless(), Endless()
     first = Asking(lambda: predictions.make(endless))
     assert endless.begun.wait(30)
@@ -134,8 +134,8 @@ def test_one_that_is_cancelled_before_its_turn_never_begins() -> None:
     assert not predictions.make(never.begun.is_set)
 
 
-def test_bars_logs_and_locks_are_left_as_they_should_be(caplog: pytest.LogCaptureFixture) -> None:
-    """Thrown into the prediction itself, one exception in some dozens leaves a lock taken."""
+def test_progress_bars_logs_and_locks_survive_cancelling(caplog: pytest.LogCaptureFixture) -> None:
+    """If raised in the prediction itself, one exception in some dozens would leave a lock taken."""
     lock = threading.Condition()
 
     def step() -> None:

@@ -1,4 +1,4 @@
-"""The model that comes with the checkout, with pictures to look at: the whole path, on a CPU."""
+"""The bundled model on a CPU, from prompt to image."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,17 +23,17 @@ from weights.training.judge import Judges
 SOURCE = read_manifest(ROOT / "weights")["demo"]
 STYLES = captions.AESTHETICS
 
-MAX_BYTES = 48_000_000  # of all files: what a checkout can bear
+MAX_BYTES = 48_000_000  # of all files
 
 PROMPTS = ("a red heart", "a house")
 FOLLOWING = PROMPTS[1]
 RISE = 0.05  # of the cosine of prompt and aesthetic in so many steps, at least
-NEARER = 0.05  # how much nearer to the aesthetic a picture of FOLLOWING comes, at least, as a cosine
+NEARER = 0.05  # how much nearer to the aesthetic an image of FOLLOWING comes, at least, as a cosine
 
 
 @pytest.fixture(scope="module")
 def drawn(demo: Service) -> Mapping[str, Image.Image]:
-    """A picture of each prompt, drawn without an aesthetic."""
+    """An image of each prompt, drawn without an aesthetic."""
     return {prompt: draw(demo, asked(prompt)) for prompt in PROMPTS}
 
 
@@ -70,7 +70,7 @@ def test_each_aesthetic_is_a_direction_in_its_space(demo: Service, name: str) ->
     assert aesthetic.notes["model"] == "demo"
 
 
-def test_the_same_request_draws_the_same_picture(demo: Service, drawn: Mapping[str, Image.Image]) -> None:
+def test_the_same_request_draws_the_same_image(demo: Service, drawn: Mapping[str, Image.Image]) -> None:
     assert draw(demo, asked("a red heart")).tobytes() == drawn["a red heart"].tobytes()
     assert len({picture.tobytes() for picture in drawn.values()}) == len(PROMPTS)
 
@@ -102,14 +102,14 @@ def test_the_similarity_rises_with_the_steps(demo: Service, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_the_picture_comes_nearer_to_the_aesthetic(demo: Service, drawn: Mapping[str, Image.Image], name: str) -> None:
+def test_the_image_comes_nearer_to_the_aesthetic(demo: Service, drawn: Mapping[str, Image.Image], name: str) -> None:
     target = demo.registry.load(name, demo.model.clip_space).vector
     near = [nearness(demo, picture, target) for picture in (drawn[FOLLOWING], draw(demo, asked(FOLLOWING, name)))]
     assert near[1] > near[0] + NEARER
 
 
 def test_the_words_for_a_style_draw_it(demo: Service) -> None:
-    """As seen by a judge that knows true pictures and nothing of the model; its card says 96 %."""
+    """Judged by a classifier that was trained on real images only; its card says 96 %."""
     judges = Judges.load()
     pictures = [draw(demo, asked(f"{FOLLOWING}, {judges.style_phrases[name]}")) for name in STYLES]
     pixels = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
@@ -119,7 +119,7 @@ def test_the_words_for_a_style_draw_it(demo: Service) -> None:
 
 @pytest.mark.parametrize("width", SIZES)
 def test_it_draws_every_size_of_the_form(demo: Service, width: int) -> None:
-    """Its latents are 1/16 of the picture, halved twice: whole numbers for all multiples of 64."""
+    """Its latents are 1/16 of the image, halved twice: whole numbers for all multiples of 64."""
     tallest = max(height for height in SIZES if width * height <= MAX_AREA)
     for height in {SIZES[0], tallest if width in (SIZES[0], SIZES[-1]) else SIZES[1]}:
         request = replace(asked("a house"), width=width, height=height, num_inference_steps=1)
@@ -127,7 +127,7 @@ def test_it_draws_every_size_of_the_form(demo: Service, width: int) -> None:
 
 
 def test_the_index_and_the_manifest_are_what_registering_writes(tmp_path: Path) -> None:
-    """But for the aesthetics themselves, which need the pictures of the training."""
+    """Except the aesthetics themselves, which need the training images."""
     for name in ("weights/manifest.json", "embeddings/index.json"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())

@@ -18,7 +18,7 @@ SUFFIXES = (
 
 
 def checkout() -> dict[str, int]:
-    """The files of the checkout and their sizes in bytes, but for .cog and .git, of which Cog copies nothing."""
+    """The files of the checkout and their sizes in bytes, without .cog and .git, which Cog never copies."""
     found = {}
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [name for name in folders if Path(folder) != ROOT or name not in (".cog", ".git")]

@@ -1,4 +1,4 @@
-"""What each way to steer and to draw does to pictures, seen by the demo model's CLIP or in the pixels."""
+"""The effect of each way to steer on images, measured with the demo model's CLIP or in the pixels."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("slerp", [False, True])
-def test_half_the_weight_is_part_of_the_way(
+def test_half_the_weight_gives_part_of_the_effect(
     demo: Service, plain: Image.Image, golden: Image.Image, slerp: bool
 ) -> None:
     half = draw(demo, replace(GOLD, aesthetic_weight=0.5, aesthetic_slerp=slerp))
@@ -54,14 +54,14 @@ def test_half_the_weight_is_part_of_the_way(
 
 
 @pytest.mark.parametrize("mix", [{"gold": 1.0, "chalk": 1.0}, {"gold": 1.0, "chalk": -0.7}])
-def test_a_mix_leads_where_its_parts_do(demo: Service, plain: Image.Image, mix: dict[str, float]) -> None:
+def test_a_mix_has_the_effect_of_its_parts(demo: Service, plain: Image.Image, mix: dict[str, float]) -> None:
     text = " ".join(f"{name}:{weight}" for name, weight in mix.items())
     target = interpolation.mix([vector(demo, name) for name in mix], list(mix.values()))
     drawn = draw(demo, replace(GOLD, aesthetic_embedding=None, aesthetic_mix=text))
     assert nearness(demo, drawn, target) > nearness(demo, plain, target) + VISIBLE
 
 
-def test_a_phrase_turns_the_aesthetic_towards_what_it_says_or_away(demo: Service, golden: Image.Image) -> None:
+def test_a_phrase_turns_the_aesthetic_towards_or_away_from_it(demo: Service, golden: Image.Image) -> None:
     phrase = prompt.embed(
         demo.model, prompt.tokenize_prompt(demo.model.pipeline.tokenizer, "a neon sign", demo.model.device)
     )
@@ -72,36 +72,36 @@ def test_a_phrase_turns_the_aesthetic_towards_what_it_says_or_away(demo: Service
     assert towards > away + VISIBLE
 
 
-def test_a_sweep_goes_further_at_each_stop(demo: Service) -> None:
-    pictures = [picture for picture, _ in demo.draw(replace(GOLD, aesthetic_sweep=f"0,{STEPS}")).pictures]
+def test_each_stop_of_a_sweep_has_more_of_the_effect(demo: Service) -> None:
+    pictures = [picture for picture, _ in demo.draw(replace(GOLD, aesthetic_sweep=f"0,{STEPS}")).images]
     near = [nearness(demo, picture, vector(demo, "gold")) for picture in pictures]
     assert near[1] > near[0] + VISIBLE
 
 
-def test_until_stops_once_the_similarity_has_risen_by_so_much(demo: Service, plain: Image.Image) -> None:
+def test_until_stops_once_the_similarity_has_risen_enough(demo: Service, plain: Image.Image) -> None:
     drawing = demo.draw(replace(GOLD, aesthetic_until=0.2))
     assert drawing.similarity is not None
     before, after = drawing.similarity
     assert 0 < drawing.steps < STEPS
-    assert 0.2 <= after - before < 0.2 * drawing.steps / (drawing.steps - 1) + 0.02  # one step less wasn't enough
-    [(picture, _)] = drawing.pictures
+    assert 0.2 <= after - before < 0.2 * drawing.steps / (drawing.steps - 1) + 0.02  # one step less was too few
+    [(picture, _)] = drawing.images
     assert nearness(demo, picture, vector(demo, "gold")) > nearness(demo, plain, vector(demo, "gold")) + VISIBLE
 
 
-def test_pictures_of_a_style_lead_to_it(demo: Service, plain: Image.Image, golden: Image.Image, tmp_path: Path) -> None:
+def test_images_of_a_style_lead_to_it(demo: Service, plain: Image.Image, golden: Image.Image, tmp_path: Path) -> None:
     own = replace(GOLD, aesthetic_embedding=None, aesthetic_images=saved(golden, tmp_path / "mine.png"))
     near = [nearness(demo, picture, vector(demo, "gold")) for picture in (plain, draw(demo, own))]
     assert near[1] > near[0] + VISIBLE
 
 
-def test_the_stronger_the_less_of_the_image_is_left(demo: Service, plain: Image.Image, tmp_path: Path) -> None:
+def test_more_strength_leaves_less_of_the_image(demo: Service, plain: Image.Image, tmp_path: Path) -> None:
     house = replace(asked("a house"), image=saved(plain, tmp_path / "castle.png"))
     near = [difference(draw(demo, replace(house, prompt_strength=strength)), plain) for strength in (0.2, 0.6, 1.0)]
     assert near == sorted(near)
     assert near[2] > 2 * near[0]
 
 
-def test_what_is_black_in_the_mask_stays(demo: Service, plain: Image.Image, tmp_path: Path) -> None:
+def test_black_parts_of_the_mask_are_kept(demo: Service, plain: Image.Image, tmp_path: Path) -> None:
     mask = options.mask(plain.size)
     request = replace(
         GOLD, image=saved(plain, tmp_path / "castle.png"), mask=saved(mask, tmp_path / "mask.png"), prompt="a tree"
@@ -112,7 +112,7 @@ def test_what_is_black_in_the_mask_stays(demo: Service, plain: Image.Image, tmp_
     assert difference(drawn.crop(right), plain.crop(right)) > 10
 
 
-def test_a_weight_makes_words_count_for_more_or_less(demo: Service) -> None:
+def test_a_weight_raises_or_lowers_the_effect_of_words(demo: Service) -> None:
     near = [
         nearness(demo, draw(demo, replace(asked(words), long_prompt=True)), vector(demo, "gold"))
         for words in ("a cat in (gold relief:0)", "a cat in (gold relief:1.5)")
@@ -126,8 +126,8 @@ def test_a_long_prompt_is_read_to_its_end(demo: Service) -> None:
     assert nearness(demo, whole, vector(demo, "blueprint")) > nearness(demo, cut, vector(demo, "blueprint")) + VISIBLE
 
 
-def test_a_lora_changes_the_picture_more_and_more(demo: Service, plain: Image.Image, tmp_path: Path) -> None:
-    """The demo's blocks have different numbers of layers, which diffusers' own way to weigh a LoRA can't count."""
+def test_a_larger_lora_scale_changes_the_image_more(demo: Service, plain: Image.Image, tmp_path: Path) -> None:
+    """The demo's blocks differ in their numbers of layers, which diffusers' weighting of LoRAs does not support."""
     path = tmp_path / "style.safetensors"
     lora.write(path, lora.changes(demo.model))
     moved = [

@@ -1,4 +1,4 @@
-"""What only a GPU can show: half precision beside single, and the same noise everywhere."""
+"""Tests that need a GPU: fp16 compared with fp32, the same noise on every device, graphs and compiled code."""
 
 import copy
 import gc
@@ -60,7 +60,7 @@ def gpu(home: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def nhwc(gpu: Model) -> Model:
-    """The same, laid out for drawing fast: the other one keeps the layout of its file."""
+    """The same model with channels-last weights; `gpu` keeps the memory order of its file."""
     return replace(gpu, pipeline=copy.deepcopy(gpu.pipeline))
 
 
@@ -95,7 +95,7 @@ def test_equals_the_original_loop(gpu: Model, clip: CLIPModel, home: Path, recor
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_replayed_runs_are_alike_whatever_was_between(gpu: Model, home: Path, recorder: Recorder) -> None:
+def test_replayed_runs_do_not_depend_on_runs_between_them(gpu: Model, home: Path, recorder: Recorder) -> None:
     target, personalizer = (
         Registry(home / "embeddings").load("sac_8plus").vector.cuda(),
         GraphedPersonalizer(gpu.encoder, recorder),
@@ -111,16 +111,16 @@ def test_replayed_runs_are_alike_whatever_was_between(gpu: Model, home: Path, re
         return next(step for step in steps if step.index == stop).conditioning
 
     first = run("the cat")
-    run("the dog", 0.1, stop=2)  # and given up
+    run("the dog", 0.1, stop=2)  # then abandoned
     run("the cat and the dog, " * 20, 0.1, long=True)
     assert torch.equal(run("the cat"), first)
     assert not torch.equal(run("the dog"), first)
 
 
-def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Request) -> None:
+def test_graphs_draw_the_same_as_the_parts(home: Path, nhwc: Model, quick: Request) -> None:
     graph = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
     plain = Service(nhwc, graph.registry)
-    request = replace(quick, aesthetic_steps=0)  # Adam as one kernel rounds otherwise
+    request = replace(quick, aesthetic_steps=0)  # the fused Adam rounds differently
     for scheduler in SCHEDULERS:
         for wanted in (request, replace(request, num_outputs=3), replace(request, guidance_scale=1)):
             wanted = replace(wanted, scheduler=scheduler, num_inference_steps=5)  # noqa: PLW2901
@@ -131,7 +131,7 @@ def test_a_graph_draws_what_the_parts_draw(home: Path, nhwc: Model, quick: Reque
     assert drawn(graph, request) == drawn(plain, request)
 
 
-def test_a_recording_goes_on_when_its_prediction_is_cancelled(home: Path, nhwc: Model, quick: Request) -> None:
+def test_a_capture_completes_when_its_prediction_is_cancelled(home: Path, nhwc: Model, quick: Request) -> None:
     expected = drawn(Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None)), quick)
     service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
     shapes = [replace(quick, width=width, aesthetic_steps=20, aesthetic_lr=0.1) for width in (192, 256, 320, 384)]
@@ -139,7 +139,7 @@ def test_a_recording_goes_on_when_its_prediction_is_cancelled(home: Path, nhwc: 
     assert drawn(service, quick) == expected
 
 
-def test_a_capture_that_fails_is_forgotten() -> None:
+def test_a_failed_capture_does_not_affect_the_next() -> None:
     recorder = Recorder(GPU)
     calls: list[Callable[[], object]] = [int, int, torch.cuda.synchronize]  # the last is not permitted in a capture
 
@@ -158,9 +158,9 @@ def test_a_capture_that_fails_is_forgotten() -> None:
     assert torch.equal(GraphedCallable(torch.square, recorder)(3 * ones), 9 * ones)
 
 
-def test_a_prediction_that_runs_out_of_memory_leaves_the_next_as_it_is(home: Path, nhwc: Model, quick: Request) -> None:
+def test_running_out_of_memory_does_not_change_the_next_prediction(home: Path, nhwc: Model, quick: Request) -> None:
     service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
-    expected = service.draw(quick).pictures[0][0].tobytes()
+    expected = service.draw(quick).images[0][0].tobytes()
     large = replace(quick, width=1024, height=768, num_outputs=8)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(GPU).total_memory
@@ -169,13 +169,13 @@ def test_a_prediction_that_runs_out_of_memory_leaves_the_next_as_it_is(home: Pat
         with pytest.raises(torch.OutOfMemoryError):
             service.draw(large)
         assert service.is_healthy()
-        assert service.draw(quick).pictures[0][0].tobytes() == expected
+        assert service.draw(quick).images[0][0].tobytes() == expected
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert len(service.draw(large).pictures) == 8
+    assert len(service.draw(large).images) == 8
 
 
-def test_a_busy_gpu_is_not_asked_whether_it_is_healthy() -> None:
+def test_a_busy_gpu_is_not_checked_for_health() -> None:
     predictor, predictions = Predictor(), Predictions()
     predictor.predictions = predictions
     predictor.service = SimpleNamespace(is_healthy=torch.cuda.synchronize)  # type: ignore[assignment]
@@ -223,13 +223,13 @@ def test_an_offloaded_pipeline_is_personalized(home: Path, service: Service, off
     pipe(**found, width=128, height=128, num_inference_steps=3)
 
 
-def test_compiled_code_draws_alike_and_is_found_by_another_process(
+def test_compiled_code_draws_the_same_and_is_found_by_another_process(
     home: Path, nhwc: Model, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
     monkeypatch.setattr(CachingAutotuner, "autotune_to_one_config", lambda *_: pytest.fail("tuned at run time"))
     registry, request = Registry(home / "embeddings"), replace(quick, aesthetic_steps=0)
-    with fresh_cache():  # where what was tuned before would be found
+    with fresh_cache():  # or earlier tuning results would be found
         accelerate.prepare(nhwc, [request])
     assert len(list(tmp_path.glob("*/*"))) == len(modules.COMPILED)
     again = Compiled(tmp_path)  # from the files, as another process would
@@ -244,11 +244,11 @@ def test_compiled_code_draws_alike_and_is_found_by_another_process(
     compiled = Service(nhwc, registry, accelerate.choose(nhwc, "compile", accelerate.code("compile")))
     plain = Service(nhwc, registry)
     require_alike(drawn(compiled, request), drawn(plain, request))
-    wanted = replace(request, num_outputs=2)  # for which nothing was compiled
+    wanted = replace(request, num_outputs=2)  # not compiled for two images
     require_alike(drawn(compiled, wanted), drawn(plain, wanted))
 
 
-def test_the_compiled_personalisation_repeats_itself(
+def test_the_compiled_personalization_is_deterministic(
     home: Path, nhwc: Model, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
@@ -269,11 +269,11 @@ def test_the_noise_is_the_cpus(gpu: Model, model: Model, quick: Request) -> None
     assert torch.equal(for_gpu.cpu(), for_cpu.half())
 
 
-ROUNDING = 4  # of 255, in the mean; unrelated pictures are ten times as far apart
+ROUNDING = 4  # of 255, in the mean; unrelated images are ten times as far apart
 
 
 def drawn(service: Service, request: Request) -> list[Image.Image]:
-    return [image for image, _ in service.draw(request).pictures]
+    return [image for image, _ in service.draw(request).images]
 
 
 def apart(one: Image.Image, other: Image.Image) -> float:
@@ -285,7 +285,7 @@ def require_alike(ours: list[Image.Image], theirs: list[Image.Image]) -> None:
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_draws_what_the_cpu_draws_but_for_rounding(
+def test_draws_what_the_cpu_draws_except_for_rounding(
     gpu_service: Service, service: Service, quick: Request, scheduler: str
 ) -> None:
     request = replace(quick, scheduler=scheduler, num_inference_steps=5, num_outputs=2)
@@ -294,7 +294,7 @@ def test_draws_what_the_cpu_draws_but_for_rounding(
 
 @pytest.fixture
 def files(model: Model, tmp_path: Path) -> dict[str, Path]:
-    """A picture, a mask that redraws the left half of it, and a LoRA."""
+    """An image, a mask that redraws the left half of it, and a LoRA."""
     paths = {"image": tmp_path / "picture.png", "mask": tmp_path / "mask.png", "lora": tmp_path / "style.safetensors"}
     Image.effect_noise((16, 16), 80).resize((192, 128)).convert("RGB").save(paths["image"])
     mask = Image.new("L", (192, 128))
@@ -304,7 +304,7 @@ def files(model: Model, tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
-WAYS: dict[str, dict[str, Any]] = {  # each moves a picture by more than ROUNDING
+WAYS: dict[str, dict[str, Any]] = {  # each moves an image by more than ROUNDING
     "a lora": {"lora": True, "lora_scale": 0.5},
     "from a picture": {"image": True, "width": 192, "num_inference_steps": 5, "prompt_strength": 0.6},
     "with a mask": {"image": True, "mask": True, "width": 192, "num_inference_steps": 5, "prompt_strength": 0.8},
@@ -320,7 +320,7 @@ def asked(quick: Request, files: dict[str, Path], way: str) -> Request:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_however_it_is_steered_it_draws_what_the_cpu_draws(
+def test_every_way_to_steer_draws_what_the_cpu_draws(
     gpu_service: Service, service: Service, quick: Request, files: dict[str, Path], way: str
 ) -> None:
     request = asked(quick, files, way)
@@ -337,7 +337,7 @@ def test_a_lora_leaves_nothing_behind(gpu_service: Service, gpu: Model, quick: R
 
 
 def test_memory_does_not_grow(home: Path, nhwc: Model, quick: Request, files: dict[str, Path]) -> None:
-    """Of what is recorded anew, for a LoRA or for another size, none is kept for good."""
+    """Graphs captured for a LoRA or another size are freed in the end."""
     service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
     changing = [replace(quick, width=width) for width in range(128, 128 + 64 * (CACHED + 2), 64)]
     taken = []
@@ -349,7 +349,7 @@ def test_memory_does_not_grow(home: Path, nhwc: Model, quick: Request, files: di
     assert taken[-1] <= 1.02 * taken[1]
 
 
-def test_outside_of_the_mask_no_pixel_changes(gpu_service: Service, quick: Request, files: dict[str, Path]) -> None:
+def test_no_pixel_outside_of_the_mask_changes(gpu_service: Service, quick: Request, files: dict[str, Path]) -> None:
     request = asked(quick, files, "with a mask")
     found, [picture] = init_image.load_init_image(request), drawn(gpu_service, request)
     assert found is not None
@@ -360,7 +360,9 @@ def test_outside_of_the_mask_no_pixel_changes(gpu_service: Service, quick: Reque
     assert not same[~kept].all()
 
 
-def test_a_sweep_is_its_stops_alone(gpu_service: Service, quick: Request, files: dict[str, Path]) -> None:
+def test_each_stop_of_a_sweep_equals_the_image_drawn_alone(
+    gpu_service: Service, quick: Request, files: dict[str, Path]
+) -> None:
     request = asked(quick, files, "a sweep")
     stops = [replace(request, aesthetic_sweep=None, aesthetic_steps=steps) for steps in request.sweep]
     alone = [drawn(gpu_service, stop)[0] for stop in stops]

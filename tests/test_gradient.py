@@ -1,4 +1,4 @@
-"""The idea: equal to the original code, and from pristine weights every time."""
+"""The loop equals that of the original code, and each run starts from the original weights."""
 
 import copy
 
@@ -96,9 +96,7 @@ def test_an_abandoned_run_leaves_nothing_behind(model: Model, tokens: Tensor, ta
     assert all(torch.equal(weight, before[name]) for name, weight in model.encoder.state_dict().items())
 
 
-def test_works_where_gradients_are_switched_off_and_leaves_them_so(
-    model: Model, tokens: Tensor, target: Tensor
-) -> None:
+def test_works_under_no_grad_and_restores_it(model: Model, tokens: Tensor, target: Tensor) -> None:
     *_, expected = Personalizer(model.encoder)(tokens, target, steps=2, lr=1e-3)
     with torch.no_grad():
         steps = []
@@ -108,7 +106,7 @@ def test_works_where_gradients_are_switched_off_and_leaves_them_so(
     assert torch.equal(steps[-1].conditioning, expected.conditioning)
 
 
-def test_only_the_text_model_moves_and_gradients_are_freed(model: Model, tokens: Tensor, target: Tensor) -> None:
+def test_only_the_text_model_is_trained_and_gradients_are_freed(model: Model, tokens: Tensor, target: Tensor) -> None:
     personalizer = Personalizer(model.encoder)
     list(personalizer(tokens, target, steps=2, lr=1e-3))
     moved, pristine = personalizer._working.state_dict(), model.encoder.state_dict()
@@ -148,7 +146,7 @@ def test_a_row_moves_as_it_would_in_the_table_and_the_others_would_not(
     assert not torch.equal(moved[~others], pristine[~others])
 
 
-def test_prompts_of_any_length_follow_one_another(model: Model, tokens: Tensor, target: Tensor) -> None:
+def test_prompts_of_different_lengths_in_turn(model: Model, tokens: Tensor, target: Tensor) -> None:
     personalizer = Personalizer(model.encoder)
     *_, expected = personalizer(tokens, target, steps=2, lr=1e-3)
     list(

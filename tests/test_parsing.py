@@ -1,4 +1,4 @@
-"""Mixes, sweeps and weights as text."""
+"""Parsing of mixes, sweeps and prompt weights."""
 
 import time
 from contextlib import suppress
@@ -75,7 +75,7 @@ def test_other_sweeps_are_refused(text: str) -> None:
         ("(small) ((red)) [x] (red:) (red:very) (red:1e0) :) (( C++ a\\b", None),
     ],
 )
-def test_weights_are_of_words_and_all_else_is_text(text: str, parts: list[tuple[str, float]] | None) -> None:
+def test_only_weighted_words_have_weights(text: str, parts: list[tuple[str, float]] | None) -> None:
     assert parse_weights(text) == ([(text, 1)] if parts is None else parts)
 
 
@@ -91,7 +91,7 @@ def test_weights_are_of_words_and_all_else_is_text(text: str, parts: list[tuple[
         (r"\(red:1.3)", "':1.3)' ends a weight that has no beginning"),
     ],
 )
-def test_weights_that_mean_nothing_are_refused(text: str, message: str) -> None:
+def test_invalid_weights_are_refused(text: str, message: str) -> None:
     with pytest.raises(RequestError) as error:
         parse_weights(text)
     assert message in str(error.value)
@@ -105,7 +105,7 @@ def test_hostile_prompts_take_no_time(text: str) -> None:
 
 
 @given(st.text(alphabet="a (:1.)\\", max_size=30))
-def test_what_is_escaped_is_text(text: str) -> None:
+def test_escaped_parentheses_are_text(text: str) -> None:
     plain = text.replace("\\", "")
     escaped = plain.replace("(", r"\(").replace(")", r"\)")
     assert parse_weights(escaped) == ([(plain, 1.0)] if plain else [])

@@ -150,7 +150,7 @@ def test_blank_is_allowed_where_there_is_no_default(inputs: dict[str, Any]) -> N
         assert (field["default"] is None) == field.get("nullable", False)
 
 
-def test_the_document_is_whole(document: dict[str, Any]) -> None:
+def test_the_document_is_complete(document: dict[str, Any]) -> None:
     """Every reference leads somewhere, and the fixed parts are Cog's (pkg/schema/openapi.go)."""
     schemas = document["components"]["schemas"]
     references: set[str] = set()
@@ -232,7 +232,7 @@ def test_weights_are_not_kept_out_of_the_image() -> None:
     assert Path(ROOT / "weights" / "manifest.json").is_file()
 
 
-def test_the_setup_gets_ready_for_the_forms_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_setup_warms_up_for_the_forms_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     warmed_up: list[Request] = []
     monkeypatch.setattr(predict, "COGLET", tmp_path / "coglet" / "predictions")
     monkeypatch.setattr(Service, "load", lambda: SimpleNamespace(warm_up=warmed_up.append))
@@ -243,7 +243,7 @@ def test_the_setup_gets_ready_for_the_forms_defaults(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(("made", "mode"), [("coglet/predictions", 0o755), ("coglet", 0o755), ("coglet", 0o700)])
-def test_a_folder_of_another_user_is_said_before_the_model_is_loaded(
+def test_a_folder_of_another_user_is_refused_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, made: str, mode: int
 ) -> None:
     monkeypatch.setattr(Service, "load", lambda: 1 / 0)
@@ -276,7 +276,9 @@ def plant_link_above(lost: Path, others: Path) -> None:
 
 
 @pytest.mark.parametrize("plant", [plant_link, plant_folder, plant_link_above])
-def test_what_others_make_of_a_lost_temporary_folder_is_left_alone(tmp_path: Path, plant: Callable[..., None]) -> None:
+def test_files_of_others_in_place_of_a_lost_temporary_folder_are_left_alone(
+    tmp_path: Path, plant: Callable[..., None]
+) -> None:
     if os.geteuid() != 0 and plant is not plant_link:
         pytest.skip("only root can make folders of another user")
     predictor, others = Predictor(), tmp_path / "others"
@@ -295,7 +297,7 @@ def test_what_others_make_of_a_lost_temporary_folder_is_left_alone(tmp_path: Pat
     assert folder.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_failing_gpu_is_told_to_who_asks(
+def test_a_failing_gpu_fails_the_health_check(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     predictor = Predictor()
@@ -322,7 +324,7 @@ def test_a_full_gpu_is_healthy(
     assert not caplog.text
 
 
-def test_tracebacks_are_of_our_faults_only(
+def test_only_unexpected_errors_log_a_traceback(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     predictor = Predictor()
@@ -338,7 +340,7 @@ def test_tracebacks_are_of_our_faults_only(
     assert "Traceback" in caplog.text
 
 
-def test_what_fails_when_nobody_waits_is_no_failure(
+def test_an_error_after_cancelling_is_not_logged_as_a_failure(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     predictor, begun, go_on = Predictor(), threading.Event(), threading.Event()

@@ -57,7 +57,7 @@ def test_defaults_are_a_request() -> None:
         ),
     ],
 )
-def test_refuses_with_the_name_the_value_and_what_would_be_right(inputs: dict[str, Any], message: str) -> None:
+def test_errors_name_the_input_the_value_and_what_would_be_valid(inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError) as error:
         Request.from_inputs(**inputs)
     assert message in str(error.value)
@@ -102,7 +102,7 @@ def test_a_blank_seed_is_drawn_anew() -> None:
     assert all(seed is not None and 0 <= seed <= MAX_SEED - 7 for seed in seeds)
 
 
-def test_a_drawn_seed_leaves_room_for_all_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_seed_leaves_room_for_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secrets, "randbelow", lambda limit: limit - 1)
     assert Request(num_outputs=8).seeded().seed == MAX_SEED - 7
     assert Request().seeded().seed == MAX_SEED

@@ -38,7 +38,7 @@ from tests.snapshot import MODEL
 
 
 def weights(model: Model) -> dict[str, Tensor]:
-    """Every weight of everything that is loaded."""
+    """All weights of all loaded modules."""
     parts = {"encoder": model.encoder, **model.pipeline.components}
     if model.vision is not None:
         parts["vision"] = model.vision._model
@@ -76,7 +76,7 @@ def plain(home: Path) -> StableDiffusionPipeline:
 def test_without_steps_it_is_plain_diffusers(service: Service, plain: StableDiffusionPipeline, quick: Request) -> None:
     request = replace(quick, aesthetic_steps=0, scheduler="PNDM", negative_prompt="the dog", num_outputs=2)
     latents = sampling.starting_noise(service.model, request, sampling.generators(request))
-    for i, (ours, _) in enumerate(service.draw(request).pictures):
+    for i, (ours, _) in enumerate(service.draw(request).images):
         theirs = plain(
             "the cat",
             negative_prompt="the dog",
@@ -88,7 +88,7 @@ def test_without_steps_it_is_plain_diffusers(service: Service, plain: StableDiff
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_with_steps_it_is_plain_diffusers_on_the_originals_conditioning(
+def test_with_steps_equals_plain_diffusers_on_the_originals_conditioning(
     service: Service,
     plain: StableDiffusionPipeline,
     clip: CLIPModel,
@@ -103,27 +103,27 @@ def test_with_steps_it_is_plain_diffusers_on_the_originals_conditioning(
     assert start.similarity is not None
     assert end.similarity is not None
     assert start.similarity < end.similarity
-    # The negative prompt is the business of the untouched encoder.
+    # The untouched encoder encodes the negative prompt.
     with torch.no_grad():
         assert torch.equal(ours.negative, plain.encode_prompt("", "cpu", 1, False)[0])
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_a_batch_is_its_pictures_alone(service: Service, quick: Request) -> None:
+def test_each_image_of_a_batch_equals_the_image_drawn_alone(service: Service, quick: Request) -> None:
     for scheduler in ("DDIM", "K_EULER_ANCESTRAL"):  # the second draws more noise on the way
         request = replace(quick, scheduler=scheduler, num_outputs=3)
-        batch = service.draw(request).pictures
+        batch = service.draw(request).images
         for i, (image, recipe) in enumerate(batch):
-            [(alone, same)] = service.draw(replace(request, seed=7 + i, num_outputs=1)).pictures
+            [(alone, same)] = service.draw(replace(request, seed=7 + i, num_outputs=1)).images
             assert image.tobytes() == alone.tobytes()
             assert recipe == same
         assert len({image.tobytes() for image, _ in batch}) == 3
 
 
-def test_the_aesthetic_changes_the_picture(service: Service, quick: Request) -> None:
+def test_the_aesthetic_changes_the_image(service: Service, quick: Request) -> None:
     strong = replace(quick, aesthetic_lr=0.01)
     pictures = {
-        service.draw(request).pictures[0][0].tobytes()
+        service.draw(request).images[0][0].tobytes()
         for request in (
             replace(quick, aesthetic_steps=0),
             strong,
@@ -150,7 +150,7 @@ Service.load().predict(read_recipe(Path(sys.argv[1])).rebuild(), Path(sys.argv[2
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_after_anything_the_next_picture_is_that_of_a_fresh_process(
+def test_after_any_prediction_the_next_equals_that_of_a_fresh_process(
     service: Service, quick: Request, home: Path, tmp_path: Path
 ) -> None:
     first = png(service, quick, tmp_path / "first")
@@ -169,22 +169,22 @@ def test_after_anything_the_next_picture_is_that_of_a_fresh_process(
     assert (tmp_path / "fresh" / "output.0.png").read_bytes() == first
 
 
-def test_blocked_pictures_are_left_out(
+def test_blocked_images_are_left_out(
     service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = replace(quick, num_outputs=2)
     whole = service.draw(request)
-    first = sampling.checker_pixels(service.model, whole.pictures[0][0])
+    first = sampling.checker_pixels(service.model, whole.images[0][0])
     monkeypatch.setattr(sampling, "is_unsafe", lambda _, pixels: torch.equal(pixels, first))
     drawing = service.draw(request)
     assert drawing.blocked == 1
-    assert "kept picture 0 back" in caplog.text
-    [(image, recipe)] = drawing.pictures
-    assert image.tobytes() == whole.pictures[1][0].tobytes()
+    assert "blocked image 0" in caplog.text
+    [(image, recipe)] = drawing.images
+    assert image.tobytes() == whole.images[1][0].tobytes()
     assert recipe.request["seed"] == 8
 
 
-def test_a_blocked_picture_is_not_written(
+def test_a_blocked_image_is_not_written(
     service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     flags = iter([True, False])
@@ -194,19 +194,19 @@ def test_a_blocked_picture_is_not_written(
     assert [read_recipe(path).request["seed"] for path in paths] == [8]
 
 
-def test_the_safety_checker_is_asked_and_can_be_switched_off(service: Service, quick: Request) -> None:
+def test_the_safety_checker_is_called_and_can_be_disabled(service: Service, quick: Request) -> None:
     checker = service.model.pipeline.safety_checker
     thresholds = checker.concept_embeds_weights.data
-    checker.concept_embeds_weights.data = torch.full_like(thresholds, -2)  # now everything is a concept
+    checker.concept_embeds_weights.data = torch.full_like(thresholds, -2)  # so that every image is blocked
     try:
-        with pytest.raises(DrawingError, match="the safety checker kept every picture back: try another prompt"):
+        with pytest.raises(DrawingError, match="the safety checker blocked every image: try another prompt"):
             service.draw(quick)
-        assert len(service.draw(replace(quick, disable_safety_checker=True)).pictures) == 1
+        assert len(service.draw(replace(quick, disable_safety_checker=True)).images) == 1
     finally:
         checker.concept_embeds_weights.data = thresholds
 
 
-def test_a_picture_that_overflows_is_decoded_again_in_fp32(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_overflows_is_decoded_again_in_fp32(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     latents = torch.randn(2, 4, 16, 16)
     expected = list(sampling.decode(model, latents))
     vae, calls = model.pipeline.vae, []
@@ -226,7 +226,7 @@ def test_a_picture_that_overflows_is_decoded_again_in_fp32(model: Model, monkeyp
         assert torch.equal(ours, theirs)
 
 
-def test_pictures_that_overflow_are_left_out(
+def test_images_that_overflow_are_left_out(
     service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = replace(quick, num_outputs=3)
@@ -234,15 +234,15 @@ def test_pictures_that_overflow_are_left_out(
     latents[1] = float("nan")
     monkeypatch.setattr(sampling, "denoise", lambda *_: latents)
     drawing = service.draw(request)
-    assert [recipe.request["seed"] for _, recipe in drawing.pictures] == [7, 9]
+    assert [recipe.request["seed"] for _, recipe in drawing.images] == [7, 9]
     assert drawing.blocked == 0
-    assert "Picture 1 overflowed and is left out" in caplog.text
+    assert "Image 1 overflowed and is left out" in caplog.text
     latents[:] = float("nan")
-    with pytest.raises(DrawingError, match="the denoising overflowed and left no picture"):
+    with pytest.raises(DrawingError, match="the denoising overflowed and left no image"):
         service.draw(request)
 
 
-def test_what_is_lost_of_either_prompt_is_said(
+def test_truncation_of_either_prompt_is_logged(
     service: Service, quick: Request, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.draw(replace(quick, prompt="cat " * 80, negative_prompt="dog " * 80))
@@ -250,7 +250,7 @@ def test_what_is_lost_of_either_prompt_is_said(
     assert "The negative prompt is longer than CLIP can read. Truncated: dog" in caplog.text
 
 
-def test_messages_do_not_speak_of_temporary_names(service: Service, quick: Request, tmp_path: Path) -> None:
+def test_messages_do_not_name_temporary_files(service: Service, quick: Request, tmp_path: Path) -> None:
     (tmp_path / "tmpabc").write_text("text")
     for name in ("aesthetic_embedding_file", "aesthetic_images"):
         given: dict[str, Any] = {name: tmp_path / "tmpabc"}
@@ -259,7 +259,7 @@ def test_messages_do_not_speak_of_temporary_names(service: Service, quick: Reque
         assert "tmpabc" not in str(error.value)
 
 
-def test_a_personalisation_that_diverges_says_so(
+def test_a_diverged_personalization_is_an_error(
     service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = service.personalizer
@@ -273,7 +273,7 @@ def test_a_personalisation_that_diverges_says_so(
         service.draw(quick)
 
 
-def test_a_long_prompt_is_cut_and_says_what_is_lost(
+def test_a_long_prompt_is_truncated_and_the_rest_is_logged(
     service: Service, quick: Request, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -288,13 +288,13 @@ def test_an_aesthetic_from_a_file(service: Service, quick: Request, home: Path, 
         service.draw(replace(quick, **source))
         for source in ({"aesthetic_embedding": "sac_8plus"}, {"aesthetic_embedding_file": path})
     )
-    assert by_name.pictures[0][0].tobytes() == by_file.pictures[0][0].tobytes()
-    facts = by_file.pictures[0][1].aesthetic
+    assert by_name.images[0][0].tobytes() == by_file.images[0][0].tobytes()
+    facts = by_file.images[0][1].aesthetic
     assert facts == {"name": snapshot.sha256(path)[:12], "source": "file", "sha256": snapshot.sha256(path)}
-    assert by_name.pictures[0][1].aesthetic["name"] == "sac_8plus"
+    assert by_name.images[0][1].aesthetic["name"] == "sac_8plus"
 
 
-def test_an_aesthetic_from_pictures(service: Service, quick: Request, tmp_path: Path) -> None:
+def test_an_aesthetic_from_images(service: Service, quick: Request, tmp_path: Path) -> None:
     noise = [Image.effect_noise((50, 40), 60 + i).convert("RGB") for i in range(3)]
     (tmp_path / "upload").write_bytes(zipped({f"{i}.png": encoded(image) for i, image in enumerate(noise)}))
     request = replace(quick, aesthetic_images=tmp_path / "upload")
@@ -305,7 +305,7 @@ def test_an_aesthetic_from_pictures(service: Service, quick: Request, tmp_path: 
     expected = vision.features([vision.prepare(image) for image in noise]).mean(dim=0, keepdim=True)
     torch.testing.assert_close(aesthetic.vector, embedding.unit(expected))
     drawing = service.draw(request)
-    assert drawing.pictures[0][1].aesthetic["source"] == "pictures"
+    assert drawing.images[0][1].aesthetic["source"] == "pictures"
 
 
 def test_bad_aesthetics_are_refused_before_any_model_work(
@@ -330,7 +330,7 @@ def test_bad_aesthetics_are_refused_before_any_model_work(
 def test_without_steps_no_aesthetic_is_needed(service: Service, quick: Request, tmp_path: Path) -> None:
     drawing = service.draw(replace(quick, aesthetic_steps=0, aesthetic_embedding_file=tmp_path / "nothing"))
     assert drawing.similarity is None
-    assert drawing.pictures[0][1].aesthetic == {}
+    assert drawing.images[0][1].aesthetic == {}
 
 
 def test_without_guidance(service: Service, plain: StableDiffusionPipeline, quick: Request) -> None:
@@ -343,10 +343,10 @@ def test_without_guidance(service: Service, plain: StableDiffusionPipeline, quic
         height=128,
         num_inference_steps=3,
     ).images[0]
-    assert service.draw(request).pictures[0][0].tobytes() == theirs.tobytes()
+    assert service.draw(request).images[0][0].tobytes() == theirs.tobytes()
 
 
-def test_a_recipe_draws_the_same_picture(service: Service, quick: Request, tmp_path: Path) -> None:
+def test_a_recipe_draws_the_same_image(service: Service, quick: Request, tmp_path: Path) -> None:
     paths, drawing = service.predict(replace(quick, seed=None, num_outputs=2), tmp_path)
     assert [path.name for path in paths] == ["output.0.png", "output.1.png"]
     assert drawing.request.seed is not None
@@ -362,7 +362,7 @@ def test_every_stage_is_timed(service: Service, quick: Request, tmp_path: Path) 
     assert all(seconds > 0 for seconds in drawing.seconds.values())
 
 
-def test_files_are_those_of_the_pictures_whatever_finishes_first(
+def test_files_are_in_the_order_of_the_images_whichever_is_encoded_first(
     service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = metadata.encode
@@ -376,11 +376,11 @@ def test_files_are_those_of_the_pictures_whatever_finishes_first(
         paths, drawing = service.predict(request, tmp_path)
         names = [f"output.{i}.{request.output_format}" for i in range(3)]
         assert [path.name for path in paths] == names
-        for path, picture in zip(paths, drawing.pictures, strict=False):
+        for path, picture in zip(paths, drawing.images, strict=False):
             assert path.read_bytes() == encode(*picture)
 
 
-def test_a_picture_is_encoded_while_the_next_is_drawn(
+def test_an_image_is_encoded_while_the_next_is_decoded(
     service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, encoded_one, decode = metadata.encode, threading.Event(), sampling.decode
@@ -400,7 +400,7 @@ def test_a_picture_is_encoded_while_the_next_is_drawn(
     service.predict(replace(quick, num_outputs=2), tmp_path)
 
 
-def test_what_goes_wrong_in_encoding_is_said(
+def test_an_error_in_encoding_is_raised(
     service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: object) -> bytes:
@@ -412,7 +412,7 @@ def test_what_goes_wrong_in_encoding_is_said(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_of_a_cancelled_prediction_goes_on(
+def test_a_cancelled_prediction_starts_no_more_work(
     service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cancelled(model: Model, latents: Tensor) -> Iterator[Tensor | None]:

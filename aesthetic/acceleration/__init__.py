@@ -1,4 +1,4 @@
 """The same results, sooner: CUDA graphs and compiled modules, on a GPU only.
 
-What is computed is decided elsewhere: these modules stand in for others, behind the same calls.
+These modules take the place of others, behind the same calls, and leave what is computed to them.
 """

@@ -1,4 +1,4 @@
-"""Choose how fast to draw (plain, graph, compile), and compile for the GPU in advance."""
+"""Choose a speed (plain, graph, compile), and compile for the GPU in advance."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +21,9 @@ __all__ = ["choose", "code", "prepare"]
 
 
 def code(mode: str) -> Compiled | None:
-    """The code compiled for this GPU, if `mode` is "compile"; None if there is none, with a warning.
+    """The code compiled for this GPU, if `mode` is "compile"; None, with a warning, if nothing was compiled.
 
-    This takes seconds. It may run in a thread while a model is being loaded.
+    Takes seconds. May run in a thread while a model is being loaded.
     """
     if mode != "compile":
         return None
@@ -36,7 +36,7 @@ def code(mode: str) -> Compiled | None:
 
 
 def choose(model: Model, mode: str, compiled: Compiled | None) -> Accelerated | None:
-    """The accelerated parts of `model` at one of settings.SPEEDS; None for "plain". May change its weights' layout.
+    """The accelerated parts of `model` in a mode of settings.SPEEDS; None for "plain". May change its weights' layout.
 
     compiled: what `code` returned for that mode.
     """
@@ -47,12 +47,12 @@ def choose(model: Model, mode: str, compiled: Compiled | None) -> Accelerated | 
 
 
 def prepare(model: Model, requests: Sequence[Request]) -> None:
-    """Compile the parts that requests of these sizes need, unless this machine has them already."""
+    """Compile the parts of `model` for the sizes of `requests`, except those compiled already."""
     compiled = Compiled(_folder())
     use_channels_last(model)
     for name, part, inputs in tqdm(_examples(model, requests), desc="Compiling", unit=" parts"):
         if compiled.find(name, part, inputs) is None:
-            with products_in_tf32():  # the mode in which it will run; in another, the compiler would advise this one
+            with products_in_tf32():  # as at run time; otherwise the compiler warns that TF32 is off
                 log.info("%s", compiled.make(name, FUNCTIONS[name], part, inputs))
 
 

@@ -1,7 +1,7 @@
-"""Code that torch.compile makes of a part of the model, for one GPU and one set of shapes, kept in files.
+"""Files of code that torch.compile made from a part of the model, for one GPU and one set of shapes.
 
 Compiling takes a minute and loading the result a few seconds, so script/warm compiles once for all later starts. A file
-holds code without weights and fits every model of the same shapes. Loading it runs code: load only your own files.
+holds code without weights and fits every model of the same shapes. Loading a file runs its code: load only your own.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ ORIGINS = {"architectures", "dtype", "transformers_version"}  # parts of a confi
 OPTIONS: dict[str, Any] = {
     "conv_1x1_as_mm": True,  # matrix products have faster kernels
     "guard_filter_fn": lambda guards: [False] * len(guards),  # `find` checks shapes and versions
-    # Without autotuning, which would take five seconds at every start, and whose choices change the order of additions.
+    # No autotuning: it takes five seconds at every start, and its choices change the order of additions.
     "deterministic": True,
     "triton.autotune_pointwise": False,
 }
@@ -37,7 +37,7 @@ class Compiled:
     """The compiled code for this GPU in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Load all code that fits GPU and versions. The folder need not exist."""
+        """Load all code that fits the GPU and the versions. The folder need not exist."""
         self._folder = folder / _machine()
         self._code: dict[str, Function] = {}
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
@@ -52,11 +52,11 @@ class Compiled:
         return bool(self._code)
 
     def find(self, name: str, part: Any, inputs: Sequence[Tensor]) -> Function | None:
-        """The code for the part called `name` and inputs of these shapes, to call with both; None if not there."""
+        """The code for a part and inputs of these shapes, to be called with both; None if it was not compiled."""
         return self._code.get(_label(name, part, inputs))
 
     def make(self, name: str, function: Function, part: Any, inputs: Sequence[Tensor]) -> Path:
-        """Compile `function` for the part called `name` and inputs of these shapes, and write the file.
+        """Compile `function` for a part and inputs of these shapes, and write the file.
 
         If the part has trainable weights, the code computes their gradients too.
         """
@@ -84,13 +84,13 @@ def _machine() -> str:
 
 @contextmanager
 def _in_order(wanted: bool) -> Iterator[None]:
-    """Compile with additions in a fixed order: a repeated token's gradient would be summed in any order otherwise."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    """Compile with additions in a fixed order, so that the gradient of a repeated token is the same in each run."""
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(wanted, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def _label(name: str, part: Any, inputs: Sequence[Tensor]) -> str:

@@ -2,9 +2,7 @@
 
 Without graphs, the GPU spends half of a prediction waiting for Python to launch the next kernel. A replay launches all
 kernels of a step in one call. They are the same kernels, so results are equal to the last bit. A graph serves one set
-of shapes; another set is captured at its first use.
-
-This file knows torch and functions of tensors, not what they compute.
+of shapes; each other set is captured at its first use.
 """
 
 from collections import OrderedDict
@@ -36,7 +34,7 @@ class Graph(Generic[Result]):
 
 
 class Recorder:
-    """Captures graphs. After an interrupt during a capture, as in a notebook, the process must restart.
+    """Captures graphs. If a capture is interrupted, as in a notebook, the process must restart.
 
     All graphs share one memory pool: one is replayed at a time, and its results are copied before the next. torch
     reuses pool memory only on the stream that freed it, so all captures share one stream.
@@ -52,12 +50,12 @@ class Recorder:
         self._memory = torch.cuda.graph_pool_handle()
 
     def record(self, action: Callable[[], Result]) -> Graph[Result]:
-        """A graph of `action`, which runs a few times first. A capture that fails leaves nothing behind."""
+        """A graph of `action`, which runs a few times first. A failed capture does not affect later ones."""
         before = torch.cuda.current_stream(self.device)
         try:
             return self._capture(action)
         except BaseException:
-            # torch can't end a capture that CUDA invalidated, for instance when memory ran out: it leaves its stream
+            # torch can't end a capture that CUDA invalidated, for instance when memory ran out: its stream stays
             # current and its pool open, and every later capture in that pool fails.
             if torch.cuda.current_stream(self.device) != before:
                 torch.cuda.set_stream(before)
@@ -79,7 +77,7 @@ class Recorder:
 
 
 class LRUCache(Generic[Result]):
-    """The values of the last few keys used."""
+    """The values of the keys used last."""
 
     def __init__(self, limit: int = CACHED) -> None:
         self._limit = limit
@@ -103,7 +101,7 @@ class GraphedCallable:
         self._graphs: LRUCache[tuple[list[Tensor], Graph[Tensor]]] = LRUCache()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """`function(*inputs)`, as a tensor that later calls leave alone; inputs may be on the CPU."""
+        """`function(*inputs)` as a new tensor; inputs may be on the CPU."""
         key = tuple((one.shape, one.dtype) for one in inputs)
         places, graph = self._graphs.get(key, lambda: self._record(inputs))
         for place, one in zip(places, inputs, strict=True):

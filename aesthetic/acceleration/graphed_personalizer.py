@@ -59,14 +59,14 @@ class GraphedPersonalizer(Personalizer):
     ) -> None:
         """encoder: as for Personalizer.
 
-        recorder: captures the graphs when a prompt of another shape is first personalized.
+        recorder: captures the graphs at the first prompt of each shape.
         forward:  the pass to capture and differentiate: forward_pass, or code compiled from it.
         tf32:     whether matrix products may use TF32.
         """
         super().__init__(encoder)
         self._recorder, self._forward, self._tf32 = recorder, forward, tf32
         self._captures: LRUCache[_Capture] = LRUCache(LENGTHS)
-        self._trained = [weight for weight in self._moving if weight.requires_grad]
+        self._trained = [weight for weight in self._copies if weight.requires_grad]
         self._moments = {weight: _moments(weight) for weight in self._trained}
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
@@ -93,9 +93,9 @@ class GraphedPersonalizer(Personalizer):
         optimizer.state.update({rows.weight: _moments(rows.weight), **self._moments})
 
         @torch.enable_grad()
-        def run(*, moving: bool) -> Position:
+        def run(*, training: bool) -> Position:
             cosine, hidden = self._forward(self._working, ids, target)
-            if moving:
+            if training:
                 (-cosine.mean()).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()  # frees the memory for the next capture
@@ -108,8 +108,8 @@ class GraphedPersonalizer(Personalizer):
                 aesthetic=target,
                 rate=rate,
                 moments=[moment for state in optimizer.state.values() for moment in state.values()],
-                step=self._recorder.record(partial(run, moving=True)),
-                forward=self._recorder.record(partial(run, moving=False)),
+                step=self._recorder.record(partial(run, training=True)),
+                forward=self._recorder.record(partial(run, training=False)),
             )
 
 

@@ -1,9 +1,9 @@
 """The parts of a model that run on a GPU, wrapped so that the same call is faster.
 
     plain    diffusers' and transformers' own modules: the only mode on a CPU
-    graph    every part replayed as a CUDA graph (cuda_graphs.py), and the personalization too (graphed_personalizer.py)
-    compile  graphs of code that torch.compile made, where it was made for the shapes of the request (compiled.py), with
-             queries, keys and values of an attention in one product
+    graph    every part (cuda_graphs.py) and the personalization (graphed_personalizer.py) replayed as CUDA graphs
+    compile  the same of compiled code (compiled.py), for the shapes that were compiled; the UNet computes an
+             attention's queries, keys and values in one product
 
 A part computes the same in every mode, except for rounding.
 """
@@ -31,11 +31,11 @@ __all__ = ["FUNCTIONS", "Accelerated", "fuse_projections", "use_channels_last"]
 log = logging.getLogger(__name__)
 
 COMPILED = ("unet", "vae", "encoder")  # the parts with most of the work; encoder is the personalization's
-AHEAD = 2  # calls of the UNet by which Python may be ahead of the GPU
+AHEAD = 2  # UNet calls that Python may launch before the GPU has run them
 
 
 class Accelerated:
-    """The accelerated parts of a model, also for models that share some of them, as those with a LoRA do."""
+    """The accelerated parts of a model, also for models that share some of them, such as the same with a LoRA."""
 
     def __init__(self, model: Model, recorder: Recorder, compiled: Compiled | None = None) -> None:
         """compiled: code to use where its shapes fit."""
@@ -46,7 +46,7 @@ class Accelerated:
             parts["unet"] = fuse_projections(parts["unet"])
         self._graphed = {name: self._graph(name, parts[name], compiled) for name in ("unet", "vae", "text_encoder")}
         if parts["safety_checker"] is not None:
-            # The checker decides on the CPU; only its vision tower can be captured.
+            # Only the vision tower can be captured: the checker's decision is Python code.
             tower = parts["safety_checker"].vision_model
             graphed = self._graph("vision_model", tower)
             self._graphed["safety_checker"] = copy.deepcopy(parts["safety_checker"], {id(tower): graphed})
@@ -71,7 +71,7 @@ class Accelerated:
 
 
 def _best(name: str, compiled: Compiled | None) -> Callable[..., Any]:
-    """The function of the part called `name` and its inputs: compiled code where it fits, else the plain one."""
+    """The function of a part and its inputs: compiled code for the shapes that have it, else the plain one."""
     function, missed = FUNCTIONS[name], set[torch.Size]()
     if compiled is None or name not in COMPILED:
         return function
@@ -105,7 +105,7 @@ class GraphedModule(nn.Module):
 
 
 class _Unet(GraphedModule):
-    """Lets Python be only a few calls ahead of the GPU.
+    """Keeps Python at most AHEAD calls ahead of the GPU.
 
     Otherwise Python would launch all steps at once: the progress bar would be wrong, and after a cancelled prediction
     the next one would wait for the launched steps.
@@ -141,24 +141,20 @@ class _VisionModel(GraphedModule):
         return None, self.function(pixels)
 
 
-def _noise(unet: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-    noise: Tensor = unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
-    return noise
+def _noise(unet: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Any:
+    return unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
 
 
-def _decoded(vae: Any, latents: Tensor) -> Tensor:
-    image: Tensor = vae.decode(latents, return_dict=False)[0]
-    return image
+def _decoded(vae: Any, latents: Tensor) -> Any:
+    return vae.decode(latents, return_dict=False)[0]
 
 
-def _hidden(text_encoder: Any, input_ids: Tensor) -> Tensor:
-    hidden: Tensor = text_encoder(input_ids).last_hidden_state
-    return hidden
+def _hidden(text_encoder: Any, input_ids: Tensor) -> Any:
+    return text_encoder(input_ids).last_hidden_state
 
 
-def _pooled(vision_model: Any, pixels: Tensor) -> Tensor:
-    pooled: Tensor = vision_model(pixels)[1]
-    return pooled
+def _pooled(vision_model: Any, pixels: Tensor) -> Any:
+    return vision_model(pixels)[1]
 
 
 GRAPHED = {"unet": _Unet, "vae": _Vae, "text_encoder": _TextEncoder, "vision_model": _VisionModel}
@@ -172,12 +168,12 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def use_channels_last(model: Model) -> None:
-    """Store the UNet's weights in the order that the GPU's convolutions read, which saves a conversion in each call."""
+    """Store the UNet's weights in the memory order of the GPU's convolutions, which saves converting them each time."""
     model.pipeline.unet.to(memory_format=torch.channels_last)
 
 
 def fuse_projections(unet: Any) -> Any:
-    """A copy of a UNet, otherwise on the same weights, that computes queries, keys and values in one product."""
+    """A copy of a UNet that shares its other weights and computes queries, keys and values in one product."""
     fused = copy.deepcopy(unet, {id(weight): weight for weight in unet.parameters()})
     fused.fuse_qkv_projections()
     return fused.requires_grad_(False)

@@ -49,7 +49,7 @@ class Stages:
         self.noise = sampling.starting_noise(model, self.request, sampling.generators(self.request))
         self.latents = sampling.denoise(model, self.conditioning, self.request)
         self.images = [image for image in sampling.decode(model, self.latents) if image is not None]
-        self.drawn = next(iter(services.values())).draw(self.request).pictures
+        self.drawn = next(iter(services.values())).draw(self.request).images
         ways = {PLAIN: self._plain(), **{way: self._ours(service) for way, service in services.items()}}
         self.ways = {stage: {way: actions[stage] for way, actions in ways.items()} for stage in ways[PLAIN]}
         self.work = self._work()

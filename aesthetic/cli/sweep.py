@@ -87,7 +87,7 @@ def _draw(service: "Service", requests: list[Request], labels: list[str], path: 
     for request in tqdm(requests, desc="Aesthetics"):
         shown = {}
         try:
-            shown = {recipe.request["aesthetic_steps"]: image for image, recipe in service.draw(request).pictures}
+            shown = {recipe.request["aesthetic_steps"]: image for image, recipe in service.draw(request).images}
         except DrawingError as error:  # the other rows may still give images
             log.warning("%s", error)
         rows.append([shown.get(steps) for steps in stops])

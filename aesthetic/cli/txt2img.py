@@ -71,7 +71,7 @@ def txt2img(options: argparse.Namespace) -> None:
     drawn, images = 0, []
     for request in requests:
         try:
-            pictures = service.draw(request).pictures
+            pictures = service.draw(request).images
         except DrawingError as error:  # the other prompts may still give images
             log.warning("%s", error)
             continue

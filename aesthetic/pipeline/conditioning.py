@@ -1,7 +1,7 @@
-"""The conditioning of a request: the prompt's own, and those that its personalization passes through.
+"""The conditioning of a request: the prompt's own, and the personalized one at each stop of a sweep.
 
-One run of the personalization serves every stop of a sweep, since n steps are the beginning of any longer run. A long
-prompt is personalized as a batch of chunks: the mean of their similarities rises.
+One run of the personalization serves all stops, since n steps are the beginning of any longer run. A long prompt is
+personalized as a batch of chunks: the mean of their similarities rises.
 """
 
 import logging
@@ -30,8 +30,8 @@ class PersonalizedConditioning:
     """A conditioning to draw from.
 
     steps:      of the personalization.
-    similarity: -1..1: cosine of prompt and aesthetic after these steps, averaged over the prompt's chunks; None without
-                an aesthetic or a prompt.
+    similarity: -1..1: cosine of prompt and aesthetic after these steps, averaged over the prompt's chunks; None for the
+                plain model and for an empty prompt.
     drift:      0 or more: distance from the prompt's own conditioning, relative to the length of that.
     """
 
@@ -48,8 +48,8 @@ def condition(
 
     target: [1, D] fp32, unit norm; None draws from the prompt's own conditioning.
 
-    An empty prompt is not personalized either, as in the original code. A sweep whose personalization diverges has the
-    stops before that; if there are none, DrawingError is raised.
+    An empty prompt is not personalized, as in the original code. If the personalization diverges, a sweep ends with the
+    stop before; raises DrawingError if it has none.
     """
     pipeline, long = model.pipeline, request.long_prompt
     plain = encode_prompts(
@@ -66,14 +66,13 @@ def condition(
     with tqdm(total=wanted[-1], desc="Personalizing") as bar:
         for step in personalizer(ids, target.to(model.device), steps=wanted[-1], lr=request.aesthetic_lr):
             check()
+            bar.update(step.index - bar.n)
             if step.index == 0:
                 first, start = step, _stop(request, plain, step)
-            else:
-                bar.update()
             is_enough = step.index > 0 and _has_risen(first, step, request.aesthetic_until)
             if step.index in wanted or is_enough:
                 try:
-                    stops.append(_stop(request, plain, step) if step.index else start)
+                    stops.append(_stop(request, plain, step))
                 except DrawingError as error:
                     if not stops:
                         raise
@@ -89,6 +88,7 @@ def _has_risen(first: Step, step: Step, wanted: float | None) -> bool:
 
 
 def _stop(request: Request, plain: Conditioning, step: Step) -> PersonalizedConditioning:
+    """The conditioning after a step, blended with the prompt's own. Raises DrawingError if it is not finite."""
     conditioning, drift = plain, 0.0
     if step.index > 0:
         personalized = plain.personalized(
@@ -109,8 +109,8 @@ def _stop(request: Request, plain: Conditioning, step: Step) -> PersonalizedCond
 def blend(plain: Tensor, personalized: Tensor, weight: float, *, spherical: bool = False) -> Tensor:
     """Interpolate two conditionings [batch, tokens, hidden]; weight 0 gives `plain` and 1 `personalized`, bit for bit.
 
-    spherical: interpolate each token's direction along the great circle and its length linearly. On the straight line,
-               vectors between two directions are shorter.
+    spherical: interpolate each token's direction along the great circle and its length linearly. Linear interpolation
+               shortens vectors between two directions.
     """
     if weight in (0, 1):
         return personalized if weight else plain

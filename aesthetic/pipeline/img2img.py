@@ -1,9 +1,11 @@
 """Start the denoising from an init image, and keep what its mask keeps.
 
-diffusers' image-to-image pipeline draws. After each step the latents outside of the mask are restored, as diffusers'
-inpainting does, which is limited to latents of four channels; for those, the results are equal to the last bit.
+diffusers' image-to-image pipeline draws. After each step, the latents outside of the mask are restored, as diffusers'
+inpainting pipeline does for latents of four channels; for those, results are equal to the last bit.
 """
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +18,17 @@ from torch import Tensor
 from ..images.init_image import HALF, InitImage
 from ..models.loading import Model
 from . import schedulers
-from .vae import run_vae
 
-__all__ = ["Img2ImgPipeline", "InitLatents", "encode_init_image", "paste_kept_pixels"]
+__all__ = ["Img2ImgPipeline", "InitLatents", "encode_init_image", "paste_kept_pixels", "run_vae"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitLatents:
-    """latents: [1, channels, height / f, width / f], scaled; mask: [1, 1, height / f, width / f], 1 is redrawn."""
+    """An init image as the denoising takes it, f being the VAE's factor.
+
+    latents: [1, channels, height / f, width / f], scaled as the UNet's are.
+    mask:    [1, 1, height / f, width / f]: 1 is redrawn, 0 is kept; None redraws all.
+    """
 
     init_image: InitImage
     latents: Tensor
@@ -31,10 +36,10 @@ class InitLatents:
 
 
 class Img2ImgPipeline(diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
-    """diffusers' pipeline, given the latents of the image, noise that is equal on every device, and the steps."""
+    """diffusers' pipeline with our latents of the image, our noise (equal on every device) and our timesteps."""
 
     def begin(self, start: InitLatents, noise: Tensor, steps: int) -> dict[str, Any]:
-        """The arguments to call this with. noise: [images, channels, height / f, width / f]; steps: 1 or more."""
+        """Set up one call; returns arguments for it. noise: [images, channels, height / f, width / f]; steps: ≥ 1."""
         self.start, self.noise, self.steps = start, noise, steps
         return {"image": start.init_image.image}
 
@@ -69,6 +74,15 @@ def encode_init_image(model: Model, init: InitImage) -> InitLatents:
     pixels = _pixels(init.image).to(model.device)
     mode = run_vae(vae, lambda vae, pixels: vae.encode(pixels).latent_dist.mode(), pixels).to(vae.dtype)
     return InitLatents(init_image=init, latents=mode * vae.config.scaling_factor, mask=_by_latents(init, factor, mode))
+
+
+@torch.no_grad()
+def run_vae(vae: Any, run: Callable[[Any, Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """`run(vae, inputs)` in the VAE's precision; if the result is not finite, as fp16 may overflow, again in fp32."""
+    result = run(vae, inputs.to(vae.dtype))
+    if result.isfinite().all():
+        return result
+    return run(copy.deepcopy(vae).float(), inputs.float())  # a copy: the prediction may be cancelled here
 
 
 def paste_kept_pixels(image: Tensor, init: InitImage) -> Tensor:

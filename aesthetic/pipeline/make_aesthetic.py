@@ -26,11 +26,11 @@ def make_aesthetic(
     """The mean CLIP embedding of images, with unit norm; its `save` writes it to a file.
 
     images: a folder, a zip, a tar or one image file; or PIL images.
-    model:  whose CLIP looks at them: a name in weights/manifest.json, a path, or a loaded vision tower. By default the
-            model that the service draws with: AESTHETIC_MODEL, else Stable Diffusion 1.5, else the demo.
+    model:  the model whose CLIP encodes them: a name in weights/manifest.json, a path, or a loaded vision tower. By
+            default the model that the service draws with: AESTHETIC_MODEL, else Stable Diffusion 1.5, else the demo.
 
-    Raises ImageError for images that can't be read and if there are none, CheckpointError for a model that has no
-    vision tower or is not there.
+    Raises ImageError if an image can't be read or none is given, and CheckpointError if the model is missing or has no
+    vision tower.
     """
     if isinstance(images, str | Path):
         next(user_images.read_images(Path(images), user_images.LOCAL))  # a wrong path fails before the model loads
@@ -64,7 +64,7 @@ def _encode_images(vision: Vision, images: Iterable[Image.Image]) -> tuple[Tenso
     """The mean raw CLIP features [1, D] of PIL images, and the sha256 of the pixels of each."""
     features, sha256s = [], []
     for image in images:
-        pixels = color.on_white(samples.in_8_bits(ImageOps.exif_transpose(image)))  # as images in files are prepared
+        pixels = color.on_white(samples.in_8_bits(ImageOps.exif_transpose(image)))  # as images from files
         features.append(vision.features([vision.prepare(pixels)]))
         sha256s.append(hashlib.sha256(pixels.tobytes()).hexdigest())
     if not features:

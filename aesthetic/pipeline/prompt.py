@@ -1,7 +1,7 @@
 """Tokenize prompts, and encode them with the untouched text encoder.
 
-CLIP reads 77 tokens at a time. A long prompt can be cut into chunks, as the web UIs do: each chunk is encoded on its
-own, and the diffusion model is conditioned on all of them, one after the other.
+CLIP reads 77 tokens at a time. As in the web UIs, a long prompt can be cut into chunks: each chunk is encoded on its
+own, and the diffusion model is conditioned on the concatenation of all.
 """
 
 import logging
@@ -32,7 +32,7 @@ class Tokens:
 
     input_ids: [n, 77], int64: each chunk between its start and end tokens, padded.
     weights:   [n, 77], fp32, 0 to 2: how much each token counts.
-    truncated: the end of the prompt that did not fit, as text; "" if all of it did.
+    truncated: the end of the prompt that did not fit, as text; "" if all of it fit.
     """
 
     input_ids: Tensor
@@ -42,7 +42,7 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """What the UNet is conditioned on, in the precision of the text encoder.
+    """The last hidden states that condition the UNet, in the precision of the text encoder.
 
     positive, negative: [1, m × 77, hidden], m being the number of chunks of the longer prompt.
     empty:              [1, 77, hidden]: that of an empty prompt.
@@ -109,7 +109,7 @@ def _chunk_end(tokens: Sequence[str], room: int) -> int:
 def encode_prompts(
     tokenizer: Any, text_encoder: Any, prompt: str, negative_prompt: str, device: torch.device, *, long: bool
 ) -> Conditioning:
-    """The conditioning of two prompts; logs what was truncated. Raises RequestError as `tokenize_prompt` does."""
+    """The conditioning of two prompts; logs truncated text. Raises RequestError as `tokenize_prompt` does."""
     positive, negative, empty = (
         tokenize_prompt(tokenizer, text, device, long=long) for text in (prompt, negative_prompt, "")
     )
@@ -124,12 +124,12 @@ def encode_prompts(
 def encode(text_encoder: Any, positive: Tokens, negative: Tokens, empty: Tokens) -> Conditioning:
     """The conditioning of two prompts: a plain pipeline's to the last bit, if each is one chunk and has no weights.
 
-    empty: the tokens of "". Weights are relative to its conditioning, and chunks of it pad the shorter prompt, since
-           guidance needs both of one length.
+    empty: the tokens of "". Weights are relative to its conditioning, and its chunks pad the shorter prompt, since
+           guidance needs both of equal length.
     """
 
     def hidden(tokens: Tokens) -> Tensor:
-        # One by one: results may depend on the size of a batch in their last bits.
+        # One by one: the last bits of results may depend on the batch size.
         return torch.cat([text_encoder(chunk).last_hidden_state for chunk in tokens.input_ids.unsqueeze(1)])
 
     nothing = hidden(empty)
@@ -153,10 +153,10 @@ def embed(model: Model, tokens: Tokens) -> Tensor:
 
 
 def _join(hidden: Tensor, weights: Tensor, empty: Tensor, length: int) -> Tensor:
-    """Chunks [n, 77, hidden], weighted, in a row of `length` tokens that is padded with `empty` [1, 77, hidden].
+    """Chunks [n, 77, hidden], weighted, concatenated and padded with `empty` [1, 77, hidden]: [1, length, hidden].
 
-    A weight w takes a token's vector v to e + w (v − e), e being the vector at its place in `empty`; 1 leaves it as it
-    is, to the last bit. This is ComfyUI's formula, and above 1 compel's as well.
+    A weight w takes a token's vector v to e + w (v − e), e being the vector at its place in `empty`; a weight of 1
+    changes no bit. This is ComfyUI's formula, and for weights above 1 also compel's.
     """
     weighted = torch.lerp(empty.float(), hidden.float(), weights.unsqueeze(-1)).to(hidden.dtype)
     missing = length // empty.shape[1] - len(hidden)

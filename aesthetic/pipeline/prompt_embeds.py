@@ -47,14 +47,14 @@ def prompt_embeds(
     Returns prompt_embeds and negative_prompt_embeds, [1, tokens, hidden] each, on the pipeline's device and in its
     precision. The negative prompt is encoded by the untouched encoder.
 
-    Not for use inside torch.inference_mode. Raises CheckpointError if there is no projection; EmbeddingError if the
-    aesthetic is of another CLIP space, which a given projection tells only by its dimensions and its digest;
+    Not for use inside torch.inference_mode. Raises CheckpointError if no projection is given or downloaded;
+    EmbeddingError if the aesthetic is of another CLIP space (a given projection is known by its dimensions and digest);
     ValueError if the projection does not fit text encoder and vector, or if steps or lr are negative; RequestError if
     a weight can't be read; DrawingError if the personalization diverges; and what `load_aesthetic` raises.
     """
     if steps < 0 or not lr >= 0:
         raise ValueError(f"steps and lr must be 0 or more, not {steps} and {lr}")
-    device = pipe._execution_device  # where an offloaded text encoder, too, does its work
+    device = pipe._execution_device  # also if the text encoder is offloaded
     # A textual inversion of several vectors becomes as many tokens.
     prompt, negative_prompt = pipe.maybe_convert_prompt([prompt, negative_prompt], pipe.tokenizer)
     plain = encode_prompts(pipe.tokenizer, pipe.text_encoder, prompt, negative_prompt, device, long=long_prompt)
@@ -77,7 +77,7 @@ def _fitting(aesthetic: Aesthetic | str | Path, projection: Tensor, is_openai: b
     else:
         clip_space = clip.name_clip_space(projection.detach().float().cpu())
         if found.clip_space is None or not found.clip_space.startswith("clip-"):
-            clip_space = found.clip_space or clip_space  # a hub's name, which a projection does not tell
+            clip_space = found.clip_space or clip_space  # a hub's name, which a projection does not have
     require_fit(found, clip_space=clip_space, dim=len(projection))
     return found.vector
 

@@ -1,13 +1,15 @@
-"""Conditioning and a Request become pictures: noise, denoising, decoding, the safety checker.
+"""Conditioning and a Request become images: noise, denoising, decoding, the safety checker.
 
-Personalised or not makes no difference here: the conditioning is just a tensor. The model is not changed;
+Sampling is the same with and without personalization: the conditioning is just a tensor. The model is not changed;
 each prediction gets a scheduler of its own.
 """
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +24,11 @@ from ..models.loading import Model
 from ..request import Request
 from . import img2img, schedulers
 from .prompt import Conditioning
-from .stopwatch import Stopwatch
-from .vae import run_vae
 
 __all__ = [
     "WORKERS",
     "Sample",
+    "Stopwatch",
     "checker_pixels",
     "decode",
     "denoise",
@@ -40,8 +41,25 @@ __all__ = [
 
 
 log = logging.getLogger(__name__)
-# For work that the model need not wait for: what the safety checker looks at, and the files of eight images.
-WORKERS = ThreadPoolExecutor(16)
+WORKERS = ThreadPoolExecutor(16)  # for the safety checker's inputs and the files of 8 images
+
+
+class Stopwatch:
+    """Adds up the seconds of each stage. `seconds` maps the stages' names to them, in order."""
+
+    def __init__(self, device: torch.device) -> None:
+        """device: where the work is done; CUDA works asynchronously, so a stage ends with a synchronization."""
+        self.seconds: dict[str, float] = {}
+        self._device = device
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time the body of a with statement, unless it raises."""
+        start = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +96,7 @@ def sample(
         with stopwatch("safety"):
             unsafe = pixels is not None and is_unsafe(model, pixels.result())
         if unsafe:
-            log.warning("The safety checker kept picture %d back", index)
+            log.warning("The safety checker blocked image %d", index)
         yield Sample(index=index, image=image, is_unsafe=unsafe)
 
 
@@ -95,25 +113,35 @@ def _images(
                 pixels = img2img.paste_kept_pixels(pixels, init.init_image)
             image = None if pixels is None else to_pil(model, pixels)
         if image is None:
-            log.warning("Picture %d overflowed and is left out", index)
+            log.warning("Image %d overflowed and is left out", index)
         else:
             yield index, image
 
 
 def generators(request: Request) -> list[torch.Generator]:
-    """One source of noise for each picture, seeded with seed + i, on the CPU: the same on every device."""
-    if request.seed is None:
-        raise ValueError("give the request a seed first: Request.seeded()")
+    """One source of noise for each image, seeded with seed + i, on the CPU: the same on every device."""
+    assert request.seed is not None
     return [torch.Generator().manual_seed(request.seed + i) for i in range(request.num_outputs)]
 
 
-def denoise(
-    model: Model, conditioning: Conditioning, request: Request, start: img2img.InitLatents | None = None
-) -> Tensor:
-    """The pictures as latents [num_outputs, channels, height / f, width / f], f being the VAE's factor.
+def starting_noise(model: Model, request: Request, sources: Sequence[torch.Generator]) -> Tensor:
+    """The noise of each image, [n, channels, height / f, width / f], as diffusers draws it from these generators.
 
-    On a GPU all pictures go through the UNet together. On a CPU they go one after the other, which makes each
-    of them, to the last bit, the picture that its seed gives alone.
+    f is the VAE's factor.
+    """
+    factor = model.pipeline.vae_scale_factor
+    shape = (1, model.pipeline.unet.config.in_channels, request.height // factor, request.width // factor)
+    noise = torch.cat([torch.randn(shape, generator=source) for source in sources])
+    return noise.to(device=model.device, dtype=model.pipeline.unet.dtype)
+
+
+def denoise(
+    model: Model, conditioning: Conditioning, request: Request, init: img2img.InitLatents | None = None
+) -> Tensor:
+    """The images as latents [num_outputs, channels, height / f, width / f].
+
+    A GPU denoises all images in one batch. A CPU denoises them one by one, so that each equals, to the last bit, the
+    image that its seed gives alone.
     """
     sources = generators(request)
     together = len(sources) if model.device.type == "cuda" else 1
@@ -121,65 +149,30 @@ def denoise(
     latents = []
     for i, part in enumerate(parts, start=1):
         title = "Denoising" if len(parts) == 1 else f"Denoising {i} of {len(parts)}"
-        latents.append(_denoise(model, conditioning, request, part, title, start))
+        latents.append(_denoise(model, conditioning, request, init, part, title))
     return torch.cat(latents)
-
-
-def decode(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
-    """Each image [1, 3, height, width], nominally in -1..1, one at a time, since the decoder needs much memory.
-
-    None stands for an image that is not finite in fp32 either, as when its latents have overflowed.
-    """
-    vae = model.pipeline.vae
-    for latent in (latents / vae.config.scaling_factor).split(1):
-        image = run_vae(vae, lambda vae, latent: vae.decode(latent, return_dict=False)[0], latent)
-        yield image if image.isfinite().all() else None
-
-
-def checker_pixels(model: Model, picture: Image.Image) -> Tensor:
-    """A picture as the safety checker looks at it, [1, 3, size, size] in fp32 on the CPU: any thread may do this."""
-    pixels: Tensor = model.pipeline.feature_extractor(picture, return_tensors="pt").pixel_values
-    return pixels
-
-
-def is_unsafe(model: Model, pixels: Tensor) -> bool:
-    """Whether the safety checker, which the model must have, keeps a picture back: diffusers' run_safety_checker."""
-    pixels = pixels.to(model.device, model.pipeline.unet.dtype)
-    blackened = np.zeros((1, 1))  # what it does to the picture that it is given
-    _, [flag] = model.pipeline.safety_checker(images=blackened, clip_input=pixels)
-    return bool(flag)
-
-
-def to_pil(model: Model, image: Tensor) -> Image.Image:
-    """A decoded picture [1, 3, height, width] in 8 bits, to the last one as diffusers' image processor has it.
-
-    On its device, from which a twelfth as much then has to be fetched.
-    """
-    [unit] = model.pipeline.image_processor.denormalize(image)
-    pixels = (unit.float() * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def _denoise(
     model: Model,
     conditioning: Conditioning,
     request: Request,
+    init: img2img.InitLatents | None,
     sources: Sequence[torch.Generator],
     title: str,
-    start: img2img.InitLatents | None,
 ) -> Tensor:
-    """Latents of as many pictures as there are sources of noise, through the UNet together."""
+    """The latents of one batch, which has one source of noise for each image."""
     scheduler = schedulers.on_cpu(schedulers.build(request.scheduler, model.scheduler, eta=request.ddim_eta))
     components = {**model.pipeline.components, "scheduler": scheduler}
     noise = starting_noise(model, request, sources)
     pipeline: Any
-    if start is not None:
+    if init is not None:
         pipeline = img2img.Img2ImgPipeline(**components, requires_safety_checker=False)
-        given = pipeline.begin(start, noise, request.img2img_steps)
+        given = pipeline.begin(init, noise, request.img2img_steps)
     else:
         pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
         given = {"latents": noise, "width": request.width, "height": request.height}
-    # diffusers says itself whether there is a bar, in the place of what tqdm takes from the environment.
+    # diffusers passes `disable` to tqdm, which then ignores the environment.
     pipeline.set_progress_bar_config(desc=title, disable=bool(os.environ.get("TQDM_DISABLE")))
     latents: Tensor = pipeline(
         prompt_embeds=conditioning.positive,
@@ -197,16 +190,43 @@ def _denoise(
 
 
 def _after_step(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What diffusers calls after each step: it goes on with what this gives."""
+    """The callback that diffusers calls after each step. The returned tensors replace the pipeline's."""
     check()
-    return (
-        pipeline.restore_kept_latents(step, timestep, tensors) if isinstance(pipeline, img2img.Img2ImgPipeline) else {}
-    )
+    if isinstance(pipeline, img2img.Img2ImgPipeline):
+        return pipeline.restore_kept_latents(step, timestep, tensors)
+    return {}
 
 
-def starting_noise(model: Model, request: Request, sources: Sequence[torch.Generator]) -> Tensor:
-    """Where each picture starts, [n, channels, height / f, width / f]: what diffusers draws from these generators."""
-    factor = model.pipeline.vae_scale_factor
-    shape = (1, model.pipeline.unet.config.in_channels, request.height // factor, request.width // factor)
-    noise = torch.cat([torch.randn(shape, generator=source) for source in sources])
-    return noise.to(device=model.device, dtype=model.pipeline.unet.dtype)
+def decode(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
+    """Each image [1, 3, height, width], nominally in -1..1, one at a time, since the decoder needs much memory.
+
+    None stands for an image that is not finite in fp32 either, as when its latents have overflowed.
+    """
+    vae = model.pipeline.vae
+    for latent in (latents / vae.config.scaling_factor).split(1):
+        image = img2img.run_vae(vae, lambda vae, latent: vae.decode(latent, return_dict=False)[0], latent)
+        yield image if image.isfinite().all() else None
+
+
+def to_pil(model: Model, image: Tensor) -> Image.Image:
+    """A decoded image [1, 3, height, width] in 8 bits, equal to that of diffusers' image processor.
+
+    Rounded on its device, so that less has to be copied to the CPU.
+    """
+    [unit] = model.pipeline.image_processor.denormalize(image)
+    pixels = (unit.float() * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def checker_pixels(model: Model, image: Image.Image) -> Tensor:
+    """An image as the safety checker's input, [1, 3, size, size] in fp32 on the CPU. Safe in any thread."""
+    pixels: Tensor = model.pipeline.feature_extractor(image, return_tensors="pt").pixel_values
+    return pixels
+
+
+def is_unsafe(model: Model, pixels: Tensor) -> bool:
+    """Whether the safety checker, which the model must have, blocks an image: diffusers' run_safety_checker."""
+    pixels = pixels.to(model.device, model.pipeline.unet.dtype)
+    blackened = np.zeros((1, 1))  # stands in for the image, which the checker would overwrite
+    _, [flag] = model.pipeline.safety_checker(images=blackened, clip_input=pixels)
+    return bool(flag)

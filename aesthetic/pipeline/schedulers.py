@@ -105,7 +105,7 @@ def _spread_evenly(scheduler: Any) -> None:
 
 
 def _stride(scheduler: Any, timestep: int) -> int:
-    """The number of training timesteps that DDIM's or PNDM's step from `timestep` covers."""
+    """The number of training timesteps covered by DDIM's or PNDM's step from `timestep`."""
     ascending = scheduler.timesteps.unique().tolist()
     place = ascending.index(timestep)
     if getattr(scheduler, "counter", 0) == 1:  # PNDM repeats its first step from that step's end
@@ -122,8 +122,8 @@ def _in_plms_order(ascending: Tensor) -> Tensor:
 def _by_own_history(scheduler: Any) -> Any:
     """The step of an LMS scheduler, with an order that grows with the steps taken so far.
 
-    diffusers derives the order from the position in the timesteps: the first step of img2img would be of fourth order
-    with a single derivative.
+    diffusers derives the order from the position in the timesteps: img2img's first step would be of fourth order, with
+    a single derivative.
     """
     step = scheduler.step
 
@@ -139,7 +139,7 @@ def _in_fp32(step: Any) -> Any:
     """A scheduler's step that draws its noise in fp32 and rounds the result to the model's precision.
 
     diffusers draws noise in the precision of the model's output, and a generator's fp16 numbers are not its fp32
-    numbers rounded: one seed would give different noise on a GPU and on a CPU.
+    numbers rounded: the same seed would give different noise on a GPU and on a CPU.
     """
 
     @functools.wraps(step)  # the pipeline inspects the signature

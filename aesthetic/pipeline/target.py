@@ -1,4 +1,4 @@
-"""What a request moves the text encoder towards: the aesthetic that it names or brings along, turned by a phrase."""
+"""The direction that a request personalizes towards: a named or uploaded aesthetic, turned by a phrase."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -22,14 +22,14 @@ from .prompt import warn_of_truncation
 
 __all__ = ["encode_images", "requested_aesthetic", "target_embedding"]
 
-BATCH = 32  # pictures through the vision tower at once
-UPLOAD = "the file"  # what messages call it: Cog's temporary names mean nothing to users
+BATCH = 32  # images in the vision tower at once
+UPLOAD = "the file"  # its name in messages: Cog's temporary names mean nothing to users
 
 
 def requested_aesthetic(request: Request, model: Model, registry: Registry) -> Aesthetic | None:
-    """The aesthetic to follow; None if the plain model is to draw.
+    """The aesthetic of a request; None for the plain model.
 
-    Raises RequestError, EmbeddingError or ImageError, naming the input, if `model` can't follow what is asked for.
+    Raises RequestError, EmbeddingError or ImageError, naming the input, if it can't be read or does not fit `model`.
     """
     if request.is_plain:
         return None
@@ -48,7 +48,7 @@ def requested_aesthetic(request: Request, model: Model, registry: Registry) -> A
 
 
 def target_embedding(request: Request, model: Model, aesthetic: Aesthetic) -> Tensor:
-    """The direction [1, D] to follow, fp32 of unit norm: the aesthetic's, turned if a phrase is given."""
+    """The direction of an aesthetic, [1, D] fp32 of unit norm, turned by the request's phrase if it has one."""
     if not request.aesthetic_text:
         return aesthetic.vector
     tokens = prompt.tokenize_prompt(model.pipeline.tokenizer, request.aesthetic_text, model.device)
@@ -65,16 +65,16 @@ def encode_images(
     """The mean raw CLIP features [1, D] of the images at `path`, and the sha256 of each.
 
     If `caps` limit their number, all are read before the first is encoded, so that a bad one is refused before model
-    work; otherwise they are streamed. `skip_unreadable` and errors are those of images.read_images.
+    work; otherwise they are streamed. `skip_unreadable` and errors are those of user_images.read_images.
     """
     sha256s: list[str] = []
 
     def prepared() -> Iterator[Tensor]:
-        pictures = user_images.read_images(path, caps, label=label, skip_unreadable=skip_unreadable)
-        for picture in tqdm(pictures, desc="Looking at pictures", unit=" pictures"):
+        images = user_images.read_images(path, caps, label=label, skip_unreadable=skip_unreadable)
+        for one in tqdm(images, desc="Encoding images", unit=" images"):
             check()
-            sha256s.append(picture.sha256)
-            yield vision.prepare(picture.image)
+            sha256s.append(one.sha256)
+            yield vision.prepare(one.image)
 
     pixels: Iterable[Tensor] = prepared() if caps.images is None else list(prepared())
     return embedding.mean(vision.features(batch) for batch in _batches(pixels)), sha256s
@@ -82,7 +82,7 @@ def encode_images(
 
 def _from_images(path: Path, model: Model) -> Aesthetic:
     if model.vision is None:
-        raise RequestError(f"the model {model.snapshot.name} has no vision tower to look at pictures with")
+        raise RequestError(f"the model {model.snapshot.name} has no vision tower to encode images with")
     vector, sha256s = encode_images(model.vision, path, user_images.UPLOAD, label=UPLOAD)
     sha256 = embedding.digest_of(sha256s)
     return Aesthetic(

@@ -1,4 +1,4 @@
-"""Graphs without a GPU: what was recorded is done again where a GPU would replay it."""
+"""Graphs without a GPU: a replay runs the captured function again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from aesthetic.acceleration.cuda_graphs import WARM_UPS, Graph, Recorder, Result
 
 @dataclass(frozen=True)
 class Again:
-    """Stands for a recording."""
+    """Stands for a CUDA graph."""
 
     action: Callable[[], Any]
     results: Any
 
     def replay(self) -> None:
-        """Do it once more."""
+        """Run the function again, into the same memory."""
         for place, result in zip(_tensors(self.results), _tensors(self.action()), strict=True):
             place.copy_(result)
 
 
 class EagerRecorder(Recorder):
-    """Counts what it has recorded."""
+    """A Recorder without CUDA, which counts its captures."""
 
     def __init__(self) -> None:
         self.device, self.recorded = torch.device("cpu"), 0
 
     def record(self, action: Callable[[], Result]) -> Graph[Result]:
-        """As Recorder does."""
+        """See Recorder.record."""
         self.recorded += 1
         for _ in range(WARM_UPS):
             action()

@@ -1,4 +1,4 @@
-"""Compiled code, written and read again, on a CPU: of a part small enough to be compiled in a test."""
+"""Compiled code, written and loaded again, on a CPU, of a part small enough for a test."""
 
 import shutil
 from pathlib import Path
@@ -22,12 +22,12 @@ from tests.original import difference
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ for a CPU, and there is none"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch by torch
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch uses its own deprecated functions
 ]
 
 
 class Part(nn.Module):
-    """What is asked of a part of diffusers."""
+    """A module with what Compiled reads of diffusers' modules."""
 
     dtype, device = torch.float32, torch.device("cpu")
 
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_was_written_is_found_by_its_shapes_and_fits_all_weights(folder: Path) -> None:
+def test_compiled_code_is_found_by_its_shapes_and_fits_all_weights(folder: Path) -> None:
     compiled, part, x = Compiled(folder), Part(), torch.randn(2, 4)
     assert compiled
     code = compiled.find("part", part, [x])
@@ -65,9 +65,9 @@ def test_what_was_written_is_found_by_its_shapes_and_fits_all_weights(folder: Pa
         assert compiled.find(name, other, inputs) is None
 
 
-def test_of_what_is_trained_the_gradients_are_compiled_too(tmp_path: Path) -> None:
+def test_gradients_of_trainable_parts_are_compiled_too(tmp_path: Path) -> None:
     part, x = Part(), torch.randn(2, 4)
-    part.layer.requires_grad_(True)  # of the others, none
+    part.layer.requires_grad_(True)  # the others stay frozen
     Compiled(tmp_path).make("part", work, part, [x])
     code = Compiled(tmp_path).find("part", part, [x])
     assert code is not None
@@ -75,7 +75,7 @@ def test_of_what_is_trained_the_gradients_are_compiled_too(tmp_path: Path) -> No
     assert all(torch.allclose(*pair) for pair in zip(ours, theirs, strict=True))
 
 
-def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
+def test_the_compiled_personalization_equals_the_plain_one_and_adds_in_order(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources: list[str] = []
@@ -87,10 +87,10 @@ def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
 
     monkeypatch.setattr(GraphLowering, "save_output_code", look)
     monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
-    with fresh_cache():  # whose code is made, and not found
+    with fresh_cache():  # so that the code is compiled, not found
         accelerate.prepare(model, [])
     assert len(sources) == 2  # forward and backward
-    assert not any("atomic_add" in source for source in sources)  # which a GPU does in any order
+    assert not any("atomic_add" in source for source in sources)  # a GPU runs those in any order
     forward = modules._best("encoder", Compiled(tmp_path))
     target = nn.functional.normalize(torch.randn(1, model.dim))
     ours, theirs = GraphedPersonalizer(model.encoder, EagerRecorder(), forward), Personalizer(model.encoder)
@@ -101,13 +101,13 @@ def test_the_compiled_personalisation_is_the_plain_one_and_adds_up_in_order(
         assert difference(one.conditioning, other.conditioning) <= 1e-5
 
 
-def test_other_source_is_compiled_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_source_code_is_compiled_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Compiled(folder)
     monkeypatch.setattr(Path, "read_bytes", lambda _: b"mended")
     assert not Compiled(folder)
 
 
-def test_a_damaged_file_is_named_and_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_is_logged_and_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     [path] = folder.glob("*/*.compiled")
     (tmp_path / path.parent.name).mkdir()
     (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes()[:1000])
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_named_and_left_out(folder: Path, tmp_path: Path, capl
     assert f"{path.name} can't be loaded" in caplog.text
 
 
-def test_another_machines_code_is_left_alone(folder: Path, tmp_path: Path) -> None:
+def test_another_machines_code_is_not_loaded(folder: Path, tmp_path: Path) -> None:
     [path] = folder.glob("*/*.compiled")
     (tmp_path / "another-gpu").mkdir()
     (tmp_path / "another-gpu" / path.name).write_bytes(path.read_bytes())

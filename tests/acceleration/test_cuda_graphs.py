@@ -1,4 +1,4 @@
-"""What is kept of graphs, and what a function that is replayed gives. Real graphs are tested in test_gpu.py."""
+"""The cache of graphs, and the results of replays. test_gpu.py tests real graphs."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from aesthetic.acceleration.cuda_graphs import GraphedCallable, LRUCache
 from tests.acceleration.recorder import EagerRecorder
 
 
-def test_each_set_of_shapes_is_recorded_once() -> None:
+def test_each_set_of_shapes_is_captured_once() -> None:
     recorder = EagerRecorder()
     double = GraphedCallable(lambda x, y: 2 * x + y, recorder)
     for width in (3, 4, 3, 3, 4):
@@ -21,14 +21,14 @@ def test_each_set_of_shapes_is_recorded_once() -> None:
     assert recorder.recorded == 3
 
 
-def test_what_it_gives_is_the_callers_own() -> None:
+def test_results_are_copies() -> None:
     same = GraphedCallable(lambda x: x + 0, EagerRecorder())
     first = same(torch.ones(3))
     assert torch.equal(same(torch.zeros(3)), torch.zeros(3))
     assert torch.equal(first, torch.ones(3))
 
 
-def test_the_latest_few_are_kept() -> None:
+def test_the_cache_keeps_the_latest_values() -> None:
     made: list[int] = []
     kept = LRUCache[int](2)
 
@@ -40,7 +40,7 @@ def test_the_latest_few_are_kept() -> None:
     assert made == [1, 2, 3, 2]
 
 
-def test_what_could_not_be_recorded_is_tried_again() -> None:
+def test_a_failed_capture_is_retried() -> None:
     failures = iter([True, False])
 
     def full(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The replayed loop beside the plain one, without a GPU: graphs are done again (recorder.py). See also test_gpu.py."""
+"""The replayed loop compared with the plain one, without a GPU (see recorder.py); test_gpu.py has one."""
 
 import pytest
 import torch
@@ -46,16 +46,16 @@ def test_each_run_starts_from_the_untouched_weights(model: Model, target: torch.
         return last
 
     first = run("the cat", lr=1e-3)
-    next(iter(personalizer(tokens(model, "a dog"), target, steps=9, lr=0.1)))  # and given up
+    next(iter(personalizer(tokens(model, "a dog"), target, steps=9, lr=0.1)))  # then abandoned
     run("a dog", lr=0.1)
     list(personalizer(tokens(model, "the cat", "a dog"), target, steps=1, lr=0.1))
     assert torch.equal(run("the cat", lr=1e-3).conditioning, first.conditioning)
     assert not torch.equal(run("the cat", lr=1e-2).conditioning, first.conditioning)
-    assert recorder.recorded == 4  # a step and a look, of one chunk and of two
+    assert recorder.recorded == 4  # a step and a forward pass, for one chunk and for two
     assert all(torch.equal(*pair) for pair in zip(model.encoder.parameters(), before, strict=True))
 
 
-def test_it_follows_whatever_looks_for_it(model: Model, target: torch.Tensor) -> None:
+def test_a_custom_forward_pass_is_used(model: Model, target: torch.Tensor) -> None:
     def away(encoder: nn.Module, input_ids: torch.Tensor, aesthetic: torch.Tensor) -> graphed_personalizer.Position:
         cosine, hidden = graphed_personalizer.forward_pass(encoder, input_ids, aesthetic)
         return -cosine, hidden
@@ -69,14 +69,14 @@ def test_it_follows_whatever_looks_for_it(model: Model, target: torch.Tensor) ->
         assert rising == sorted(rising)
 
 
-def test_whoever_compiles_it_begins_with_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:
+def test_start_gives_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:
     personalizer = GraphedPersonalizer(model.encoder, EagerRecorder())
     list(personalizer(tokens(model, "the cat"), target, steps=2, lr=0.1))
     ids = tokens(model, "a dog")
     assert torch.equal(personalizer.start(ids)(ids).last_hidden_state, model.encoder(ids).last_hidden_state)
 
 
-def test_no_steps_are_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:
+def test_no_steps_give_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:
     ids = tokens(model, "the cat")
     [only] = GraphedPersonalizer(model.encoder, EagerRecorder())(ids, target, steps=0, lr=1.0)
     assert torch.equal(only.conditioning, model.encoder(ids).last_hidden_state)

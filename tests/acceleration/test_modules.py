@@ -1,4 +1,4 @@
-"""Parts and their stand-ins, without a GPU: graphs are done again (recorder.py). See also test_gpu.py."""
+"""Accelerated parts compared with plain ones, without a GPU (see recorder.py); test_gpu.py has one."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a GPU was asked for, and waited for."""
+    """The launches on a GPU and the waits for it, in order."""
     calls: list[str] = []
     event = SimpleNamespace(synchronize=lambda: calls.append("wait"))
     stream = SimpleNamespace(record_event=lambda: calls.append("launch") or event)  # type: ignore[func-returns-value]
@@ -40,7 +40,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="module")
 def nhwc(model: Model) -> Model:
-    """The model, whose weights the others shall find as they were."""
+    """A copy of the model, whose weights may change their memory order."""
     return replace(model, pipeline=copy.deepcopy(model.pipeline))
 
 
@@ -50,34 +50,32 @@ def fast_service(nhwc: Model, service: Service, launched: list[str]) -> Service:
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_it_draws_what_the_parts_draw(
+def test_accelerated_parts_draw_the_same(
     fast_service: Service, nhwc: Model, service: Service, quick: Request, scheduler: str
 ) -> None:
     plain, five = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0, num_inference_steps=5)
     for request in (five, replace(five, guidance_scale=1, num_outputs=2)):
-        ours, theirs = (one.draw(replace(request, scheduler=scheduler)).pictures for one in (fast_service, plain))
+        ours, theirs = (one.draw(replace(request, scheduler=scheduler)).images for one in (fast_service, plain))
         assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
 
 
-def test_python_stays_a_little_ahead(fast_service: Service, quick: Request, launched: list[str]) -> None:
+def test_python_stays_at_most_two_calls_ahead(fast_service: Service, quick: Request, launched: list[str]) -> None:
     fast_service.draw(replace(quick, num_inference_steps=5, scheduler="DDIM"))
     assert launched == ["launch"] * 3 + ["wait", "launch"] * 2 + ["wait"]
 
 
-def test_after_a_rehearsal_nothing_is_left_to_record(
-    fast_service: Service, nhwc: Model, quick: Request, launched: list[str]
-) -> None:
+def test_warm_up_captures_every_graph(fast_service: Service, nhwc: Model, quick: Request, launched: list[str]) -> None:
     recorder = EagerRecorder()
     warmed_up = Service(nhwc, fast_service.registry, Accelerated(nhwc, recorder))
     request = replace(quick, num_outputs=2)
     warmed_up.warm_up(request)
     recorded = recorder.recorded
-    ours, theirs = (one.draw(request).pictures for one in (warmed_up, fast_service))
+    ours, theirs = (one.draw(request).images for one in (warmed_up, fast_service))
     assert recorder.recorded == recorded > 0
     assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
 
 
-def test_a_stand_in_is_what_it_stands_for(fast_service: Service, nhwc: Model) -> None:
+def test_a_wrapped_part_has_the_attributes_of_the_part(fast_service: Service, nhwc: Model) -> None:
     for name in ("unet", "vae", "text_encoder"):
         stand, part = getattr(fast_service.accelerated.pipeline, name), getattr(nhwc.pipeline, name)
         assert stand is not part
@@ -87,24 +85,24 @@ def test_a_stand_in_is_what_it_stands_for(fast_service: Service, nhwc: Model) ->
             _ = stand.nonsense
 
 
-def test_the_safety_checker_is_asked(fast_service: Service, nhwc: Model, quick: Request) -> None:
-    fast_service.accelerated.pipeline.safety_checker.concept_embeds_weights.data -= 3  # now everything is a concept
-    with pytest.raises(Exception, match="kept every picture back"):
+def test_the_safety_checker_is_called(fast_service: Service, nhwc: Model, quick: Request) -> None:
+    fast_service.accelerated.pipeline.safety_checker.concept_embeds_weights.data -= 3  # so that every image is blocked
+    with pytest.raises(Exception, match="blocked every image"):
         fast_service.draw(quick)
-    assert len(Service(nhwc, fast_service.registry).draw(quick).pictures) == 1
+    assert len(Service(nhwc, fast_service.registry).draw(quick).images) == 1
 
 
-def test_of_a_lora_only_what_differs_is_recorded(
+def test_only_parts_that_a_lora_changes_are_captured_again(
     fast_service: Service, nhwc: Model, service: Service, quick: Request, tmp_path: Path
 ) -> None:
     path = tmp_path / "style.safetensors"
     lora.write(path, lora.changes(nhwc))
     request = replace(quick, aesthetic_steps=0, lora=path)
-    plain, [(before, _)] = Service(nhwc, service.registry), fast_service.draw(replace(request, lora=None)).pictures
-    [(ours, _)], [(theirs, _)] = (one.draw(request).pictures for one in (fast_service, plain))
+    plain, [(before, _)] = Service(nhwc, service.registry), fast_service.draw(replace(request, lora=None)).images
+    [(ours, _)], [(theirs, _)] = (one.draw(request).images for one in (fast_service, plain))
     assert ours.tobytes() == theirs.tobytes()
     assert ours.tobytes() != before.tobytes()
-    [(after, _)] = fast_service.draw(replace(request, lora=None)).pictures
+    [(after, _)] = fast_service.draw(replace(request, lora=None)).images
     assert after.tobytes() == before.tobytes()
 
 
@@ -124,10 +122,10 @@ def test_one_product_for_queries_keys_and_values(nhwc: Model) -> None:
 
 
 class Doubling:
-    """Stands for compiled code: of a UNet whose noise is twice as much, for one picture only."""
+    """Stands for compiled code of a UNet, for one image only, which returns twice the noise."""
 
     def find(self, name: str, part: Any, inputs: Sequence[Tensor]) -> Callable[..., Tensor] | None:
-        """As Compiled does."""
+        """See Compiled.find."""
         assert name in modules.COMPILED
         return (lambda part, *same: 2 * modules._noise(part, *same)) if name == "unet" and len(inputs[0]) == 2 else None
 
@@ -143,14 +141,14 @@ def test_compiled_code_is_used_where_it_fits_and_never_for_a_lora(
     plain, request = Service(nhwc, service.registry), replace(quick, aesthetic_steps=0)
     for wanted, least, most in (
         (request, 2, 255),
-        (replace(request, guidance_scale=1), 0, 1),  # one product in place of three rounds otherwise
+        (replace(request, guidance_scale=1), 0, 1),  # one product rounds differently from three
         (replace(request, lora=path), 0, 0),
     ):
-        [(ours, _)], [(theirs, _)] = (one.draw(wanted).pictures for one in (doubled, plain))
+        [(ours, _)], [(theirs, _)] = (one.draw(wanted).images for one in (doubled, plain))
         assert least <= np.asarray(ImageChops.difference(ours, theirs)).max() <= most
 
 
-def test_a_picture_is_compiled_for_once(
+def test_parts_are_compiled_once(
     nhwc: Model, service: Service, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
@@ -158,7 +156,7 @@ def test_a_picture_is_compiled_for_once(
 
     def make(self: Compiled, name: str, function: Any, part: Any, inputs: Sequence[Tensor]) -> Path:
         with torch.no_grad():
-            function(part, *inputs)  # which fit
+            function(part, *inputs)  # raises if the inputs do not fit
         shapes.append((name, list(inputs[0].shape)))
         self._code[_label(name, part, inputs)] = function
         return tmp_path
@@ -171,7 +169,7 @@ def test_a_picture_is_compiled_for_once(
     assert shapes == [("encoder", [1, nhwc.pipeline.tokenizer.model_max_length]), *drawing]
 
 
-def test_the_speed_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_speed_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AESTHETIC_SPEED", raising=False)
     assert (settings.speed(CPU.type), settings.speed(GPU.type)) == ("plain", "graph")
     for speed in settings.SPEEDS:

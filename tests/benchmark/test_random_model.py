@@ -33,5 +33,5 @@ def test_the_tiny_model_is_built_as_it_would_be_loaded(model: Model) -> None:
 
 def test_it_draws(quick: Request) -> None:
     service = Service(random_model.build("tiny", torch.device("cpu")), Registry(ROOT / "embeddings"))
-    [(image, _)] = service.draw(replace(quick, aesthetic_steps=0)).pictures
+    [(image, _)] = service.draw(replace(quick, aesthetic_steps=0)).images
     assert image.size == (128, 128)

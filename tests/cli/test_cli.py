@@ -247,7 +247,7 @@ def test_embed_makes_an_aesthetic_from_a_folder(
     assert main(["embed", "pictures", "-o", "mine.safetensors"]) == 0
     captured = capsys.readouterr()
     assert "the mean of 40 images in the CLIP space openai/clip-vit-large-patch14" in captured.out
-    assert "Looking at pictures" in captured.err
+    assert "Encoding images" in captured.err
     with safe_open("mine.safetensors", framework="pt") as file:
         vector, notes = file.get_tensor("aesthetic"), file.metadata()
     vision = service.model.vision
@@ -351,7 +351,7 @@ def test_a_prompt_without_an_image_does_not_stop_the_others(
     monkeypatch.setattr(sampling, "is_unsafe", lambda *_: next(flags, True))
     arguments = ["txt2img", "--n_samples=1", "--n_iter=2", "--outdir=o", *SMALL]
     assert main(arguments) == 0
-    assert "the safety checker kept every picture back" in caplog.text
+    assert "the safety checker blocked every image" in caplog.text
     assert names(tmp_path / "o") == ["grid-0000.png", "samples/00000.png"]
     assert "no prompt gave an image" in complaint(capsys, *arguments)
 
@@ -379,7 +379,7 @@ def test_a_sweep_with_an_empty_row_is_still_written(
     small = ["--W=128", "--H=128", "--ddim_steps=3", "--steps", "0", "1"]
     assert main(["sweep", "--aesthetics", "fantasy", "gloomcore", *small]) == 0
     assert (tmp_path / "sweep.png").is_file()
-    assert "the safety checker kept every picture back" in caplog.text
+    assert "the safety checker blocked every image" in caplog.text
 
 
 def test_errors_are_one_line_and_come_before_anything_is_loaded(

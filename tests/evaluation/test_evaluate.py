@@ -233,7 +233,7 @@ def test_each_image_is_the_one_that_its_recipe_draws(whole: Path, service: Servi
         path = whole / "pictures" / row.image
         request = read_recipe(path).rebuild()
         assert (request.prompt, request.aesthetic_steps, request.seed) == (row.prompt, row.steps, row.seed)
-        [(alone, _)] = service.draw(request).pictures
+        [(alone, _)] = service.draw(request).images
         with Image.open(path) as image:
             assert image.tobytes() == alone.tobytes()
 

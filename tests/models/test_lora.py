@@ -71,7 +71,7 @@ def structure(model: Model) -> tuple[list[str], list[bool]]:
 
 
 def drawn(service: Service, request: Request) -> list[bytes]:
-    return [image.tobytes() for image, _ in service.draw(request).pictures]
+    return [image.tobytes() for image, _ in service.draw(request).images]
 
 
 def apart(one: Sequence[bytes], other: Sequence[bytes]) -> int:
@@ -297,8 +297,8 @@ def test_the_recipe_knows_the_file_and_draws_the_same_again(
         assert "Denoising strength" not in written.info["parameters"]
     again = recipe.rebuild(lora=file)
     assert again == request
-    [(image, same)] = service.draw(again).pictures
-    assert image.tobytes() == drawing.pictures[0][0].tobytes()
+    [(image, same)] = service.draw(again).images
+    assert image.tobytes() == drawing.images[0][0].tobytes()
     assert same == recipe
     with pytest.raises(RequestError, match="the lora came from a file, sha256"):
         recipe.rebuild()

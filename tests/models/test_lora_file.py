@@ -362,7 +362,7 @@ def test_a_bad_file_is_refused_before_any_model_work(
     service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also before pictures are looked at, which takes the model, too."""
-    monkeypatch.setattr(Service, "_aim", lambda *_: pytest.fail("the model worked"))
+    monkeypatch.setattr(Service, "_target", lambda *_: pytest.fail("the model worked"))
     monkeypatch.setattr(lora, "_merged", lambda *_: pytest.fail("the model worked"))
     monkeypatch.setattr(lora, "_adapted", lambda *_: pytest.fail("the model worked"))
     for changes in ({ALPHA: torch.zeros(1)}, {UP: torch.ones(16, 2, 1, 1)}):

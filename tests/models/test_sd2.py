@@ -61,7 +61,7 @@ def liked(service: Service, quick: Request, tmp_path: Path) -> Request:
 
 
 def drawn(service: Service, request: Request) -> bytes:
-    [(image, _)] = service.draw(request).pictures
+    [(image, _)] = service.draw(request).images
     return image.tobytes()
 
 
@@ -147,12 +147,12 @@ def test_an_aesthetic_of_its_own_space_changes_the_picture(service: Service, lik
     drawing = service.draw(liked)
     assert drawing.similarity is not None
     assert drawing.similarity[0] < drawing.similarity[1]
-    assert drawing.pictures[0][0].tobytes() != drawn(service, replace(liked, aesthetic_steps=0))
+    assert drawing.images[0][0].tobytes() != drawn(service, replace(liked, aesthetic_steps=0))
     Image.effect_noise((50, 50), 80).convert("RGB").save(tmp_path / "liked.png")
     from_pictures = replace(liked, aesthetic_embedding_file=None, aesthetic_images=tmp_path / "liked.png")
     assert service.draw(from_pictures).similarity is not None
     long = replace(liked, prompt="the (cat:1.4)! " * 40, long_prompt=True, aesthetic_sweep="0,2")
-    assert len(service.draw(long).pictures) == 2
+    assert len(service.draw(long).images) == 2
 
 
 def test_aesthetics_of_stable_diffusion_1_are_refused(service: Service, quick: Request, home: Path) -> None:

@@ -57,8 +57,8 @@ def test_every_weight_is_that_of_the_folder(model: Model, home: Path, tmp_path: 
 def test_it_draws_the_same_picture(service: Service, file: Path, home: Path, quick: Request) -> None:
     single = Service(load(file, home), Registry(home / "embeddings"))
     for request in (replace(quick, aesthetic_steps=0), quick):
-        [(theirs, _)] = service.draw(request).pictures
-        [(ours, recipe)] = single.draw(request).pictures
+        [(theirs, _)] = service.draw(request).images
+        [(ours, recipe)] = single.draw(request).images
         assert ours.tobytes() == theirs.tobytes()
         assert (recipe.model["name"], recipe.model["revision"]) == ("tuned", "local")
 

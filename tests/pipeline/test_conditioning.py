@@ -1,4 +1,4 @@
-"""Ways to steer, through the service."""
+"""All ways to steer, through the service."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -24,18 +24,18 @@ from tests import lora
 
 @pytest.fixture
 def strong(quick: Request) -> Request:
-    """Steps that change the pictures of a tiny random model."""
+    """Steps that change the images of a tiny random model."""
     return replace(quick, aesthetic_lr=0.01)
 
 
 def pixels(drawing: Result) -> list[bytes]:
-    return [image.tobytes() for image, _ in drawing.pictures]
+    return [image.tobytes() for image, _ in drawing.images]
 
 
-def test_a_sweep_is_its_stops_alone(service: Service, strong: Request, tmp_path: Path) -> None:
+def test_each_stop_of_a_sweep_equals_the_image_drawn_alone(service: Service, strong: Request, tmp_path: Path) -> None:
     paths, sweep = service.predict(replace(strong, aesthetic_sweep="0,1,3,6"), tmp_path)
-    for (image, recipe), steps in zip(sweep.pictures, (0, 1, 3, 6), strict=True):
-        [(alone, same)] = service.draw(replace(strong, aesthetic_steps=steps)).pictures
+    for (image, recipe), steps in zip(sweep.images, (0, 1, 3, 6), strict=True):
+        [(alone, same)] = service.draw(replace(strong, aesthetic_steps=steps)).images
         assert image.tobytes() == alone.tobytes()
         assert recipe == same
     assert len(set(pixels(sweep))) == 4
@@ -46,19 +46,19 @@ def test_a_sweep_is_its_stops_alone(service: Service, strong: Request, tmp_path:
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
-def test_an_empty_prompt_is_left_alone(service: Service, strong: Request, empty: str) -> None:
+def test_an_empty_prompt_is_not_personalized(service: Service, strong: Request, empty: str) -> None:
     for long in (False, True):
         request = replace(strong, prompt=empty, long_prompt=long, negative_prompt="the dog")
         drawing = service.draw(request)
         assert pixels(drawing) == pixels(service.draw(replace(request, aesthetic_steps=0)))
         assert (drawing.similarity, drawing.steps, drawing.drift) == (None, 0, 0)
-        [(_, recipe)] = drawing.pictures
+        [(_, recipe)] = drawing.images
         assert recipe.aesthetic == {}
         assert pixels(service.draw(recipe.rebuild())) == pixels(drawing)
         assert pixels(service.draw(replace(request, aesthetic_sweep="1,3"))) == pixels(drawing)
 
 
-def test_the_stops_of_a_sweep_before_it_diverges_are_drawn(
+def test_a_sweep_that_diverges_draws_the_stops_before(
     service: Service, strong: Request, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     expected = service.draw(replace(strong, aesthetic_sweep="0,1"))
@@ -87,33 +87,33 @@ def test_a_weight_of_0_is_the_plain_model_and_1_the_papers(service: Service, str
         assert len({*pixels(plain), *pixels(half), *pixels(full)}) == 3
 
 
-def test_a_weight_goes_with_a_sweep(service: Service, strong: Request) -> None:
+def test_a_weight_in_a_sweep(service: Service, strong: Request) -> None:
     for weight in (0, 0.5):
         sweep = service.draw(replace(strong, aesthetic_sweep="0,1,3", aesthetic_weight=weight))
-        for (image, recipe), steps in zip(sweep.pictures, (0, 1, 3), strict=True):
-            [(alone, same)] = service.draw(replace(strong, aesthetic_steps=steps, aesthetic_weight=weight)).pictures
+        for (image, recipe), steps in zip(sweep.images, (0, 1, 3), strict=True):
+            [(alone, same)] = service.draw(replace(strong, aesthetic_steps=steps, aesthetic_weight=weight)).images
             assert image.tobytes() == alone.tobytes()
             assert recipe == same
 
 
-def test_a_batch_at_each_stop_of_a_sweep_is_what_single_requests_draw(service: Service, strong: Request) -> None:
+def test_draw_batches_equals_single_requests(service: Service, strong: Request) -> None:
     sweep = replace(strong, aesthetic_sweep="1,3")
     for (steps, batch), expected in zip(service.draw_batches(sweep, 2), (1, 3), strict=True):
         assert steps == expected
         for i, (image, recipe) in enumerate(batch):
             assert strong.seed is not None
             alone = replace(strong, aesthetic_steps=steps, seed=strong.seed + i)
-            [(same, its_recipe)] = service.draw(alone).pictures
+            [(same, its_recipe)] = service.draw(alone).images
             assert image.tobytes() == same.tobytes()
             assert recipe == its_recipe
 
 
-def test_no_gradients_are_left_while_the_pictures_are_drawn(service: Service, strong: Request) -> None:
+def test_gradients_are_freed_before_drawing(service: Service, strong: Request) -> None:
     service.draw(replace(strong, aesthetic_steps=20, aesthetic_until=0.0001))
     assert all(parameter.grad is None for parameter in service.personalizer._working.parameters())
 
 
-def test_a_phrase_that_is_cut_is_named_and_a_blank_one_is_none(
+def test_a_truncated_phrase_is_logged_and_a_blank_one_ignored(
     service: Service, quick: Request, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING"):
@@ -122,7 +122,7 @@ def test_a_phrase_that_is_cut_is_named_and_a_blank_one_is_none(
     assert replace(quick, aesthetic_text=" \n", aesthetic_mix=" ", aesthetic_sweep="") == quick
 
 
-def test_a_mix_of_one_is_that_one_and_a_negative_weight_steers_away(service: Service, strong: Request) -> None:
+def test_a_mix_of_one_equals_that_one_and_a_negative_weight_steers_away(service: Service, strong: Request) -> None:
     def similarity(**aesthetic: str) -> float:
         drawing = service.draw(replace(strong, **aesthetic))  # type: ignore[arg-type]
         assert drawing.similarity is not None
@@ -139,7 +139,7 @@ def test_a_mix_of_one_is_that_one_and_a_negative_weight_steers_away(service: Ser
     torch.testing.assert_close(mixed.vector, expected / expected.norm())
 
 
-def test_a_mix_tells_what_is_wrong(service: Service, quick: Request) -> None:
+def test_errors_of_a_mix_say_what_is_wrong(service: Service, quick: Request) -> None:
     with pytest.raises(
         RequestError, match="aesthetic_mix: there is no aesthetic 'nonsense'; this model can follow sac"
     ):
@@ -179,7 +179,7 @@ def test_it_stops_once_the_similarity_has_risen(service: Service, strong: Reques
     early = service.draw(replace(strong, aesthetic_steps=50, aesthetic_until=rises[1]))
     assert early.steps == 2
     assert pixels(early) == pixels(service.draw(replace(strong, aesthetic_steps=2)))
-    assert early.pictures[0][1].rebuild().aesthetic_steps == 2
+    assert early.images[0][1].rebuild().aesthetic_steps == 2
     assert service.draw(replace(strong, aesthetic_until=2.0)).steps == strong.aesthetic_steps
 
 
@@ -194,7 +194,7 @@ def test_it_stops_once_the_similarity_has_risen(service: Service, strong: Reques
         ({"aesthetic_mix": "a", "aesthetic_embedding": "b"}, "only one of aesthetic_embedding and aesthetic_mix"),
     ],
 )
-def test_what_contradicts_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Request(**changes)
 
@@ -208,7 +208,7 @@ def run(service: Service, request: Request) -> tuple[PersonalizedConditioning, P
     return start, stops[-1]
 
 
-def test_a_prompt_that_fits_is_drawn_alike_whether_it_may_be_long_or_not(service: Service, strong: Request) -> None:
+def test_long_prompt_does_not_change_a_prompt_that_fits(service: Service, strong: Request) -> None:
     for changes in (
         {"aesthetic_weight": 0.5},
         {"aesthetic_weight": 0.5, "aesthetic_slerp": True},
@@ -222,7 +222,7 @@ def test_a_prompt_that_fits_is_drawn_alike_whether_it_may_be_long_or_not(service
         assert pixels(service.draw(replace(request, long_prompt=True))) == pixels(service.draw(plain))
 
 
-def test_every_chunk_is_personalised_towards_the_mean(service: Service, strong: Request) -> None:
+def test_every_chunk_is_personalized_towards_the_mean(service: Service, strong: Request) -> None:
     request = replace(strong, prompt=LONG, long_prompt=True)
     target = service.registry.load("sac_8plus").vector
     tokens = prompt.tokenize_prompt(service.model.pipeline.tokenizer, LONG, service.model.device, long=True)
@@ -241,7 +241,7 @@ def test_every_chunk_is_personalised_towards_the_mean(service: Service, strong: 
 
 
 def test_the_gradient_comes_from_every_chunk(service: Service, strong: Request) -> None:
-    """With another second chunk, the first one is personalised otherwise: they move one encoder."""
+    """With another second chunk, the first one is personalized otherwise: they move one encoder."""
     texts = ("cat " * 75 + rest for rest in ("dog", "the the the"))
     runs = [run(service, replace(strong, prompt=text, long_prompt=True)) for text in texts]
     for stops, is_alike in zip(zip(*runs, strict=True), (True, False), strict=True):
@@ -249,7 +249,7 @@ def test_the_gradient_comes_from_every_chunk(service: Service, strong: Request) 
         assert torch.equal(one, other) == is_alike
 
 
-def test_a_longer_negative_prompt_leaves_the_personalised_one_as_it_is(service: Service, strong: Request) -> None:
+def test_a_longer_negative_prompt_does_not_change_the_personalization(service: Service, strong: Request) -> None:
     ends = [run(service, replace(strong, negative_prompt=text, long_prompt=True))[1] for text in ("", LONG)]
     assert ends[0].drift == pytest.approx(ends[1].drift)
     short, long = (end.conditioning for end in ends)
@@ -258,7 +258,7 @@ def test_a_longer_negative_prompt_leaves_the_personalised_one_as_it_is(service: 
     assert long.positive.shape == long.negative.shape
 
 
-def test_weighted_words_are_weighted_after_they_are_personalised(service: Service, strong: Request) -> None:
+def test_words_are_weighted_after_the_personalization(service: Service, strong: Request) -> None:
     (_, plain), (_, weighted) = (
         run(service, replace(strong, prompt=text, long_prompt=True)) for text in ("the cat dog", "the (cat:1.5) dog")
     )
@@ -307,7 +307,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Mapping[str, Path]:
-    """A picture, masks that do and don't let anything be redrawn, and LoRAs that do and don't fit."""
+    """An image, masks that do and don't let anything be redrawn, and LoRAs that do and don't fit."""
     folder = tmp_path_factory.mktemp("files")
     for name, color in (("picture", "red"), ("mask", "white"), ("black", "black")):
         Image.new("RGB", (150, 140), color).save(folder / f"{name}.png")
@@ -345,4 +345,4 @@ def test_every_combination_works_or_is_refused_before_the_model_works(
         assert any(name in message for name in asked)
     else:
         stops = drawing.request.sweep or (drawing.request.aesthetic_steps,)
-        assert len(drawing.pictures) == len(stops) * options.get("num_outputs", 1)
+        assert len(drawing.images) == len(stops) * options.get("num_outputs", 1)

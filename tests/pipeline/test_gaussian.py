@@ -34,7 +34,7 @@ def config(request: pytest.FixtureRequest) -> Mapping[str, Any]:
 
 
 def sampled(scheduler: Any, data: Gaussian, latents: Tensor, timesteps: Tensor) -> Tensor:
-    """What diffusers' loop makes of latents that are as noisy as the first timestep says."""
+    """The result of diffusers' loop from latents with the noise of the first timestep."""
     is_random = isinstance(scheduler, diffusers.EulerAncestralDiscreteScheduler)
     options = {"generator": torch.Generator().manual_seed(1)} if is_random else {}
     for timestep in timesteps:
@@ -75,7 +75,7 @@ def test_the_ancestral_sampler_ends_where_the_data_are(config: Mapping[str, Any]
 
 
 @pytest.mark.parametrize("name", [name for name, one in SCHEDULERS.items() if one.fewest_steps > 1])
-def test_fewer_steps_than_a_sampler_needs_leave_noise(config: Mapping[str, Any], name: str) -> None:
+def test_too_few_steps_for_a_sampler_leave_noise(config: Mapping[str, Any], name: str) -> None:
     data = Gaussian(config)
     center, spread = line(data.end(NOISE, 999))
     for steps in range(1, SCHEDULERS[name].fewest_steps):
@@ -118,7 +118,7 @@ def test_steps_that_divide_the_training_are_diffusers_own(
 
 
 def from_image(name: str, config: Mapping[str, Any], std: float, steps: int, last: int) -> tuple[Tensor, Tensor]:
-    """What the last of the steps make of an image with noise, and where the probability flow takes it."""
+    """The result of the last steps from a noisy image, and that of the probability flow."""
     scheduler, data = schedulers.build(name, config), Gaussian(config, std)
     scheduler.set_timesteps(steps)
     timesteps = schedulers.skip_to_last(scheduler, last)
@@ -139,7 +139,7 @@ def test_from_an_image_no_noise_is_left(config: Mapping[str, Any], name: str) ->
 
 
 @pytest.mark.parametrize("name", ["PNDM", "KLMS"])
-def test_samplers_with_a_history_are_accurate_from_an_image_too(config: Mapping[str, Any], name: str) -> None:
+def test_multistep_samplers_are_accurate_from_an_image_too(config: Mapping[str, Any], name: str) -> None:
     for steps, last, error in ((20, 4, 0.042), (50, 10, 0.005)):
         found, exact = from_image(name, config, STD, steps, last)
         assert (found - exact).abs().max() < error

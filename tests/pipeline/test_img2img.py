@@ -1,4 +1,4 @@
-"""From a picture: with diffusers' own pipelines beside it."""
+"""From an image, compared with diffusers' own pipelines."""
 
 import hashlib
 from dataclasses import replace
@@ -45,11 +45,11 @@ def over(quick: Request, picture: Path) -> Request:
 
 
 def drawn(service: Service, request: Request) -> list[bytes]:
-    return [image.tobytes() for image, _ in service.draw(request).pictures]
+    return [image.tobytes() for image, _ in service.draw(request).images]
 
 
 def plainly(service: Service, request: Request, kind: Any, **inputs: Any) -> bytes:
-    """What a pipeline of diffusers' own draws, from the same latents and with its own noise."""
+    """The image of diffusers' own pipeline, from the same latents and with its own noise."""
     scheduler = schedulers.build(request.scheduler, service.model.scheduler)
     pipe = kind(**{**service.model.pipeline.components, "scheduler": scheduler})
     generator = torch.Generator().manual_seed(request.seed or 0)
@@ -65,7 +65,7 @@ def plainly(service: Service, request: Request, kind: Any, **inputs: Any) -> byt
 
 @pytest.mark.parametrize("scheduler", DIFFUSERS_OWN)
 @pytest.mark.parametrize("strength", [0.2, 0.6])
-def test_it_is_diffusers_image_to_image(service: Service, over: Request, scheduler: str, strength: float) -> None:
+def test_equals_diffusers_image_to_image(service: Service, over: Request, scheduler: str, strength: float) -> None:
     request = replace(over, scheduler=scheduler, prompt_strength=strength)
     found = init_image.load_init_image(request)
     assert found is not None
@@ -75,7 +75,7 @@ def test_it_is_diffusers_image_to_image(service: Service, over: Request, schedul
 
 
 @pytest.mark.parametrize("scheduler", DIFFUSERS_OWN)
-def test_with_a_mask_it_is_diffusers_inpainting(
+def test_with_a_mask_equals_diffusers_inpainting(
     service: Service, over: Request, mask: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = replace(over, scheduler=scheduler, mask=mask)
@@ -90,7 +90,7 @@ def test_with_a_mask_it_is_diffusers_inpainting(
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_at_full_strength_it_is_what_the_words_draw(service: Service, over: Request, scheduler: str) -> None:
+def test_at_full_strength_equals_drawing_without_an_image(service: Service, over: Request, scheduler: str) -> None:
     request = replace(over, scheduler=scheduler, prompt_strength=1.0)
     assert drawn(service, request) == drawn(service, replace(request, image=None))
 
@@ -110,7 +110,7 @@ def test_the_steps_that_redraw_are_counted_exactly(over: Request) -> None:
         assert request.img2img_steps == redrawn
 
 
-def test_so_many_steps_are_taken(service: Service, over: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unet_runs_for_the_counted_steps(service: Service, over: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     restore = img2img.Img2ImgPipeline.restore_kept_latents
 
@@ -124,26 +124,30 @@ def test_so_many_steps_are_taken(service: Service, over: Request, monkeypatch: p
 
 
 @pytest.mark.parametrize("scheduler", ["PNDM", "K_EULER_ANCESTRAL"])
-def test_a_batch_is_its_pictures_alone(service: Service, over: Request, mask: Path, scheduler: str) -> None:
+def test_each_image_of_a_batch_equals_the_image_drawn_alone(
+    service: Service, over: Request, mask: Path, scheduler: str
+) -> None:
     for request in (replace(over, scheduler=scheduler), replace(over, scheduler=scheduler, mask=mask)):
         alone = [drawn(service, replace(request, seed=7 + i))[0] for i in range(3)]
         assert drawn(service, replace(request, num_outputs=3)) == alone
         assert len(set(alone)) == 3
 
 
-def test_outside_of_the_mask_no_pixel_changes(service: Service, over: Request, mask: Path) -> None:
+def test_no_pixel_outside_of_the_mask_changes(service: Service, over: Request, mask: Path) -> None:
     request = replace(over, mask=mask)
     found = init_image.load_init_image(request)
     assert found is not None
     assert found.mask is not None
-    [(ours, _)] = service.draw(request).pictures
+    [(ours, _)] = service.draw(request).images
     kept, same = np.asarray(found.mask) == 0, (np.asarray(ours) == np.asarray(found.image)).all(axis=-1)
     assert kept.any()
     assert same[kept].all()
     assert not same[np.asarray(found.mask) == 255].all()
 
 
-def test_a_sweep_from_a_picture_is_its_stops_alone(service: Service, over: Request, mask: Path) -> None:
+def test_each_stop_of_a_sweep_from_an_image_equals_the_image_drawn_alone(
+    service: Service, over: Request, mask: Path
+) -> None:
     request = replace(over, mask=mask, aesthetic_lr=0.01)
     alone = [drawn(service, replace(request, aesthetic_steps=steps))[0] for steps in (0, 3)]
     assert drawn(service, replace(request, aesthetic_sweep="0,3")) == alone
@@ -161,8 +165,8 @@ def test_the_recipe_knows_the_files_and_draws_the_same_again(
     assert b"picture.png" not in path.read_bytes()
     request = recipe.rebuild(image=picture, mask=mask)
     assert request == drawing.request
-    [(again, same)] = service.draw(request).pictures
-    assert again.tobytes() == drawing.pictures[0][0].tobytes()
+    [(again, same)] = service.draw(request).images
+    assert again.tobytes() == drawing.images[0][0].tobytes()
     assert same == recipe
     with pytest.raises(RequestError, match="the mask came from a file, sha256"):
         recipe.rebuild(image=picture)
@@ -171,11 +175,11 @@ def test_the_recipe_knows_the_files_and_draws_the_same_again(
 
 
 def test_without_an_image_nothing_of_it_is_in_the_recipe_s_files(service: Service, quick: Request) -> None:
-    assert service.draw(quick).pictures[0][1].files == {}
+    assert service.draw(quick).images[0][1].files == {}
     assert drawn(service, quick) == drawn(service, replace(quick, prompt_strength=0.1))
 
 
-def test_what_cannot_be_redrawn_is_refused(over: Request, quick: Request, mask: Path, tmp_path: Path) -> None:
+def test_unusable_images_and_masks_are_refused(over: Request, quick: Request, mask: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="mask needs image"):
         replace(quick, mask=mask)
     with pytest.raises(RequestError, match=r"prompt_strength 0\.1 of 5 num_inference_steps is less than one step"):
@@ -222,7 +226,7 @@ def clear(color: tuple[int, int, int]) -> Image.Image:
 HOLE = (90, 40, 170, 120)
 
 
-def test_white_on_a_transparent_layer_is_what_is_redrawn(over: Request) -> None:
+def test_white_on_a_transparent_layer_is_redrawn(over: Request) -> None:
     gray = Image.new("L", (300, 200))
     gray.paste(255, HOLE)
     for background in ((0, 0, 0), (255, 255, 255), (10, 200, 10)):
@@ -234,7 +238,7 @@ def test_white_on_a_transparent_layer_is_what_is_redrawn(over: Request) -> None:
     assert abs(masked(over, soft).astype(int) - masked(over, soft.getchannel("A"))).max() <= 1
 
 
-def test_what_is_erased_from_the_image_or_from_black_is_redrawn(over: Request, picture: Path) -> None:
+def test_parts_erased_from_the_image_or_from_black_are_redrawn(over: Request, picture: Path) -> None:
     gray = Image.new("L", (300, 200))
     gray.paste(255, HOLE)
     with Image.open(picture) as image:
@@ -261,7 +265,7 @@ def test_white_paint_and_a_bright_image_are_told_apart(over: Request, picture: P
     assert abs(masked(over, layer).astype(int) - masked(over, gray)).max() <= 1
 
 
-def test_what_a_transparent_mask_means_is_clear_or_asked_for(over: Request) -> None:
+def test_ambiguous_transparent_masks_are_refused(over: Request) -> None:
     red, stripes = clear((0, 0, 0)), clear((0, 0, 0))
     red.paste((255, 0, 0, 255), HOLE)
     stripes.paste((255, 255, 255, 255), HOLE)
@@ -275,7 +279,7 @@ def test_what_a_transparent_mask_means_is_clear_or_asked_for(over: Request) -> N
 
 @pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0)])
 @pytest.mark.parametrize("alpha", [0, 1, 100])
-def test_a_mask_of_nothing_but_clear_places_and_faint_paint_is_refused(over: Request, color: Any, alpha: int) -> None:
+def test_a_mask_of_only_clear_and_faint_paint_is_refused(over: Request, color: Any, alpha: int) -> None:
     whole, spot = Image.new("RGBA", (300, 200), (*color, alpha)), clear((0, 0, 0))
     spot.paste((*color, alpha), HOLE)
     for mask in (whole, spot):
@@ -293,12 +297,12 @@ def test_clear_corners_of_an_opaque_mask_are_kept(over: Request) -> None:
 
 
 @pytest.mark.parametrize("color", ["white", (255, 255, 255, 200), (200, 200, 200, 255)])
-def test_a_mask_that_keeps_nothing_says_so(over: Request, color: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mask_that_keeps_nothing_is_logged(over: Request, color: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert masked(over, Image.new("RGBA", (300, 200), color)).min() >= 128
     assert "mask: nothing in it is black, so all of the image is redrawn" in caplog.text
 
 
-def test_a_mask_that_keeps_something_says_nothing(over: Request, mask: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mask_that_keeps_something_logs_nothing(over: Request, mask: Path, caplog: pytest.LogCaptureFixture) -> None:
     init_image.load_init_image(replace(over, mask=mask))
     assert caplog.text == ""
 

@@ -1,4 +1,4 @@
-"""Words to tokens to conditioning."""
+"""Prompts as tokens and as conditioning."""
 
 import compel
 import pytest
@@ -64,7 +64,7 @@ def test_tokens_are_padded_and_framed(model: Model) -> None:
     assert tokens.truncated == ""
 
 
-def test_what_does_not_fit_is_lost_and_known(model: Model) -> None:
+def test_text_that_does_not_fit_is_truncated_and_kept_as_text(model: Model) -> None:
     assert tokenize(model, "cat " * 75).truncated == ""
     assert tokenize(model, "cat " * 75 + "dog").truncated == "dog"
     tokens = tokenize(model, "cat " * 75 + "dog the")
@@ -86,7 +86,7 @@ def test_a_long_prompt_is_chunks_that_end_with_a_phrase(model: Model) -> None:
     assert tokens.truncated == ""
 
 
-def test_there_are_ten_chunks_at_most(model: Model) -> None:
+def test_at_most_ten_chunks(model: Model) -> None:
     tokens = tokenize(model, "cat " * 750 + "dog", long=True)
     assert tokens.input_ids.shape == tokens.weights.shape == (10, 77)
     assert tokens.truncated == "dog"
@@ -104,7 +104,7 @@ TEXTS = st.lists(WORDS | WORDS.map(lambda words: f"(x{words}:1.3)"), max_size=60
 @example("a" * 80 + ", " + "b" * 80, True)
 @example("a" * 74 + "," + "b" * 80, True)
 @example(("cat " * 74 + "dog, ") * 12, True)
-def test_chunks_and_weights_are_compels(model: Model, text: str, long: bool) -> None:
+def test_chunks_and_weights_equal_compels(model: Model, text: str, long: bool) -> None:
     try:
         parts = parsing.parse_weights(text) if long else [(text, 1.0)]
     except RequestError:
@@ -126,14 +126,14 @@ def test_chunks_and_weights_are_compels(model: Model, text: str, long: bool) -> 
     assert tokens.truncated == lost.strip()
 
 
-def test_chunks_are_encoded_each_on_its_own(model: Model) -> None:
+def test_each_chunk_is_encoded_on_its_own(model: Model) -> None:
     text = "cat " * 75 + "dog " * 20
     ours = encode(model, text).positive
     parts = [alone(model, tokenize(model, part).input_ids) for part in ("cat " * 75, "dog " * 20)]
     assert torch.equal(ours, torch.cat(parts, dim=1))
 
 
-def test_the_shorter_prompt_is_filled_up_with_no_words(model: Model) -> None:
+def test_the_shorter_prompt_is_padded_with_an_empty_one(model: Model) -> None:
     nothing = alone(model, tokenize(model, "").input_ids)
     for texts in (("cat " * 80, "the dog"), ("the dog", "cat " * 80)):
         conditioning = encode(model, *texts)
@@ -154,7 +154,7 @@ def test_weights_of_1_change_nothing(model: Model) -> None:
         assert torch.equal(encode(model, text).positive, encode(model, plain, long=False).positive)
 
 
-def test_weights_go_along_the_line_from_no_words(model: Model) -> None:
+def test_weights_interpolate_from_an_empty_prompt(model: Model) -> None:
     plain = encode(model, "the cat and the dog")
     for weight in (0, 0.5, 1.3, 2):
         ours = encode(model, f"the cat (and the:{weight}) dog").positive
@@ -166,7 +166,7 @@ def test_weights_go_along_the_line_from_no_words(model: Model) -> None:
         assert changed
 
 
-def test_weights_above_1_are_compels(model: Model) -> None:
+def test_weights_above_1_equal_compels(model: Model) -> None:
     weighing = compel.Compel(model.pipeline.tokenizer, model.pipeline.text_encoder)
     for weight, is_same in ((1.3, True), (0.5, False)):
         ours = encode(model, f"the (cat:{weight}) dog").positive

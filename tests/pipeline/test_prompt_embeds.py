@@ -1,4 +1,4 @@
-"""Pipelines of one's own."""
+"""prompt_embeds with various diffusers pipelines."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from aesthetic.request import Request
 from aesthetic.service import Service
 from tests.snapshot import CLIP, MODEL
 
-LR = 0.01  # so that three steps are seen
+LR = 0.01  # so that three steps have a visible effect
 PICTURE = Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB")
 MASK = Image.linear_gradient("L").resize((128, 128))
 
@@ -94,7 +94,7 @@ def test_the_projection_is_that_of_the_downloaded_clip(
         prompt_embeds(text_to_image, "the cat", target, steps=1)
 
 
-def test_textual_inversions_of_several_vectors_are_seen(home: Path, service: Service, options: dict[str, Any]) -> None:
+def test_textual_inversions_of_several_vectors_are_used(home: Path, service: Service, options: dict[str, Any]) -> None:
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
     pipe.load_textual_inversion({"<two>": torch.ones(2, 32)}, token="<two>")
     target = service.registry.load("sac_8plus").vector
@@ -149,7 +149,7 @@ def test_an_aesthetic_of_another_clip_space_is_refused(
 
 
 @pytest.mark.parametrize("text", ["", " "])
-def test_an_empty_prompt_is_left_alone(
+def test_an_empty_prompt_is_not_personalized(
     text_to_image: Any, service: Service, options: dict[str, Any], text: str
 ) -> None:
     target = service.registry.load("sac_8plus").vector
@@ -157,7 +157,7 @@ def test_an_empty_prompt_is_left_alone(
     assert torch.equal(embeds["prompt_embeds"], embeds["negative_prompt_embeds"])
 
 
-def test_an_offloaded_text_encoder_is_personalised(home: Path, service: Service, options: dict[str, Any]) -> None:
+def test_an_offloaded_text_encoder_is_personalized(home: Path, service: Service, options: dict[str, Any]) -> None:
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(home / "weights" / MODEL, variant="fp16")
     target = service.registry.load("sac_8plus").vector
     expected = prompt_embeds(pipe, "the cat", target, steps=3, **options)
@@ -172,7 +172,7 @@ def test_an_offloaded_text_encoder_is_personalised(home: Path, service: Service,
     assert draw(pipe, **found, width=128, height=128)
 
 
-def test_what_does_not_fit_is_refused(text_to_image: Any, options: dict[str, Any]) -> None:
+def test_mismatched_tensors_are_refused(text_to_image: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"32 wide, the projection is 24 × 32 and the aesthetic \[1, 768\]"):
         prompt_embeds(text_to_image, "the cat", torch.ones(1, 768), steps=1, **options)
     with pytest.raises(ValueError, match="steps and lr must be 0 or more, not -1"):

@@ -1,4 +1,4 @@
-"""Every sampler on the form."""
+"""Every sampler of the form."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ from aesthetic.pipeline import schedulers
 from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
 
-# Written down again, so that a wrong line in the table is noticed.
+# Repeated here, so that a wrong row of the table fails.
 PLAIN: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "PNDM": (PNDMScheduler, {"skip_prk_steps": True}),
     "DDIM": (DDIMScheduler, {}),
@@ -69,7 +69,7 @@ def test_each_draws_what_plain_diffusers_draws(service: Service, name: str, step
         scheduler=name,
         seed=3,
     )
-    [(ours, _)] = service.draw(request).pictures
+    [(ours, _)] = service.draw(request).images
     model = service.model
     kind, settings = PLAIN[name]
     plain = StableDiffusionPipeline(
@@ -86,7 +86,7 @@ def test_each_draws_what_plain_diffusers_draws(service: Service, name: str, step
 
 
 @pytest.mark.parametrize(("name", "eta"), [("K_EULER_ANCESTRAL", 0.0), ("DDIM", 1.0)])
-def test_noise_on_the_way_is_the_same_in_every_precision(model: Model, name: str, eta: float) -> None:
+def test_noise_added_at_each_step_is_the_same_in_every_precision(model: Model, name: str, eta: float) -> None:
     def step(dtype: torch.dtype) -> torch.Tensor:
         scheduler = schedulers.build(name, model.scheduler, eta=eta)
         scheduler.set_timesteps(10)

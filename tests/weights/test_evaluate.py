@@ -57,7 +57,7 @@ class FakeService:
 
     def draw(self, request: Request) -> Any:  # noqa: D102
         self.asked.append(request)
-        return SimpleNamespace(pictures=self._batch(request, request.aesthetic_steps, request.num_outputs))
+        return SimpleNamespace(images=self._batch(request, request.aesthetic_steps, request.num_outputs))
 
     def draw_batches(self, request: Request, count: int) -> Iterator[tuple[int, Any]]:  # noqa: D102
         self.asked.append(request)

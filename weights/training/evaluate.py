@@ -119,7 +119,7 @@ def _styles(service: Service, judges: Judges, drawing: Mapping[str, Any], seeds:
 
 def _draw(service: Service, prompt: str, drawing: Mapping[str, Any], count: int) -> list[Image.Image]:
     request = Request(prompt=prompt, aesthetic_steps=0, num_outputs=count, **drawing)
-    return [image for image, _ in service.draw(request).pictures]
+    return [image for image, _ in service.draw(request).images]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -75,7 +75,7 @@ def strips(service: Service, alike: Mapping[str, Any], folder: Path) -> dict[str
 
 def draw(service: Service, inputs: Mapping[str, Any]) -> Image.Image:
     """The one image of some inputs. Raises AestheticError."""
-    [(image, _)] = service.draw(Request(**inputs)).pictures
+    [(image, _)] = service.draw(Request(**inputs)).images
     return image
 
 
