@@ -59,6 +59,7 @@ def run(home: Path, folder: Path) -> Path:
     (folder / "prompts.txt").write_text("the cat\nthe dog\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AESTHETIC_HOME", str(home))
+        patch.setenv("TQDM_DISABLE", "")  # else the command sets it for the tests of other files
         patch.chdir(folder)
         assert main([*ARGUMENTS, "--outdir=out"]) == 0
     return folder / "out"
