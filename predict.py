@@ -71,7 +71,7 @@ class Predictor(BasePredictor):
         aesthetic_lr: float = Input(default=0.0001, ge=0, le=0.1,
             description="Learning rate of the aesthetic steps. 0.0001 suits most prompts; change aesthetic_steps first."),
         aesthetic_embedding_file: Optional[Path] = Input(default=None,
-            description="An aesthetic of your own: a .pt or .safetensors file (the README says how to make one)."),
+            description="An aesthetic of your own: a .pt or .safetensors file (embeddings/README.md says how to make one)."),
         aesthetic_images: Optional[Path] = Input(default=None,
             description="Images you like, to make an aesthetic from for this prediction: one image, or a zip or tar of up to 500."),
         image: Optional[Path] = Input(default=None,

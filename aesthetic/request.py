@@ -86,7 +86,7 @@ class Request:
     aesthetic_lr: float = _input(1e-4, ge=0.0, le=0.1, description="""
         Learning rate of the aesthetic steps. 0.0001 suits most prompts; change aesthetic_steps first.""")
     aesthetic_embedding_file: Path | None = _input(None, description="""
-        An aesthetic of your own: a .pt or .safetensors file (the README says how to make one).""")
+        An aesthetic of your own: a .pt or .safetensors file (embeddings/README.md says how to make one).""")
     aesthetic_images: Path | None = _input(None, description="""
         Images you like, to make an aesthetic from for this prediction: one image, or a zip or tar of up to 500.""")
     aesthetic_mix: str | None = _input(None, max_length=1000, description="""
@@ -213,7 +213,7 @@ class Request:
     def img2img_steps(self) -> int:
         """How many of the denoising steps redraw the image: the exact product, rounded down.
 
-        diffusers rounds the floating-point product down, in which 0.58 of 50 is less than 29.
+        diffusers rounds the floating-point product down, and 0.58 × 50 comes out below 29.
         """
         return int(Fraction(str(self.prompt_strength)) * self.num_inference_steps)
 

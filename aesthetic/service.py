@@ -207,8 +207,8 @@ class Service:
     def draw_batches(self, request: Request, count: int) -> Iterator[tuple[int, list[tuple[Image.Image, Recipe]]]]:
         """For each stop of a sweep, its number of steps and `count` images (1..8), each of the next seed.
 
-        One personalization serves all of them. Blocked images are left out, and a stop may be left without images.
-        Otherwise raises what `draw` raises.
+        One personalization serves all of them. The request's image and mask are not used. Blocked images are left out,
+        and a stop may be left without images. Otherwise raises what `draw` raises.
         """
         stopwatch = Stopwatch(self.model.device)
         batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)

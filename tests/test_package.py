@@ -195,6 +195,8 @@ def test_a_mix_is_saved_and_loaded_with_its_clip_space(at_home: Path, tmp_path: 
         aesthetic.mix({})
     with pytest.raises(RequestError, match="cancel one another out"):
         aesthetic.mix({fantasy: 0.0})
+    with pytest.raises(RequestError, match=r"must be finite, not \[inf\]"):
+        aesthetic.mix({fantasy: float("inf")})
 
 
 def test_an_aesthetic_is_made_from_a_folder_or_from_images(at_home: Path, service: Service, tmp_path: Path) -> None:
@@ -214,6 +216,8 @@ def test_an_aesthetic_is_made_from_a_folder_or_from_images(at_home: Path, servic
     assert aesthetic.load_aesthetic(tmp_path / "mine.safetensors").notes["model"] == MODEL
     with pytest.raises(ImageError, match="no image was given"):
         aesthetic.make_aesthetic([], model=vision)
+    with pytest.raises(ImageError, match="an image can't be used: "):
+        aesthetic.make_aesthetic([Image.new("F", (8, 8), 300)], model=vision)
     with pytest.raises(ImageError, match="there is no file nowhere"):
         aesthetic.make_aesthetic("nowhere")
     with pytest.raises(CheckpointError, match="there is no model 'nonsense'"):

@@ -111,7 +111,8 @@ def check_drawing(request: Request, model: str | None) -> None:
         if request.aesthetic_images is not None:
             with naming_input("aesthetic_images"):
                 next(user_images.read_images(request.aesthetic_images, user_images.UPLOAD, label="the file"))
-        for part in mix if name is None else [name]:  # a request has one source
+        is_default = request.aesthetic_source == "aesthetic_embedding" and name is None and clip_space is not None
+        for part in [registry.default(clip_space)] if is_default else mix if name is None else [name]:
             registry.find(part, clip_space)
     if request.lora is not None:
         from ..models.lora_file import load_lora

@@ -69,7 +69,7 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def warm(options: argparse.Namespace) -> None:
-    """Compile for this machine's GPU what draws images of some sizes."""
+    """Compile the model's parts for this GPU and the given image sizes."""
     requests = _requests(options)
     from ..acceleration import accelerate
     from ..models.device import default_device

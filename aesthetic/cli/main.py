@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except BrokenPipeError:  # of the reader's choice, as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails
     except (AestheticError, OSError) as error:
         print(f"aesthetic: {error}", file=sys.stderr)
         return 1

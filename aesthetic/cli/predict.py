@@ -48,7 +48,7 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def parse_inputs(pairs: Iterable[str]) -> Request:
-    """The request of NAME=VALUE pairs, of which the last one of each name counts. Raises RequestError."""
+    """The request of NAME=VALUE pairs; of several with one name, the last counts. Raises RequestError."""
     inputs = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

@@ -53,7 +53,7 @@ def recipe(options: argparse.Namespace) -> None:
         print(f"\nMODEL is the {'local ' * is_local}model named {name}.")
     for name, sha256 in found.files.items():
         print(f"\n{name.upper()} is the {name} file with the sha256 {sha256}.")
-    kinds = {"file": "the aesthetic", "pictures": "what 'python -m aesthetic embed' makes of the images"}
+    kinds = {"file": "the aesthetic", "pictures": "what 'aesthetic embed' makes of the images"}
     if kind := kinds.get(found.aesthetic.get("source", "name")):
         print(f"\nFILE is {kind} with the sha256 {found.aesthetic['sha256']}.")
 

@@ -3,6 +3,7 @@
 pipeline/target.py averages images and turns a target towards a phrase.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,11 +34,14 @@ def mix(weights: Mapping[Aesthetic | str | Path, float]) -> Aesthetic:
 
     weights: of each aesthetic, or of what `load_aesthetic` takes, as {"fantasy": 0.7, mine: -0.2}.
 
-    Raises RequestError if `weights` is empty or the sum has no direction, EmbeddingError if the CLIP spaces differ, and
+    Raises RequestError if `weights` is empty or not finite, or the sum has no direction, EmbeddingError if the CLIP
+    spaces differ, and
     what `load_aesthetic` raises.
     """
     if not weights:
         raise RequestError("a mix takes one aesthetic or more")
+    if not all(map(math.isfinite, weights.values())):
+        raise RequestError(f"the weights of a mix must be finite, not {[*weights.values()]}")
     parts = [part if isinstance(part, Aesthetic) else load_aesthetic(part) for part in weights]
     if len({part.dim for part in parts}) > 1 or len({part.clip_space for part in parts} - {None}) > 1:
         found = ", ".join(f"{part.name} ({part.clip_space or 'not named'}, {part.dim} dimensions)" for part in parts)

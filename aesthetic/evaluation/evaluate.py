@@ -100,7 +100,7 @@ class Plan:
         """What rows must share to be compared, as JSON types."""
         is_local = self.snapshot.revision == "local"
         facts = {
-            "model": str(self.snapshot.folder.resolve()) if is_local else self.snapshot.name,
+            "model": str((self.snapshot.file or self.snapshot.folder).resolve()) if is_local else self.snapshot.name,
             "revision": self.snapshot.revision,
             "device": default_device().type,
             "speed": settings.speed(default_device().type),

@@ -38,8 +38,8 @@ COSINES = (
     "the one of 0 steps, of the same prompt and seed; *loss* is how much farther from the prompt."
 )
 SCORES = (
-    "*LAION score* is what people would give an image, from 1 to 10, by LAION's aesthetic predictor, which sees it "
-    "through the same CLIP and knows neither aesthetic nor prompt; *rise* is its change from 0 steps."
+    "*LAION score* is the score that people would give an image, from 1 to 10, by LAION's aesthetic predictor, which "
+    "sees it through the same CLIP and knows neither aesthetic nor prompt; *rise* is its change from 0 steps."
 )
 
 
@@ -47,7 +47,7 @@ SCORES = (
 class Judge:
     """What scores images.
 
-    measures:    first what steps should raise, then what they should not lower, then any others.
+    measures:    first the measure that steps should raise, then what they should not lower, then any others.
     explanation: Markdown paragraphs for the report: what the numbers are and how to read them.
     settings:    what the numbers depend on, for settings.json.
     score:       from a model, an image that it drew, its prompt, and aesthetics by name, the numbers of the image for

@@ -75,7 +75,7 @@ class Recipe:
         """The request that draws the same image.
 
         aesthetic_embedding_file: the file that the aesthetic came from, or for an aesthetic from images the one that
-        `python -m aesthetic embed` makes of them.
+        `aesthetic embed` makes of them.
         files: those of `Recipe.files`, by the same names.
 
         Raises RequestError as `settings` does, and for a missing or another file.

@@ -142,7 +142,7 @@ def _check_count(label: str, count: int, caps: Caps) -> None:
     if count > caps.images:
         raise ImageError(
             f"{label} holds more than {caps.images} images; make an aesthetic from so many with "
-            "'python -m aesthetic embed' and send the file"
+            "'aesthetic embed' and send the file"
         )
 
 

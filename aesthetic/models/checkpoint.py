@@ -25,7 +25,7 @@ class Snapshot:
 
     revision:   from the manifest; "local" for a model given by its path.
     bundled:    whether it comes with the checkout.
-    clip_space: its CLIP space; None for a model given by its path, whose weights tell.
+    clip_space: its CLIP space; None for a model given by its path, it is then read from the weights.
     folder:     the model in diffusers' layout.
     file:       weights in a single file in the original layout; `folder` is then that of `BASE`, for all other parts.
     clip:       the snapshot `CLIP`, for models without their own projection and vision tower; None if not downloaded.

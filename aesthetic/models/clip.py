@@ -186,7 +186,8 @@ def _require_openai(snapshot: Snapshot) -> None:
         raise CheckpointError(
             f"{snapshot.name} is of the Stable Diffusion 2.x family: its CLIP is OpenCLIP ViT-H/14, whose text "
             f"projection is not in the snapshot, and OpenAI's doesn't fit. Put {PROJECTION} [1024, 1024] of "
-            f"laion/CLIP-ViT-H-14-laion2B-s32B-b79K into {file}, under that name: the README has the lines that do it"
+            f"laion/CLIP-ViT-H-14-laion2B-s32B-b79K into {file}, under that name: "
+            "weights/README.md has the lines that do it"
         )
 
 

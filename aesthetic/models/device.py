@@ -40,7 +40,7 @@ def _unusable(gpu: str, reason: str = "") -> SettingError:
     needs = f"its CUDA {cuda} needs {NEEDS.get(cuda, 'a newer driver')}" if cuda else "it was built for the CPU"
     return SettingError(
         f"there is a GPU ({gpu}), and torch {torch.__version__} can't use it: {reason}{needs}. "
-        "To draw on the CPU, which takes minutes an image, set CUDA_VISIBLE_DEVICES to an empty string"
+        "To draw on the CPU, which takes minutes for each image, set CUDA_VISIBLE_DEVICES to an empty string"
     )
 
 

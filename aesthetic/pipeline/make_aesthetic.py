@@ -15,6 +15,7 @@ from ..embeddings import embedding
 from ..embeddings.embedding import Aesthetic
 from ..errors import ImageError
 from ..images import color, samples, user_images
+from ..images.archives import readable
 from ..images.user_images import UserImage
 from ..models import checkpoint, clip
 from ..models.clip import Vision
@@ -106,6 +107,7 @@ def _load(model: str | Path | Vision | None) -> tuple[str, Vision]:
 
 def _user_image(image: Image.Image) -> UserImage:
     """An image prepared as those in files are, with the sha256 of its pixels."""
-    pixels = color.on_white(samples.in_8_bits(ImageOps.exif_transpose(image)))
+    with readable("an image can't be used"):
+        pixels = color.on_white(samples.in_8_bits(ImageOps.exif_transpose(image)))
     sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
     return UserImage(name="", image=pixels, size=pixels.size, sha256=sha256)

@@ -47,7 +47,8 @@ def prompt_embeds(
 
     Not for use inside torch.inference_mode. Raises CheckpointError if no projection is given or downloaded;
     EmbeddingError if the aesthetic is of another CLIP space (a given projection is known by its dimensions and digest);
-    ValueError if the projection does not fit text encoder and vector, or if steps or lr are negative; RequestError if
+    ValueError if the projection does not fit text encoder and vector, if that has no direction, or if steps or lr are
+    negative; RequestError if
     a weight can't be read; DrawingError if the personalization diverges; and what `load_aesthetic` raises.
     """
     if steps < 0 or not lr >= 0:
@@ -61,6 +62,8 @@ def prompt_embeds(
         weight = clip.read_projection() if projection is None else projection
         vector = aesthetic if isinstance(aesthetic, Tensor) else _fitting(aesthetic, weight, projection is None)
         encoder = _projected_copy(pipe.text_encoder, weight, vector).to(device)
+        if not vector.isfinite().all() or not vector.any():
+            raise ValueError("the aesthetic must be finite, and not zero")
         target = unit(vector).to(device)
         *_, last = gradient.personalize(encoder, plain.tokens.input_ids, target, steps=steps, lr=lr)
         positive = plain.personalized(last, f"lr ({lr}) or steps ({steps})").to(positive.dtype)

@@ -3,6 +3,7 @@
 import errno
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from PIL import Image
 
 from aesthetic.cli.main import main
 from aesthetic.cli.predict import KINDS, parse_inputs
+from aesthetic.embeddings.registry import Registry
 from aesthetic.errors import RequestError
 from aesthetic.images.metadata import read_recipe
 from aesthetic.request import Request
+from aesthetic.service import Service
 from predict import Predictor
 from tests.images.test_user_images import encoded
 from tests.snapshot import ROOT
@@ -125,6 +128,20 @@ def test_bad_inputs_are_refused_without_torch(tmp_path: Path, pair: str, message
     )
     assert answer.stdout == "1 False\n"
     assert answer.stderr.startswith(f"aesthetic: {message}")
+
+
+def test_a_missing_default_is_refused_before_the_model_is_loaded(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(home / "embeddings", tmp_path / "embeddings")
+    (tmp_path / "weights").symlink_to(home / "weights")
+    registry = Registry(tmp_path / "embeddings")
+    registry.path("sac_8plus").unlink()
+    monkeypatch.setenv("AESTHETIC_HOME", str(tmp_path))
+    monkeypatch.setattr(Service, "load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict"]) == 1
+    assert "the aesthetic sac_8plus has not been downloaded" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(

@@ -23,8 +23,10 @@ from aesthetic.cli.evaluate import PROMPTS
 from aesthetic.cli.main import main
 from aesthetic.embeddings import embedding
 from aesthetic.evaluation import aesthetic_score, evaluate
+from aesthetic.evaluation.judges import clip_judge
 from aesthetic.evaluation.results import Row, read_rows
 from aesthetic.images.metadata import read_recipe
+from aesthetic.models.checkpoint import Snapshot
 from aesthetic.personalizer import Personalizer
 from aesthetic.pipeline import sampling
 from aesthetic.service import Service
@@ -334,6 +336,26 @@ def test_a_diverging_personalization_loses_only_its_own_rows(
     assert "000-fantasy: the personalization diverged" in caplog.text
     lost = {(row.prompt, row.aesthetic) for row in read_rows(Path("out/results.csv")) if not row.image}
     assert lost == {("the cat", "fantasy")}
+
+
+def test_models_in_single_files_are_told_apart() -> None:
+    folder = Snapshot(
+        name="a", revision="local", bundled=False, clip_space=None, folder=Path("base"), clip=None, file=Path("a")
+    )
+    plans = [
+        evaluate.Plan(
+            model=None,
+            snapshot=snapshot,
+            prompts=(),
+            aesthetics={},
+            steps=(),
+            seeds=1,
+            drawing={},
+            judge=clip_judge(None),
+        )
+        for snapshot in (folder, replace(folder, file=Path("b")))
+    ]
+    assert plans[0].settings()["model"] != plans[1].settings()["model"]
 
 
 def test_a_changed_setting_is_refused(whole: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def test_an_offloaded_text_encoder_is_personalized(home: Path, service: Service,
 def test_mismatched_tensors_are_refused(text_to_image: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"32 wide, the projection is 24 × 32 and the aesthetic \[1, 768\]"):
         prompt_embeds(text_to_image, "the cat", torch.ones(1, 768), steps=1, **options)
+    with pytest.raises(ValueError, match="finite, and not zero"):
+        prompt_embeds(text_to_image, "the cat", torch.zeros(1, 24), steps=1, **options)
     with pytest.raises(ValueError, match="steps and lr must be 0 or more, not -1"):
         prompt_embeds(text_to_image, "the cat", torch.ones(1, 24), steps=-1)
     with pytest.raises(DrawingError, match="the personalization diverged"):
