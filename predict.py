@@ -155,7 +155,7 @@ class Predictor(BasePredictor):
         except AestheticError:
             raise  # without a traceback in the log: Cog shows the message
         except Exception:
-            check()  # no failure if it was cancelled: the next prediction may have deleted its files
+            check()  # no failure if it was canceled: the next prediction may have deleted its files
             log.exception("The prediction failed")
             raise
 

@@ -1,4 +1,4 @@
-"""Predictions that can be cancelled at any moment, and stop only at a `check`.
+"""Predictions that can be canceled at any moment, and stop only at a `check`.
 
 Cog cancels a prediction by raising an exception at whatever bytecode its thread has reached. Python's libraries do not
 survive that: a lock just acquired (of a progress bar, the log, an import) is never released, and the next thread that
@@ -18,14 +18,14 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeVar
 
-__all__ = ["Cancelled", "Predictions", "check"]
+__all__ = ["Canceled", "Predictions", "check"]
 
 POLL = 0.05  # seconds
 Result = TypeVar("Result")
 
 
-class Cancelled(BaseException):
-    """Ends a cancelled prediction. A BaseException, so that `except Exception` does not report it as a failure."""
+class Canceled(BaseException):
+    """Ends a canceled prediction. A BaseException, so that `except Exception` does not report it as a failure."""
 
 
 class _Wait:
@@ -38,10 +38,10 @@ _wait: ContextVar[_Wait | None] = ContextVar("_wait", default=None)
 
 
 def check() -> None:
-    """Raise Cancelled in a cancelled prediction. Call it in every loop that may take a while."""
+    """Raise Canceled in a canceled prediction. Call it in every loop that may take a while."""
     wait = _wait.get()
     if wait is not None and wait.over:
-        raise Cancelled
+        raise Canceled
 
 
 class Predictions:
@@ -55,7 +55,7 @@ class Predictions:
         weakref.finalize(self, self._jobs.put, None)
 
     def is_busy(self) -> bool:
-        """Whether a prediction is running, including a cancelled one that has not reached a `check`."""
+        """Whether a prediction is running, including a canceled one that has not reached a `check`."""
         return self._busy.is_set()
 
     def make(self, predict: Callable[..., Result], *arguments: object) -> Result:
@@ -94,5 +94,5 @@ def _work(jobs: "SimpleQueue[Any]", busy: Event) -> None:
 
 def _predict(wait: _Wait, predict: Callable[..., Result], arguments: tuple[object, ...]) -> Result:
     _wait.set(wait)
-    check()  # it may have been cancelled while it was queued
+    check()  # it may have been canceled while it was queued
     return predict(*arguments)

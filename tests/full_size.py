@@ -79,7 +79,7 @@ def _draw(service: Service, folder: Path) -> list[str]:
     pngs = {service.predict(REQUEST, folder)[0][0].read_bytes() for _ in range(3)}
     assert len(pngs) == 1, "the same request gave different files"
     with Image.open(folder / "output.0.png") as image:
-        assert np.asarray(image).std() > 0, "the picture is of one colour"
+        assert np.asarray(image).std() > 0, "the picture is of one color"
     assert all(torch.equal(weight, before[name]) for name, weight in weights(service.model).items())
     return [f"files opened while drawing: {_opened(lambda: service.predict(REQUEST, folder))}"]
 

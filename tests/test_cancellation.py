@@ -1,4 +1,4 @@
-"""Cancelled predictions end, and do not delay others."""
+"""Canceled predictions end, and do not delay others."""
 
 import gc
 import logging
@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from aesthetic.cancellation import Cancelled, Predictions, check
+from aesthetic.cancellation import Canceled, Predictions, check
 from aesthetic.request import Request
 from aesthetic.service import Service
-from tests.cancelling import Asking
+from tests.canceling import Asking
 
 
 def test_results_and_errors_reach_the_caller() -> None:
@@ -47,7 +47,7 @@ class Large:
     """Stands for the data of a prediction."""
 
     def go_on(self) -> None:
-        """Until it is cancelled."""
+        """Until it is canceled."""
         while True:
             check()
 
@@ -109,32 +109,32 @@ class Endless:
             while True:
                 self._step()
                 check()
-        except Cancelled:
+        except Canceled:
             self.stopped.set()
             raise
 
 
-def test_a_cancelled_prediction_stops_and_the_next_begins() -> None:
+def test_a_canceled_prediction_stops_and_the_next_begins() -> None:
     predictions, endless = Predictions(), Endless()
     asking = Asking(lambda: predictions.make(endless))
     assert endless.begun.wait(30)
     asking.cancel()
-    assert asking.wait() == "cancelled"
+    assert asking.wait() == "canceled"
     assert predictions.make(endless.stopped.is_set)
 
 
-def test_a_prediction_cancelled_in_the_queue_never_begins() -> None:
+def test_a_prediction_canceled_in_the_queue_never_begins() -> None:
     predictions, endless, never = Predictions(), Endless(), Endless()
     first = Asking(lambda: predictions.make(endless))
     assert endless.begun.wait(30)
     second = Asking(lambda: predictions.make(never))
     second.cancel()
-    assert second.wait() == "cancelled"
+    assert second.wait() == "canceled"
     first.cancel()
     assert not predictions.make(never.begun.is_set)
 
 
-def test_progress_bars_logs_and_locks_survive_cancelling(caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_bars_logs_and_locks_survive_canceling(caplog: pytest.LogCaptureFixture) -> None:
     """If raised in the prediction itself, one exception in some dozens would leave a lock taken."""
     lock = threading.Condition()
 
@@ -149,7 +149,7 @@ def test_progress_bars_logs_and_locks_survive_cancelling(caplog: pytest.LogCaptu
         asking = Asking(lambda endless=endless: predictions.make(endless))  # type: ignore[misc]
         assert endless.begun.wait(30)
         asking.cancel()
-        assert asking.wait() == "cancelled"
+        assert asking.wait() == "canceled"
     assert predictions.make(step) is None
 
 
@@ -180,7 +180,7 @@ def test_a_long_prediction_stops_within_a_step(
         asking = Asking(lambda: predictions.make(service.predict, request, tmp_path))
         assert begun.wait(60)
         asking.cancel()
-        assert asking.wait() == "cancelled"
+        assert asking.wait() == "canceled"
         before = len(calls)
         predictions.make(int)
         assert len(calls) <= before + 2

@@ -37,7 +37,7 @@ from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
 from predict import Predictor
 from tests import lora, original
-from tests.cancelling import cancel
+from tests.canceling import cancel
 from tests.models import sd2
 from tests.models.test_lora import structure
 from tests.original import difference
@@ -131,7 +131,7 @@ def test_graphs_draw_the_same_as_the_parts(home: Path, nhwc: Model, quick: Reque
     assert drawn(graph, request) == drawn(plain, request)
 
 
-def test_a_capture_completes_when_its_prediction_is_cancelled(home: Path, nhwc: Model, quick: Request) -> None:
+def test_a_capture_completes_when_its_prediction_is_canceled(home: Path, nhwc: Model, quick: Request) -> None:
     expected = drawn(Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None)), quick)
     service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
     shapes = [replace(quick, width=width, aesthetic_steps=20, aesthetic_lr=0.1) for width in (192, 256, 320, 384)]

@@ -25,7 +25,7 @@ from aesthetic.request import FIELDS, RENAMED, Request, base_type
 from aesthetic.service import Service
 from predict import Predictor
 from script import schema
-from tests.cancelling import Asking
+from tests.canceling import Asking
 from tests.conftest import TEST_DATA
 from tests.snapshot import ROOT
 
@@ -340,7 +340,7 @@ def test_only_unexpected_errors_log_a_traceback(
     assert "Traceback" in caplog.text
 
 
-def test_an_error_after_cancelling_is_not_logged_as_a_failure(
+def test_an_error_after_canceling_is_not_logged_as_a_failure(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     predictor, begun, go_on = Predictor(), threading.Event(), threading.Event()
@@ -355,7 +355,7 @@ def test_an_error_after_cancelling_is_not_logged_as_a_failure(
     asking = Asking(lambda: predictor.predictions.make(predictor._draw, {}, tmp_path))
     assert begun.wait(30)
     asking.cancel()
-    assert asking.wait() == "cancelled"
+    assert asking.wait() == "canceled"
     go_on.set()
     predictor.predictions.make(int)
     assert "Traceback" not in caplog.text

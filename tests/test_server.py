@@ -186,7 +186,7 @@ def test_put(address: str) -> None:
     assert files(prediction) == files(draw(address))
 
 
-def test_cancelled_predictions_change_nothing(address: str) -> None:
+def test_canceled_predictions_change_nothing(address: str) -> None:
     expected = files(draw(address))
     with webhook() as (url, events):
         for i in range(5):

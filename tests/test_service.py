@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
-from aesthetic.cancellation import Cancelled
+from aesthetic.cancellation import Canceled
 from aesthetic.embeddings import embedding
 from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, ImageError, RequestError
 from aesthetic.images import metadata
@@ -31,7 +31,7 @@ from aesthetic.pipeline.conditioning import condition
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import original, snapshot
-from tests.cancelling import cancel
+from tests.canceling import cancel
 from tests.images.test_user_images import encoded, zipped
 from tests.original import difference
 from tests.snapshot import MODEL
@@ -158,8 +158,8 @@ def test_after_any_prediction_the_next_equals_that_of_a_fresh_process(
         patch.setattr(sampling, "is_unsafe", lambda *_: True)
         with pytest.raises(DrawingError):
             service.draw(replace(quick, aesthetic_lr=0.1))
-    cancelled = sum(cancel(service, replace(quick, aesthetic_steps=50, aesthetic_lr=0.1)) for _ in range(20))
-    assert cancelled > 5
+    canceled = sum(cancel(service, replace(quick, aesthetic_steps=50, aesthetic_lr=0.1)) for _ in range(20))
+    assert canceled > 5
     assert png(service, quick, tmp_path / "next") == first
     (tmp_path / "fresh").mkdir()
     command = [sys.executable, "-c", FRESH, str(tmp_path / "first" / "output.0.png"), str(tmp_path / "fresh")]
@@ -412,16 +412,16 @@ def test_an_error_in_encoding_is_raised(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cancelled_prediction_starts_no_more_work(
+def test_a_canceled_prediction_starts_no_more_work(
     service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cancelled(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
+    def canceled(model: Model, latents: Tensor) -> Iterator[Tensor | None]:
         yield next(sample_decode(model, latents))
-        raise Cancelled
+        raise Canceled
 
     sample_decode, before = sampling.decode, threading.active_count()
-    monkeypatch.setattr(sampling, "decode", cancelled)
-    with pytest.raises(Cancelled):
+    monkeypatch.setattr(sampling, "decode", canceled)
+    with pytest.raises(Canceled):
         service.predict(replace(quick, num_outputs=2), tmp_path)
     assert threading.active_count() == before
     assert list(tmp_path.iterdir()) == []

@@ -107,7 +107,7 @@ class GraphedModule(nn.Module):
 class _Unet(GraphedModule):
     """Keeps Python at most AHEAD calls ahead of the GPU.
 
-    Otherwise Python would launch all steps at once: the progress bar would be wrong, and after a cancelled prediction
+    Otherwise Python would launch all steps at once: the progress bar would be wrong, and after a canceled prediction
     the next one would wait for the launched steps.
     """
 

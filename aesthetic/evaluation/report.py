@@ -125,7 +125,7 @@ def _plot(axes: Axes, found: Sequence[Effect], y: Measure, x: Measure | None = N
             axes.errorbar(_means(right), _means(up), xerr=_bars(right), yerr=_bars(up), **_style(name))
     axes.set_xlabel("steps" if x is None else x.axis)
     axes.set_ylabel(y.axis)
-    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.axhline(0, color="gray", linewidth=0.5)
     axes.grid(alpha=0.3)
 
 

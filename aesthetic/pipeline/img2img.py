@@ -82,7 +82,7 @@ def run_vae(vae: Any, run: Callable[[Any, Tensor], Tensor], inputs: Tensor) -> T
     result = run(vae, inputs.to(vae.dtype))
     if result.isfinite().all():
         return result
-    return run(copy.deepcopy(vae).float(), inputs.float())  # a copy: the prediction may be cancelled here
+    return run(copy.deepcopy(vae).float(), inputs.float())  # a copy: the prediction may be canceled here
 
 
 def paste_kept_pixels(image: Tensor, init: InitImage) -> Tensor:

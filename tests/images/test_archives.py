@@ -97,10 +97,10 @@ def folder(path: Path) -> None:
         lambda path: path.write_bytes(gzip.compress(tarred({"a.txt": bytes(10**6)}))),
     ],
 )
-def test_reading_ends_once_it_is_cancelled(tmp_path: Path, write: Callable[[Path], object]) -> None:
+def test_reading_ends_once_it_is_canceled(tmp_path: Path, write: Callable[[Path], object]) -> None:
     write(tmp_path / "likes")
     context, wait = copy_context(), cancellation._Wait()
     context.run(cancellation._wait.set, wait)
     wait.over = True
-    with pytest.raises(cancellation.Cancelled):
+    with pytest.raises(cancellation.Canceled):
         context.run(lambda: list(read_images(tmp_path / "likes", LOCAL)))

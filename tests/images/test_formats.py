@@ -166,7 +166,7 @@ def test_a_png_of_too_many_pieces_is_refused_before_it_is_opened(tmp_path: Path)
 
 
 @pytest.mark.parametrize("write", [heic, avif, *(partial(encoded, kind=kind) for kind in ENCODED)])
-def test_opening_ends_once_it_is_cancelled(write: Callable[[Image.Image], bytes]) -> None:
+def test_opening_ends_once_it_is_canceled(write: Callable[[Image.Image], bytes]) -> None:
     data = write(signpost())
     kind = format_of(data)
     assert kind is not None
@@ -174,7 +174,7 @@ def test_opening_ends_once_it_is_cancelled(write: Callable[[Image.Image], bytes]
     context.run(cancellation._wait.set, wait)
     with context.run(open_image, kind, data):
         wait.over = True
-    with pytest.raises(cancellation.Cancelled):
+    with pytest.raises(cancellation.Canceled):
         context.run(open_image, kind, data)
 
 

@@ -25,7 +25,7 @@ from aesthetic.pipeline.conditioning import condition
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import lora
-from tests.cancelling import cancel
+from tests.canceling import cancel
 from tests.models import single_file
 from tests.original import difference
 from tests.snapshot import MODEL, sha256
@@ -227,8 +227,8 @@ def test_the_next_image_is_always_that_of_a_fresh_model(
     with pytest.raises(DrawingError, match=r"lora_scale"):
         service.draw(replace(strong, lora=huge, aesthetic_steps=0))
     random.seed(5)
-    cancelled = sum(cancel(service, replace(added, aesthetic_steps=50)) for _ in range(15))
-    assert cancelled > 5
+    canceled = sum(cancel(service, replace(added, aesthetic_steps=50)) for _ in range(15))
+    assert canceled > 5
     assert [drawn(service, request) for request in (added, strong)] == fresh[::-1]
 
 

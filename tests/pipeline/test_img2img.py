@@ -288,12 +288,12 @@ def test_a_mask_of_only_clear_and_faint_paint_is_refused(over: Request, color: A
 
 
 def test_clear_corners_of_an_opaque_mask_are_kept(over: Request) -> None:
-    grey = Image.new("L", (300, 200))
-    grey.paste(255, HOLE)
+    gray = Image.new("L", (300, 200))
+    gray.paste(255, HOLE)
     for hidden in ((0, 0, 0, 0), (255, 255, 255, 0)):
-        cornered = grey.convert("RGBA")
+        cornered = gray.convert("RGBA")
         cornered.paste(hidden, (50, 0, 58, 8))
-        assert abs(masked(over, cornered).astype(int) - masked(over, grey)).max() <= 1
+        assert abs(masked(over, cornered).astype(int) - masked(over, gray)).max() <= 1
 
 
 @pytest.mark.parametrize("color", ["white", (255, 255, 255, 200), (200, 200, 200, 255)])

@@ -18,7 +18,7 @@ class Thrown(BaseException):
 
 
 class Asking:
-    """A thread that calls a function. outcome: "finished" or "cancelled", once it has ended."""
+    """A thread that calls a function. outcome: "finished" or "canceled", once it has ended."""
 
     def __init__(self, ask: Callable[[], object]) -> None:
         self.outcome: str | None = None
@@ -30,7 +30,7 @@ class Asking:
             ask()
             self.outcome = "finished"
         except Thrown:
-            self.outcome = "cancelled"
+            self.outcome = "canceled"
 
     def cancel(self) -> None:
         """Raise the exception in the thread, wherever it is."""
@@ -53,4 +53,4 @@ def cancel(service: Service, request: Request) -> bool:
         outcome = asking.wait()
         assert outcome is not None, "it waits forever"
         predictions.make(int)  # the next one has its turn when this one has ended
-    return outcome == "cancelled"
+    return outcome == "canceled"
