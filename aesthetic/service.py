@@ -238,13 +238,14 @@ class Service:
 
     def _images(self, job: _Job, stop: PersonalizedConditioning) -> Iterator[tuple[Image.Image, Recipe, bool]]:
         """The images of a request at one stop, each with its recipe, and whether the safety checker blocks it."""
+        recipes = [self._recipe(job, stop, index) for index in range(job.request.num_outputs)]
 
         def ready(index: int, image: Image.Image) -> None:
-            job.on_image(image, self._recipe(job, stop, index))
+            job.on_image(image, recipes[index])
 
         inputs = (self.accelerated, stop.conditioning, job.request, job.init)
         for sample in sampling.sample(*inputs, stopwatch=job.stopwatch, ready=ready):
-            yield sample.image, self._recipe(job, stop, sample.index), sample.is_unsafe
+            yield sample.image, recipes[sample.index], sample.is_unsafe
 
     def _recipe(self, job: _Job, stop: PersonalizedConditioning, index: int) -> Recipe:
         """How to draw image `index` of a request at a stop, alone."""

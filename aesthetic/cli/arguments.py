@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..embeddings.registry import Registry, is_path
 from ..errors import RequestError, naming_input
 from ..request import FIELDS, Request, base_type
 
@@ -89,10 +90,10 @@ def given_inputs(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def aesthetic_input(path_or_name: str) -> dict[str, Any]:
-    """The input for an aesthetic's file, if the text has a folder or a known suffix, or else for its name."""
-    path = Path(path_or_name)
-    is_path = path.suffix in (".pt", ".safetensors") or len(path.parts) > 1
-    return {"aesthetic_embedding_file": path} if is_path else {"aesthetic_embedding": path_or_name}
+    """The input for an aesthetic's file or for its name, whichever the text means."""
+    if is_path(path_or_name):
+        return {"aesthetic_embedding_file": Path(path_or_name)}
+    return {"aesthetic_embedding": path_or_name}
 
 
 def check_drawing(request: Request, model: str | None) -> None:
@@ -100,7 +101,6 @@ def check_drawing(request: Request, model: str | None) -> None:
 
     Checks without torch, which takes seconds to import, come first.
     """
-    from ..embeddings.registry import Registry
     from ..images import init_image, user_images
     from ..models import checkpoint
 
@@ -111,8 +111,11 @@ def check_drawing(request: Request, model: str | None) -> None:
         if request.aesthetic_images is not None:
             with naming_input("aesthetic_images"):
                 next(user_images.read_images(request.aesthetic_images, user_images.UPLOAD, label="the file"))
-        is_default = request.aesthetic_source == "aesthetic_embedding" and name is None and clip_space is not None
-        for part in [registry.default(clip_space)] if is_default else mix if name is None else [name]:
+        if name is not None:
+            registry.find(name, clip_space)
+        elif request.aesthetic_source == "aesthetic_embedding" and clip_space is not None:
+            registry.find(registry.default(clip_space), clip_space)
+        for part in mix:
             registry.find(part, clip_space)
     if request.lora is not None:
         from ..models.lora_file import load_lora

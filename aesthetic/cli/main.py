@@ -11,7 +11,7 @@ from ..settings import silence_libraries
 from . import benchmark, download_weights, embeddings, evaluate, predict, recipe, sweep, txt2img
 from .arguments import HelpFormatter
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "exit_status", "main"]
 
 # The functions that add a command's flags and that run it, and its purpose.
 COMMANDS: dict[str, tuple[Callable[..., None], Callable[..., None], str]] = {
@@ -36,12 +36,17 @@ def main(arguments: list[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # which tqdm reads when it is imported
     options = _parser().parse_args(arguments)
+    return exit_status("aesthetic", lambda: options.run(options))
+
+
+def exit_status(program: str, action: Callable[[], object]) -> int:
+    """Run `action` and return the program's exit status; an error that the user can mend is one line."""
     try:
-        options.run(options)
+        action()
     except BrokenPipeError:  # of the reader's choice, as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails
     except (AestheticError, OSError) as error:
-        print(f"aesthetic: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -5,20 +5,19 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
 from ..errors import RequestError
-from ..request import RENAMED, Request
+from ..request import FIELDS, RENAMED, Request
 from .arguments import add_ckpt, check_drawing
 
 __all__ = ["add", "parse_inputs", "predict"]
 
 log = logging.getLogger(__name__)
 
-KINDS: dict[str, Any] = {spec.name: spec.type for spec in fields(Request)}
+KINDS: dict[str, Any] = {name: spec.type for name, spec in FIELDS.items()}
 KINDS |= {name: KINDS[new_name] | None for name, new_name in RENAMED.items()} | {"plms": bool | None}
 
 

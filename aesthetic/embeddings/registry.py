@@ -13,7 +13,7 @@ from ..settings import DOWNLOAD, INCOMPLETE, find, home
 if TYPE_CHECKING:
     from .embedding import Aesthetic
 
-__all__ = ["Entry", "Registry"]
+__all__ = ["Entry", "Registry", "is_path"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,12 @@ class Entry:
     made_of: str
     url: str | None = None  # None for files that are bundled
     default: bool = False  # whether models of this CLIP space follow it unless another is given
+
+
+def is_path(name_or_path: str) -> bool:
+    """Whether a text means an aesthetic's file, since it has a folder in it or a known suffix, or else its name."""
+    path = Path(name_or_path)
+    return path.suffix in (".pt", ".safetensors") or len(path.parts) > 1
 
 
 class Registry:

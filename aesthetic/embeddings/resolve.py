@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import EmbeddingError, RequestError
 from . import embedding, interpolation
 from .embedding import Aesthetic
-from .registry import Registry
+from .registry import Registry, is_path
 
 __all__ = ["load_aesthetic", "mix", "resolve"]
 
@@ -18,14 +18,13 @@ __all__ = ["load_aesthetic", "mix", "resolve"]
 def load_aesthetic(source: str | Path) -> Aesthetic:
     """The aesthetic called `source`, or the one in a .pt or .safetensors file.
 
-    source: a path if it is a Path, has one of these suffixes, or has a folder in it; otherwise a name of the index.
+    source: a path if it is a Path or `is_path`; otherwise a name of the index.
 
     Raises RequestError for an unknown name; EmbeddingError for a named aesthetic that has not been downloaded, and for
     a file that is missing or does not hold one vector of finite floats.
     """
-    path = Path(source)
-    if isinstance(source, Path) or path.suffix in (".pt", ".safetensors") or len(path.parts) > 1:
-        return embedding.load_aesthetic(path)
+    if isinstance(source, Path) or is_path(source):
+        return embedding.load_aesthetic(Path(source))
     return Registry().load(source)
 
 

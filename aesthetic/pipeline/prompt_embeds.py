@@ -48,8 +48,8 @@ def prompt_embeds(
     Not for use inside torch.inference_mode. Raises CheckpointError if no projection is given or downloaded;
     EmbeddingError if the aesthetic is of another CLIP space (a given projection is known by its dimensions and digest);
     ValueError if the projection does not fit text encoder and vector, if that has no direction, or if steps or lr are
-    negative; RequestError if
-    a weight can't be read; DrawingError if the personalization diverges; and what `load_aesthetic` raises.
+    negative; RequestError if a weight can't be read; DrawingError if the personalization diverges; and what
+    `load_aesthetic` raises.
     """
     if steps < 0 or not lr >= 0:
         raise ValueError(f"steps and lr must be 0 or more, not {steps} and {lr}")
@@ -62,8 +62,6 @@ def prompt_embeds(
         weight = clip.read_projection() if projection is None else projection
         vector = aesthetic if isinstance(aesthetic, Tensor) else _fitting(aesthetic, weight, projection is None)
         encoder = _projected_copy(pipe.text_encoder, weight, vector).to(device)
-        if not vector.isfinite().all() or not vector.any():
-            raise ValueError("the aesthetic must be finite, and not zero")
         target = unit(vector).to(device)
         *_, last = gradient.personalize(encoder, plain.tokens.input_ids, target, steps=steps, lr=lr)
         positive = plain.personalized(last, f"lr ({lr}) or steps ({steps})").to(positive.dtype)
@@ -91,6 +89,8 @@ def _projected_copy(text_encoder: Any, projection: Tensor, aesthetic: Tensor) ->
             f"the text encoder is {text_encoder.config.hidden_size} wide, the projection is {dim} × {hidden} "
             f"and the aesthetic {list(aesthetic.shape)}: they don't belong together"
         )
+    if not aesthetic.isfinite().all() or not aesthetic.any():
+        raise ValueError("the aesthetic must be finite, and not zero")
     # Removing accelerate's hooks brings back the weights of an offloaded text encoder, in the copy only.
     copied = remove_hook_from_module(copy.deepcopy(text_encoder), recurse=True).float()
     encoder = clip.project(copied, projection)

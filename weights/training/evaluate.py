@@ -20,8 +20,8 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
+from aesthetic.cli.main import exit_status
 from aesthetic.embeddings.embedding import Aesthetic
-from aesthetic.errors import AestheticError
 from aesthetic.evaluation import evaluate
 from aesthetic.evaluation.judges import Judge
 from aesthetic.evaluation.results import Measure
@@ -125,28 +125,25 @@ def _draw(service: Service, prompt: str, drawing: Mapping[str, Any], count: int)
 def main(arguments: list[str] | None = None) -> int:
     """Run the evaluation; returns the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        judges = Judges.load(options.judges)
-        drawing = {name: getattr(options, name) for name in ("seed", *DRAWING)}
-        plan = evaluate.prepare(
-            model="demo",
-            prompts=[judges.captions[label] for label in judges.prompts],
-            aesthetics={name: {"aesthetic_embedding": name} for name in AESTHETICS},
-            steps=STEPS,
-            seeds=options.seeds,
-            drawing=drawing,
-            judge=trained_judge(judges),
-        )
-        written = evaluate.run(plan, options.outdir)
-        path = options.outdir / "words.md"
-        if written is not None and not path.is_file():
-            path.write_text(words(Service.load("demo"), judges, drawing, options.seeds), encoding="utf-8")
-    except (AestheticError, OSError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status("evaluate", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    judges = Judges.load(options.judges)
+    drawing = {name: getattr(options, name) for name in ("seed", *DRAWING)}
+    plan = evaluate.prepare(
+        model="demo",
+        prompts=[judges.captions[label] for label in judges.prompts],
+        aesthetics={name: {"aesthetic_embedding": name} for name in AESTHETICS},
+        steps=STEPS,
+        seeds=options.seeds,
+        drawing=drawing,
+        judge=trained_judge(judges),
+    )
+    written = evaluate.run(plan, options.outdir)
+    path = options.outdir / "words.md"
+    if written is not None and not path.is_file():
+        path.write_text(words(Service.load("demo"), judges, drawing, options.seeds), encoding="utf-8")
 
 
 def add_drawing_flags(parser: argparse.ArgumentParser, *, seed: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from aesthetic.errors import AestheticError
+from aesthetic.cli.main import exit_status
 from aesthetic.request import Request
 from aesthetic.service import Service
 
@@ -109,24 +109,21 @@ def compressed(image: Image.Image) -> bytes:
 def main(arguments: list[str] | None = None) -> int:
     """Draw the sheets; returns the exit status."""
     options = _parser().parse_args(arguments)
+    return exit_status("sheets", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
     alike = {name: getattr(options, name) for name in ("seed", *DRAWING)}
-    try:
-        judges, service = Judges.load(options.judges), Service.load("demo")
-        options.output.mkdir(parents=True, exist_ok=True)
-        sheets = {"styles": styles(judges, options.prompts), "steps": steps(judges, options.prompts[0])}
-        with tempfile.TemporaryDirectory() as folder:
-            for name, cells in {**sheets, **strips(service, alike, Path(folder))}.items():
-                if name in (options.only or [name]):
-                    images = {cell: draw(service, {**alike, **cells[cell]}) for cell in tqdm(cells, unit="image")}
-                    path = options.output / f"{name}.png"
-                    path.write_bytes(compressed(sheet(images, list(cells))))
-                    print(path)
-    except (AestheticError, OSError) as error:
-        print(f"sheets: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    judges, service = Judges.load(options.judges), Service.load("demo")
+    options.output.mkdir(parents=True, exist_ok=True)
+    sheets = {"styles": styles(judges, options.prompts), "steps": steps(judges, options.prompts[0])}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, cells in {**sheets, **strips(service, alike, Path(folder))}.items():
+            if name in (options.only or [name]):
+                images = {cell: draw(service, {**alike, **cells[cell]}) for cell in tqdm(cells, unit="image")}
+                path = options.output / f"{name}.png"
+                path.write_bytes(compressed(sheet(images, list(cells))))
+                print(path)
 
 
 def _parser() -> argparse.ArgumentParser:
