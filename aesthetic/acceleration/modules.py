@@ -1,15 +1,10 @@
 """The parts of a model that run on a GPU, wrapped so that the same call is faster.
 
-    plain    diffusers' and transformers' own modules: the only mode on a CPU
-    graph    every part (cuda_graphs.py) and the personalization (graphed_personalizer.py) replayed as CUDA graphs
-    compile  the same of compiled code (compiled.py), for the shapes that were compiled; the UNet computes an
-             attention's queries, keys and values in one product
-
-A part computes the same in every mode, except for rounding.
+Every part (cuda_graphs.py) and the personalization (graphed_personalizer.py) are replayed as CUDA graphs. They compute
+the same as diffusers' and transformers' own modules, except for rounding.
 """
 
 import copy
-import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,35 +17,38 @@ from torch import Tensor, nn
 
 from ..models.loading import Model
 from ..personalizer import Personalizer
-from .compiled import Compiled
 from .cuda_graphs import GraphedCallable, Recorder
-from .graphed_personalizer import GraphedPersonalizer, forward_pass
+from .graphed_personalizer import GraphedPersonalizer
 
-__all__ = ["FUNCTIONS", "Accelerated", "fuse_projections", "use_channels_last"]
+__all__ = ["Accelerated", "accelerate"]
 
-log = logging.getLogger(__name__)
-
-COMPILED = ("unet", "vae", "encoder")  # the parts with most of the work; encoder is the personalization's
 AHEAD = 2  # UNet calls that Python may launch before the GPU has run them
+
+
+def accelerate(model: Model, speed: str) -> "Accelerated | None":
+    """The accelerated parts of `model` at a speed of settings.SPEEDS; None for "plain".
+
+    Stores the UNet's weights in the memory order of the GPU's convolutions, which saves converting them each time.
+    """
+    if speed == "plain":
+        return None
+    model.pipeline.unet.to(memory_format=torch.channels_last)
+    return Accelerated(model, Recorder(model.device))
 
 
 class Accelerated:
     """The accelerated parts of a model, also for models that share some of them, such as the same with a LoRA."""
 
-    def __init__(self, model: Model, recorder: Recorder, compiled: Compiled | None = None) -> None:
-        """compiled: code to use where its shapes fit."""
-        self.speed = "graph" if compiled is None else "compile"
+    def __init__(self, model: Model, recorder: Recorder) -> None:
         self._model, self._recorder = model, recorder
         parts = dict(model.pipeline.components)
-        if compiled is not None:
-            parts["unet"] = fuse_projections(parts["unet"])
-        self._graphed = {name: self._graph(name, parts[name], compiled) for name in ("unet", "vae", "text_encoder")}
+        self._graphed = {name: self._graph(name, parts[name]) for name in ("unet", "vae", "text_encoder")}
         if parts["safety_checker"] is not None:
             # Only the vision tower can be captured: the checker's decision is Python code.
             tower = parts["safety_checker"].vision_model
             graphed = self._graph("vision_model", tower)
             self._graphed["safety_checker"] = copy.deepcopy(parts["safety_checker"], {id(tower): graphed})
-        self._personalizer = GraphedPersonalizer(model.encoder, recorder, _best("encoder", compiled))
+        self._personalizer = GraphedPersonalizer(model.encoder, recorder)
 
     def wrap(self, model: Model) -> tuple[Model, Personalizer]:
         """`model` with accelerated parts, and its personalizer.
@@ -66,24 +64,8 @@ class Accelerated:
         fast = replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
         return fast, self._personalizer if model.encoder is self._model.encoder else Personalizer(model.encoder)
 
-    def _graph(self, name: str, part: Any, compiled: Compiled | None = None) -> Any:
-        return GRAPHED[name](part, GraphedCallable(partial(_best(name, compiled), part), self._recorder))
-
-
-def _best(name: str, compiled: Compiled | None) -> Callable[..., Any]:
-    """The function of a part and its inputs: compiled code for the shapes that have it, else the plain one."""
-    function, missed = FUNCTIONS[name], set[torch.Size]()
-    if compiled is None or name not in COMPILED:
-        return function
-
-    def best(part: Any, *inputs: Tensor) -> Any:
-        known = compiled.find(name, part, inputs)
-        if known is None and inputs[0].shape not in missed:
-            missed.add(inputs[0].shape)
-            log.warning("No compiled code for the %s at %s: using speed graph", name, list(inputs[0].shape))
-        return (known or function)(part, *inputs)
-
-    return best
+    def _graph(self, name: str, part: Any) -> Any:
+        return GRAPHED[name](part, GraphedCallable(partial(FUNCTIONS[name], part), self._recorder))
 
 
 class GraphedModule(nn.Module):
@@ -159,21 +141,8 @@ def _pooled(vision_model: Any, pixels: Tensor) -> Any:
 
 GRAPHED = {"unet": _Unet, "vae": _Vae, "text_encoder": _TextEncoder, "vision_model": _VisionModel}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "encoder": forward_pass,
     "unet": _noise,
     "vae": _decoded,
     "text_encoder": _hidden,
     "vision_model": _pooled,
 }
-
-
-def use_channels_last(model: Model) -> None:
-    """Store the UNet's weights in the memory order of the GPU's convolutions, which saves converting them each time."""
-    model.pipeline.unet.to(memory_format=torch.channels_last)
-
-
-def fuse_projections(unet: Any) -> Any:
-    """A copy of a UNet that shares its other weights and computes queries, keys and values in one product."""
-    fused = copy.deepcopy(unet, {id(weight): weight for weight in unet.parameters()})
-    fused.fuse_qkv_projections()
-    return fused.requires_grad_(False)

@@ -1,6 +1,6 @@
-"""The stages of a prediction, each done by plain diffusers with the original's loop and by services.
+"""The stages of a prediction, each done by plain diffusers with the original's loop and by a service.
 
-Inputs are prepared once, so that every way gets the same, and the work of a stage is counted for its floor.
+Inputs are prepared once, so that both ways get the same, and the work of a stage is counted for its floor.
 """
 
 from collections import deque
@@ -37,7 +37,7 @@ class Stages:
     work: the least work of each stage whose work is known.
     """
 
-    def __init__(self, model: Model, services: Mapping[str, Service], request: Request, folder: Path) -> None:
+    def __init__(self, model: Model, service: Service, request: Request, folder: Path) -> None:
         self.model, self.folder = model, folder
         self.request = with_random_aesthetic(request, model, folder)
         self.target = embedding.load_aesthetic(folder / AESTHETIC).vector.to(model.device)
@@ -49,8 +49,8 @@ class Stages:
         self.noise = sampling.starting_noise(model, self.request, sampling.generators(self.request))
         self.latents = sampling.denoise(model, self.conditioning, self.request)
         self.images = [image for image in sampling.decode(model, self.latents) if image is not None]
-        self.drawn = next(iter(services.values())).draw(self.request).images
-        ways = {PLAIN: self._plain(), **{way: self._ours(service) for way, service in services.items()}}
+        self.drawn = service.draw(self.request).images
+        ways = {PLAIN: self._plain(), service.speed: self._ours(service)}
         self.ways = {stage: {way: actions[stage] for way, actions in ways.items()} for stage in ways[PLAIN]}
         self.work = self._work()
 
@@ -68,7 +68,7 @@ class Stages:
         }
 
     def _ours(self, service: Service) -> Actions:
-        """Each stage as a service does it."""
+        """Each stage as the service does it."""
         step = self._step(self.request.num_outputs)
         return {
             "personalization": lambda: self._personalization(service.personalizer),
