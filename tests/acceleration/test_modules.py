@@ -40,6 +40,9 @@ def nhwc(model: Model) -> Model:
 @pytest.fixture
 def fast_service(nhwc: Model, service: Service, launched: list[str], monkeypatch: pytest.MonkeyPatch) -> Service:
     monkeypatch.setattr(modules, "Recorder", lambda _: EagerRecorder())
+    monkeypatch.setattr(
+        modules, "_written_out", lambda _: None
+    )  # Triton's interpreter is slow: see test_written_out.py
     return Service(nhwc, service.registry, modules.accelerate(nhwc, "fast"))
 
 
