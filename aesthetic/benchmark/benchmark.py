@@ -25,7 +25,7 @@ from ..request import Request
 from ..service import Service
 from . import roofline
 from .roofline import Rates
-from .stages import PLAIN, Stages, with_random_aesthetic
+from .stages import PLAIN, TEN, Stages, with_random_aesthetic
 
 __all__ = ["Case", "compare", "run", "table"]
 
@@ -143,7 +143,7 @@ def compare(model: Model, service: Service, request: Request, rates: Rates, *, r
             scheduler=request.scheduler,
             speed=service.speed,
             seconds=seconds,
-            floor={**floor, "whole": sum(least for stage, least in floor.items() if stage != "UNet step")},
+            floor={**floor, "whole": sum(least for stage, least in floor.items() if stage != TEN)},
             peak=0,
             difference=stages.differences(service),
             repeatable={way: len(different) == 1 for way, different in files.items()},

@@ -23,9 +23,10 @@ from . import roofline
 from .baseline import Original, difference
 from .roofline import Work
 
-__all__ = ["PLAIN", "Stages", "with_random_aesthetic"]
+__all__ = ["PLAIN", "TEN", "Stages", "with_random_aesthetic"]
 
 PLAIN = "plain diffusers"
+TEN = "10 UNet steps"  # a part of the denoising, without the sampler
 AESTHETIC = "aesthetic.safetensors"
 Actions = Mapping[str, Callable[[], object]]
 
@@ -59,7 +60,7 @@ class Stages:
         step = self._step(self.request.num_outputs)
         return {
             "personalization": self._plain_personalization,
-            "UNet step": lambda: self._unet(self.model, step),
+            TEN: lambda: self._unet(self.model, step),
             "denoising": self._plain_denoising,
             "decoding": lambda: self.original.decode(self.latents),
             "safety check": lambda: self.original.check(torch.cat(self.images)),
@@ -72,7 +73,7 @@ class Stages:
         step = self._step(self.request.num_outputs)
         return {
             "personalization": lambda: self._personalization(service.personalizer),
-            "UNet step": lambda: self._unet(service.accelerated, step),
+            TEN: lambda: self._unet(service.accelerated, step),
             "denoising": lambda: sampling.denoise(service.accelerated, self.conditioning, self.request),
             "decoding": lambda: self._decoding(service.accelerated),
             "safety check": lambda: self._check(service.accelerated),
@@ -101,9 +102,9 @@ class Stages:
         }
 
     @torch.no_grad()
-    def _unet(self, model: Model, step: Mapping[str, Tensor]) -> Tensor:
-        noise: Tensor = model.pipeline.unet(**step, return_dict=False)[0]
-        return noise
+    def _unet(self, model: Model, step: Mapping[str, Tensor], steps: int = 10) -> None:
+        for _ in range(steps):  # in a row, as in the denoising
+            model.pipeline.unet(**step, return_dict=False)
 
     def _plain_denoising(self, embeds: Tensor | None = None, output_type: str = "latent") -> Any:
         request = self.request
@@ -154,10 +155,10 @@ class Stages:
             operations = count * roofline.operations(action)
             return Work(flops=operations, bytes=roofline.bytes_of(module), dtype=parts.dtype)
 
-        unet = of(parts.unet, lambda: self._unet(self.model, self._step(1)))
+        unet = of(parts.unet, lambda: self._unet(self.model, self._step(1), 1))
         work = {
             "personalization": self._personalization_work(),
-            "UNet step": unet,
+            TEN: unet.times(10),
             "denoising": unet.times(self._calls()),
             "decoding": of(parts.vae.decoder, lambda: self.original.decode(self.latents[:1])),
         }

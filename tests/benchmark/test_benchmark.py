@@ -10,12 +10,12 @@ import torch
 from aesthetic.benchmark import benchmark
 from aesthetic.benchmark.benchmark import Case
 from aesthetic.benchmark.roofline import Rates
-from aesthetic.benchmark.stages import PLAIN
+from aesthetic.benchmark.stages import PLAIN, TEN
 from aesthetic.cli.main import main
 from aesthetic.request import Request
 from aesthetic.service import Service
 
-STAGES = ["personalization", "UNet step", "denoising", "decoding", "safety check", "PNG", "whole"]
+STAGES = ["personalization", TEN, "denoising", "decoding", "safety check", "PNG", "whole"]
 OURS = "plain"
 RATES = Rates(flops={torch.float32: 1e12}, bytes=1e10)
 
@@ -57,7 +57,7 @@ def test_an_ancestral_sampler_draws_the_same(service: Service) -> None:
 
 
 def test_floors_add_up(case: Case, service: Service) -> None:
-    assert case.floor["denoising"] == pytest.approx(4 * case.floor["UNet step"])  # PNDM makes one more call
+    assert case.floor["denoising"] == pytest.approx(0.4 * case.floor[TEN])  # PNDM makes one more call
     parts = ("personalization", "denoising", "decoding", "safety check")
     assert case.floor["whole"] == pytest.approx(sum(case.floor[part] for part in parts))
     assert all(least > 0 for least in case.floor.values())
