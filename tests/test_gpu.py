@@ -15,12 +15,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image, ImageChops
 from transformers import CLIPModel
 
 from aesthetic.acceleration import modules
 from aesthetic.acceleration.cuda_graphs import CACHED, GraphedCallable, Recorder
 from aesthetic.acceleration.graphed_personalizer import GraphedPersonalizer
+from aesthetic.benchmark import random_model
 from aesthetic.cancellation import Predictions
 from aesthetic.embeddings import embedding
 from aesthetic.embeddings.registry import Registry
@@ -34,6 +36,7 @@ from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
 from predict import Predictor
 from tests import lora, original
+from tests.acceleration.test_written_out import TINY
 from tests.canceling import cancel
 from tests.models import sd2
 from tests.models.test_lora import structure
@@ -123,18 +126,67 @@ def test_the_replayed_personalization_is_deterministic(gpu: Model, home: Path, r
     assert difference(ours[0], theirs.conditioning) <= 1e-5
 
 
-def test_graphs_draw_the_same_as_the_parts(home: Path, nhwc: Model, quick: Request) -> None:
+@pytest.fixture(scope="module")
+def full() -> Model:
+    """Random weights in the shapes of Stable Diffusion 1.5."""
+    return random_model.build("sd15", GPU)
+
+
+def noises(unet: Any, sample: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+    noise: torch.Tensor = unet(
+        sample, torch.tensor(500.0, device=GPU), encoder_hidden_states=embeds, return_dict=False
+    )[0]
+    return noise.float()
+
+
+@pytest.mark.parametrize(("images", "height", "width"), [(2, 64, 64), (16, 64, 64), (1, 96, 128), (3, 16, 40)])
+@torch.no_grad()
+def test_the_unet_is_as_near_to_fp32_as_that_of_diffusers(full: Model, images: int, height: int, width: int) -> None:
+    fast = modules.Accelerated(full, Recorder(GPU)).wrap(full)[0].pipeline.unet
+    theirs, exact = full.pipeline.unet, copy.deepcopy(full.pipeline.unet).float()
+    dice = torch.Generator("cuda").manual_seed(0)
+    sample, embeds = (
+        torch.randn(images, *shape, generator=dice, device=GPU) for shape in ((4, height, width), (77, 768))
+    )
+    wanted = torch.cat([noises(exact, *(x[i : i + 1].half().float() for x in (sample, embeds))) for i in range(images)])
+    ours, again, plain = (noises(unet, sample.half(), embeds.half()) for unet in (fast, fast, theirs))
+    assert torch.equal(ours, again)
+    assert difference(ours, wanted) <= difference(plain, wanted)
+    assert difference(noises(fast, sample.half(), 2 * embeds.half()), ours) > 0.01  # other words, another noise
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128), (16, 40)])
+@torch.no_grad()
+def test_the_decoder_is_as_near_to_fp32_as_that_of_diffusers(full: Model, height: int, width: int) -> None:
+    vae = full.pipeline.vae
+    fast, exact = modules.Accelerated(full, Recorder(GPU)).wrap(full)[0].pipeline.vae, copy.deepcopy(vae).float()
+    latents = torch.randn(1, 4, height, width, device=GPU, dtype=torch.float16)
+    wanted = exact.decode(latents.float(), return_dict=False)[0]
+    ours, plain = (one.decode(latents, return_dict=False)[0].float() for one in (fast, vae))
+    assert difference(ours, wanted) <= difference(plain, wanted)
+
+
+@pytest.mark.parametrize(
+    "options", [{"down_block_types": ("AttnDownBlock2D", "DownBlock2D")}, {"class_embed_type": None}]
+)
+def test_a_unet_of_another_kind_is_replayed_as_it_is(options: dict[str, Any]) -> None:
+    unet = UNet2DConditionModel(**TINY | options).to(GPU).eval().requires_grad_(False)
+    fast = modules._Unet(unet, Recorder(GPU))
+    sample, embeds = torch.randn(2, 4, 8, 8, device=GPU), torch.randn(2, 5, 24, device=GPU)
+    assert difference(noises(fast, sample, embeds), noises(unet, sample, embeds)) < 1e-3  # products in TF32 or not
+
+
+def test_every_size_and_number_is_drawn_as_by_the_parts(home: Path, gpu: Model, nhwc: Model, quick: Request) -> None:
     fast = Service(nhwc, Registry(home / "embeddings"), modules.accelerate(nhwc, "fast"))
-    plain = Service(nhwc, fast.registry)
-    request = replace(quick, aesthetic_steps=0)  # the fused Adam rounds differently
+    plain, first = Service(gpu, fast.registry), drawn(fast, quick)
     for scheduler in SCHEDULERS:
-        for wanted in (request, replace(request, num_outputs=3), replace(request, guidance_scale=1)):
+        for wanted in (quick, replace(quick, num_outputs=3), replace(quick, guidance_scale=1)):
             wanted = replace(wanted, scheduler=scheduler, num_inference_steps=5)  # noqa: PLW2901
-            assert drawn(fast, wanted) == drawn(plain, wanted)
+            require_alike(drawn(fast, wanted), drawn(plain, wanted))
     for width in range(128, 128 + 64 * (CACHED + 2), 64):  # more shapes than are kept
-        wanted = replace(request, width=width)
-        assert drawn(fast, wanted) == drawn(plain, wanted)
-    assert drawn(fast, request) == drawn(plain, request)
+        wanted = replace(quick, width=width)
+        require_alike(drawn(fast, wanted), drawn(plain, wanted))
+    assert drawn(fast, quick) == first
 
 
 def test_a_capture_completes_when_its_prediction_is_canceled(home: Path, nhwc: Model, quick: Request) -> None:
@@ -340,7 +392,11 @@ def test_stable_diffusion_2_draws_what_the_cpu_draws(
     home: Path, quick: Request, tmp_path: Path, prediction: str
 ) -> None:
     snapshot = checkpoint.locate(str(sd2.write(home, tmp_path / "second", prediction=prediction)), home / "weights")
-    ours, theirs = (Service(loading.load(snapshot, device), Registry(home / "embeddings")) for device in (GPU, CPU))
+    models = {device: loading.load(snapshot, device) for device in (GPU, CPU)}
+    ours, theirs = (
+        Service(models[device], Registry(home / "embeddings"), modules.accelerate(models[device], speed))
+        for device, speed in ((GPU, "fast"), (CPU, "plain"))
+    )
     path = tmp_path / "mine.safetensors"
     embedding.save_aesthetic(path, torch.randn(1, sd2.DIM, generator=torch.Generator().manual_seed(5)), {})
     for scheduler in ("DDIM", "PNDM", "K_EULER_ANCESTRAL"):
