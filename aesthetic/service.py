@@ -259,7 +259,7 @@ class Service:
             model={
                 "name": self.model.snapshot.name,
                 "revision": self.model.snapshot.revision,
-                "precision": str(self.model.pipeline.dtype).removeprefix("torch."),
+                "precision": str(self.model.dtype).removeprefix("torch."),
                 "speed": self.speed,
             },
             aesthetic=job.aesthetic.provenance if job.aesthetic is not None and stop.steps else {},
