@@ -26,11 +26,11 @@ class Decoder:
     def __init__(self, vae: Any) -> None:
         self.vae, self.decoder = vae, vae.decoder
         mid = vae.decoder.mid_block
-        self.first, self.last = (_Resnet(one) for one in mid.resnets)
+        self.first, self.last = (Resnet(one) for one in mid.resnets)
         self.attention = _Attention(mid.attentions[0])
         self.levels = [
             (
-                [_Resnet(one) for one in block.resnets],
+                [Resnet(one) for one in block.resnets],
                 Upsampling(block.upsamplers[0].conv) if block.upsamplers else None,
             )
             for block in vae.decoder.up_blocks
@@ -39,7 +39,7 @@ class Decoder:
     @staticmethod
     def unknown(vae: Any) -> dict[str, Any]:
         """Options of a VAE whose decoder is not written out here."""
-        return others(vae, dict.fromkeys(SIZES) | {"up_block_types": {"UpDecoderBlock2D"}})
+        return others(vae, SIZES, up_block_types={"UpDecoderBlock2D"})
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Images [N, 3, f · height, f · width], nominally in -1..1, of latents [N, channels, height, width]."""
@@ -55,16 +55,6 @@ class Decoder:
             y = y if upsampling is None else upsampling(y[0])
         image = conv(kernels.group_norm(decoder.conv_norm_out, *y), decoder.conv_out.weight, decoder.conv_out.bias)
         return image.permute(0, 3, 1, 2)
-
-
-class _Resnet:
-    """A resnet without a time."""
-
-    def __init__(self, block: Any) -> None:
-        self.resnet, self.bias = Resnet(block), block.conv1.bias[None]
-
-    def __call__(self, x: Tensor, sums: Tensor | None) -> Summed:
-        return self.resnet(x, sums, self.bias)
 
 
 class _Attention:

@@ -5,6 +5,7 @@ transformer in its layer norms, whose residual is what the products add to in pl
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,18 +18,15 @@ from .kernels import Summed
 __all__ = ["Resnet", "Transformer", "Upsampling", "attention", "conv", "others"]
 
 
-def others(part: Any, known: dict[str, set[str] | None]) -> dict[str, Any]:
-    """The options of a model of diffusers that differ from the defaults and from what `known` allows.
+def others(part: Any, free: Sequence[str], **blocks: set[str]) -> dict[str, Any]:
+    """The options of a model of diffusers, with their values, that are neither `free` nor at their defaults.
 
-    known: the values that an option may have, or may list; None allows all.
+    blocks: options that list kinds of blocks, and the kinds that they may list.
     """
     defaults = {name: one.default for name, one in inspect.signature(type(part)).parameters.items()}
-    found = {name: part.config[name] for name in defaults if part.config[name] != defaults[name]}
-    return {name: value for name, value in found.items() if name not in known or not _among(value, known[name])}
-
-
-def _among(value: Any, values: set[str] | None) -> bool:
-    return values is None or set(value) <= values
+    changed = {name: part.config[name] for name in defaults if part.config[name] != defaults[name]}
+    allowed = {name for name in changed if name in free or (name in blocks and set(changed[name]) <= blocks[name])}
+    return {name: value for name, value in changed.items() if name not in allowed}
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
@@ -48,15 +46,15 @@ class Resnet:
 
     def __init__(self, block: Any) -> None:
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.conv1, self.conv2, self.bias = block.conv1.weight, block.conv2.weight, block.conv2.bias
-        self.shortcut = None
+        self.conv1, self.conv2 = block.conv1.weight, block.conv2.weight
+        self.bias1, self.bias, self.shortcut = block.conv1.bias[None], block.conv2.bias, None
         if block.conv_shortcut is not None:
             self.shortcut, self.bias = block.conv_shortcut.weight.flatten(1), self.bias + block.conv_shortcut.bias
 
-    def __call__(self, x: Tensor, sums: Tensor | None, bias: Tensor) -> Summed:
-        """Bias [N or 1, C]: the first convolution's, with the embedding of the time if there is one."""
+    def __call__(self, x: Tensor, sums: Tensor | None, bias: Tensor | None = None) -> Summed:
+        """Bias [N, C]: the first convolution's and the embedding of the time, if there is one."""
         y = conv(kernels.group_norm(self.norm1, x, sums), self.conv1)
-        y = conv(kernels.group_norm(self.norm2, y, bias=bias), self.conv2)
+        y = conv(kernels.group_norm(self.norm2, y, bias=self.bias1 if bias is None else bias), self.conv2)
         return kernels.add(y, self.bias, x if self.shortcut is None else functional.linear(x, self.shortcut))
 
 

@@ -49,7 +49,7 @@ class Unet:
     @staticmethod
     def unknown(unet: Any) -> dict[str, Any]:
         """Options of a UNet that are not written out here."""
-        return others(unet, dict.fromkeys(SIZES) | BLOCKS)
+        return others(unet, SIZES, **BLOCKS)
 
     def words(self, embeds: Tensor) -> Tensor:
         """Keys and values of the prompts [N, tokens, hidden] for all transformers, side by side: [N, tokens, …]."""
