@@ -73,6 +73,7 @@ def test_heavy_libraries_stay_where_they_belong(name: str) -> None:
     assert not others & HEAVY or room(name) in MAY_BE_HEAVY
     assert ("cog" in others) == (name == "predict")
     assert ("matplotlib" in others) == (name == "evaluation.report")
+    assert "triton" not in others or name.endswith("_kernels")  # a CPU needs none
 
 
 def test_images_need_no_torch() -> None:
