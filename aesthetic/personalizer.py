@@ -44,12 +44,8 @@ class Personalizer:
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
         """Personalize the prompt `input_ids` towards `aesthetic`; arguments and steps as in `personalize`."""
-        yield from personalize(self.start(input_ids), input_ids, aesthetic, steps=steps, lr=lr)
-
-    def start(self, input_ids: Tensor) -> nn.Module:
-        """The copy, with the original weights and the token rows of the prompt `input_ids` [batch, tokens]."""
         self._reset(self._rows, input_ids)
-        return self._working
+        yield from personalize(self._working, input_ids, aesthetic, steps=steps, lr=lr)
 
     @torch.no_grad()
     def _reset(self, rows: "PromptTokenEmbedding", input_ids: Tensor) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import settings
-from .acceleration import accelerate, modules
+from .acceleration import modules
 from .embeddings import embedding
 from .embeddings.embedding import Aesthetic
 from .embeddings.registry import Registry
@@ -95,7 +95,7 @@ class Service:
     def __init__(
         self, model: loading.Model, registry: Registry, acceleration: modules.Accelerated | None = None
     ) -> None:
-        """acceleration: faster stand-ins for parts of `model`, as `accelerate.choose` returns them."""
+        """acceleration: faster stand-ins for parts of `model`, as `modules.accelerate` returns them."""
         self.model = model
         self.registry = registry
         self._acceleration = acceleration
@@ -113,13 +113,17 @@ class Service:
                 "Stable Diffusion has not been downloaded (%s does it): drawing with the small bundled model %s",
                 *(settings.DOWNLOAD, snapshot.name),
             )
-        code = WORKERS.submit(accelerate.code, speed)
         loaded = loading.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
             *(snapshot.name, snapshot.revision, device, loaded.clip_space, speed),
         )
-        return cls(loaded, Registry(), accelerate.choose(loaded, speed, code.result()))
+        return cls(loaded, Registry(), modules.accelerate(loaded, speed))
+
+    @property
+    def speed(self) -> str:
+        """One of settings.SPEEDS."""
+        return "plain" if self._acceleration is None else "fast"
 
     def is_healthy(self) -> bool:
         """Whether the device, if idle, still computes. After some CUDA errors, every CUDA call of the process fails."""
@@ -255,8 +259,8 @@ class Service:
             model={
                 "name": self.model.snapshot.name,
                 "revision": self.model.snapshot.revision,
-                "precision": str(self.model.pipeline.dtype).removeprefix("torch."),
-                "speed": "plain" if self._acceleration is None else self._acceleration.speed,
+                "precision": str(self.model.dtype).removeprefix("torch."),
+                "speed": self.speed,
             },
             aesthetic=job.aesthetic.provenance if job.aesthetic is not None and stop.steps else {},
             files=files if self.model.lora is None else {**files, "lora": self.model.lora},

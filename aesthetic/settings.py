@@ -17,7 +17,7 @@ else:
     DOWNLOAD = "script/download-weights"
     INCOMPLETE = "the checkout is incomplete, and git checkout -- {} mends it"
 
-SPEEDS = ("plain", "graph", "compile")
+SPEEDS = ("plain", "fast")
 
 
 def silence_libraries() -> None:
@@ -50,11 +50,11 @@ def model() -> str | None:
 
 
 def speed(device: str) -> str:
-    """AESTHETIC_SPEED, one of SPEEDS; unset, "graph" on a GPU and "plain" on a CPU. Raises SettingError.
+    """AESTHETIC_SPEED, one of SPEEDS; unset, "fast" on a GPU and "plain" on a CPU. Raises SettingError.
 
     device: a torch.device's type, "cuda" or "cpu".
     """
-    wanted = os.environ.get("AESTHETIC_SPEED") or ("graph" if device == "cuda" else "plain")
+    wanted = os.environ.get("AESTHETIC_SPEED") or ("fast" if device == "cuda" else "plain")
     if wanted not in SPEEDS:
         raise SettingError(f"AESTHETIC_SPEED must be one of {', '.join(SPEEDS)}, not {wanted!r}")
     if wanted != "plain" and device != "cuda":

@@ -6,5 +6,5 @@ import torch
 
 import aesthetic  # noqa: F401  before transformers, which it keeps quiet
 
-if not torch.cuda.is_available():  # Triton chooses its interpreter when it is imported, which transformers does
-    os.environ["TRITON_INTERPRET"] = "1"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before kernels are imported, which then run on the CPU

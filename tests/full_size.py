@@ -4,8 +4,7 @@
 
 writes a snapshot (3.9 GB with `full`) to a temporary folder, draws through predict.py and through Cog's server, checks
 what tests check at toy size, and prints how long it takes to get ready and how far the images of a batch are from the
-same ones alone. On a GPU the server is started once more with what script/warm has compiled. How fast it draws is for
-`python -m aesthetic bench` to say.
+same ones alone. How fast it draws is for `python -m aesthetic bench` to say.
 """
 
 import argparse
@@ -51,8 +50,6 @@ def main() -> None:
         lines += _draw(service, Path(folder))
         lines += _compare(service, home)
         lines += _serve(service, Path(folder))
-        if torch.cuda.is_available():
-            lines += _serve_compiled()
     print("\n".join(lines))
 
 
@@ -126,7 +123,7 @@ def _compare(service: Service, home: Path) -> list[str]:
 
 def _serve(service: Service, folder: Path) -> list[str]:
     """The same prediction through Cog's server, in a process of its own."""
-    ready, [prediction] = _predictions(1)
+    ready, prediction = _prediction()
     (folder / "served").mkdir()
     [path], _ = service.predict(REQUEST, folder / "served")
     same = base64.b64decode(prediction["output"][0].partition(",")[2]) == path.read_bytes()
@@ -137,24 +134,15 @@ def _serve(service: Service, folder: Path) -> list[str]:
     ]
 
 
-def _serve_compiled() -> list[str]:
-    """From the start of a server that finds compiled code, and the first prediction with it."""
-    subprocess.run([sys.executable, "-m", "aesthetic", "warm"], check=True)
-    os.environ["AESTHETIC_SPEED"] = "compile"
-    ready, predictions = _predictions(2)
-    metrics = json.dumps([prediction["metrics"] for prediction in predictions])
-    return [f"in compile mode, until it was ready: {ready:.1f} s; metrics of two predictions: {metrics}"]
-
-
-def _predictions(count: int) -> tuple[float, list[dict[str, Any]]]:
-    """The seconds until a server is ready, and what it answers to the same request so many times."""
+def _prediction() -> tuple[float, dict[str, Any]]:
+    """The seconds until a server is ready, and what it answers to the request."""
     from tests.serving import call, serving
 
     inputs = {name: value for name, value in asdict(REQUEST).items() if value is not None and name != "ddim_eta"}
     started = time.perf_counter()
     with serving() as address:
         ready = time.perf_counter() - started
-        return ready, [call(f"{address}/predictions", {"input": inputs})[1] for _ in range(count)]
+        return ready, call(f"{address}/predictions", {"input": inputs})[1]
 
 
 def _say(what: str, action: Callable[[], object]) -> None:

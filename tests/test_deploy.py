@@ -58,7 +58,6 @@ def test_a_separate_layer_of_weights_can_be_built_of_the_checkout() -> None:
     [
         f"weights/{MODEL}/unet",
         f"weights/{CLIP}",
-        "weights/compiled",
         "weights/training/work/unet",
         "outputs",
         "outputs/evaluation",

@@ -1,4 +1,4 @@
-"""Tests that need a GPU: fp16 compared with fp32, the same noise on every device, graphs and compiled code."""
+"""Tests that need a GPU: fp16 compared with fp32, the same noise on every device, CUDA graphs."""
 
 import copy
 import gc
@@ -15,17 +15,15 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image, ImageChops
-from torch._inductor.runtime.triton_heuristics import CachingAutotuner
-from torch._inductor.utils import fresh_cache
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
-from aesthetic.acceleration import accelerate, modules
-from aesthetic.acceleration.compiled import Compiled
+from aesthetic.acceleration import modules
 from aesthetic.acceleration.cuda_graphs import CACHED, GraphedCallable, Recorder
 from aesthetic.acceleration.fast_personalizer import FastPersonalizer, supports
 from aesthetic.acceleration.graphed_personalizer import GraphedPersonalizer
-from aesthetic.benchmark.random_model import SD15
+from aesthetic.benchmark import random_model
 from aesthetic.cancellation import Predictions
 from aesthetic.embeddings import embedding
 from aesthetic.embeddings.registry import Registry
@@ -39,6 +37,7 @@ from aesthetic.request import SCHEDULERS, Request
 from aesthetic.service import Service
 from predict import Predictor
 from tests import lora, original
+from tests.acceleration.test_written_out import TINY
 from tests.canceling import cancel
 from tests.models import sd2
 from tests.models.test_lora import structure
@@ -66,11 +65,11 @@ def nhwc(gpu: Model) -> Model:
     return replace(gpu, pipeline=copy.deepcopy(gpu.pipeline))
 
 
-@pytest.fixture(params=["plain", "graph"])
+@pytest.fixture(params=["plain", "fast"])
 def gpu_service(home: Path, gpu: Model, nhwc: Model, request: pytest.FixtureRequest) -> Iterator[Service]:
     model = gpu if request.param == "plain" else nhwc
     before = {name: weight.clone() for name, weight in weights(model).items()}
-    yield Service(model, Registry(home / "embeddings"), accelerate.choose(model, request.param, None))
+    yield Service(model, Registry(home / "embeddings"), modules.accelerate(model, request.param))
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
@@ -90,11 +89,9 @@ def test_equals_the_original_loop(gpu: Model, clip: CLIPModel, home: Path, recor
     tokens = prompt.tokenize_prompt(gpu.pipeline.tokenizer, "the cat", gpu.device).input_ids
     target = Registry(home / "embeddings").load("sac_8plus").vector.cuda()
     theirs = original.conditioning(clip.cuda(), tokens, target, steps=steps, lr=1e-4)
-    exact, rounded = (GraphedPersonalizer(gpu.encoder, recorder, tf32=tf32) for tf32 in (False, True))
-    for personalizer, most in ((Personalizer(gpu.encoder), 1e-5), (exact, 1e-5), (rounded, 2e-3)):
+    for personalizer in (Personalizer(gpu.encoder), GraphedPersonalizer(gpu.encoder, recorder)):
         *_, last = personalizer(tokens, target, steps=steps, lr=1e-4)
-        assert difference(last.conditioning, theirs) <= most
-    assert not torch.backends.cuda.matmul.allow_tf32
+        assert difference(last.conditioning, theirs) <= 1e-5
 
 
 def test_replayed_runs_do_not_depend_on_runs_between_them(gpu: Model, home: Path, recorder: Recorder) -> None:
@@ -119,23 +116,83 @@ def test_replayed_runs_do_not_depend_on_runs_between_them(gpu: Model, home: Path
     assert not torch.equal(run("the dog"), first)
 
 
-def test_graphs_draw_the_same_as_the_parts(home: Path, nhwc: Model, quick: Request) -> None:
-    graph = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
-    plain = Service(nhwc, graph.registry)
-    request = replace(quick, aesthetic_steps=0)  # the fused Adam rounds differently
+def test_the_replayed_personalization_is_deterministic(gpu: Model, home: Path, recorder: Recorder) -> None:
+    text = "the cat and the dog and the cat and the dog"  # the gradient of a repeated token is a sum
+    ids = prompt.tokenize_prompt(gpu.pipeline.tokenizer, text, gpu.device).input_ids
+    target = Registry(home / "embeddings").load("sac_8plus").vector.cuda()
+    personalizer = GraphedPersonalizer(gpu.encoder, recorder)
+    ours = [list(personalizer(ids, target, steps=5, lr=1e-4))[-1].conditioning for _ in range(50)]
+    *_, theirs = Personalizer(gpu.encoder)(ids, target, steps=5, lr=1e-4)
+    assert all(torch.equal(one, ours[0]) for one in ours)
+    assert difference(ours[0], theirs.conditioning) <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def full() -> Model:
+    """Random weights in the shapes of Stable Diffusion 1.5."""
+    return random_model.build("sd15", GPU)
+
+
+def noises(unet: Any, sample: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+    noise: torch.Tensor = unet(
+        sample, torch.tensor(500.0, device=GPU), encoder_hidden_states=embeds, return_dict=False
+    )[0]
+    return noise.float()
+
+
+@pytest.mark.parametrize(("images", "height", "width"), [(2, 64, 64), (16, 64, 64), (1, 96, 128), (3, 16, 40)])
+@torch.no_grad()
+def test_the_unet_is_as_near_to_fp32_as_that_of_diffusers(full: Model, images: int, height: int, width: int) -> None:
+    fast = modules.Accelerated(full, Recorder(GPU)).wrap(full)[0].pipeline.unet
+    theirs, exact = full.pipeline.unet, copy.deepcopy(full.pipeline.unet).float()
+    dice = torch.Generator("cuda").manual_seed(0)
+    sample, embeds = (
+        torch.randn(images, *shape, generator=dice, device=GPU) for shape in ((4, height, width), (77, 768))
+    )
+    wanted = torch.cat([noises(exact, *(x[i : i + 1].half().float() for x in (sample, embeds))) for i in range(images)])
+    ours, again, plain = (noises(unet, sample.half(), embeds.half()) for unet in (fast, fast, theirs))
+    assert torch.equal(ours, again)
+    assert difference(ours, wanted) <= difference(plain, wanted)
+    assert difference(noises(fast, sample.half(), 2 * embeds.half()), ours) > 0.01  # other words, another noise
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128), (16, 40)])
+@torch.no_grad()
+def test_the_decoder_is_as_near_to_fp32_as_that_of_diffusers(full: Model, height: int, width: int) -> None:
+    vae = full.pipeline.vae
+    fast, exact = modules.Accelerated(full, Recorder(GPU)).wrap(full)[0].pipeline.vae, copy.deepcopy(vae).float()
+    latents = torch.randn(1, 4, height, width, device=GPU, dtype=torch.float16)
+    wanted = exact.decode(latents.float(), return_dict=False)[0]
+    ours, plain = (one.decode(latents, return_dict=False)[0].float() for one in (fast, vae))
+    assert difference(ours, wanted) <= difference(plain, wanted)
+
+
+@pytest.mark.parametrize(
+    "options", [{"down_block_types": ("AttnDownBlock2D", "DownBlock2D")}, {"class_embed_type": None}]
+)
+def test_a_unet_of_another_kind_is_replayed_as_it_is(options: dict[str, Any]) -> None:
+    unet = UNet2DConditionModel(**TINY | options).to(GPU).eval().requires_grad_(False)
+    fast = modules._Unet(unet, Recorder(GPU))
+    sample, embeds = torch.randn(2, 4, 8, 8, device=GPU), torch.randn(2, 5, 24, device=GPU)
+    assert difference(noises(fast, sample, embeds), noises(unet, sample, embeds)) < 1e-3  # products in TF32 or not
+
+
+def test_every_size_and_number_is_drawn_as_by_the_parts(home: Path, gpu: Model, nhwc: Model, quick: Request) -> None:
+    fast = Service(nhwc, Registry(home / "embeddings"), modules.accelerate(nhwc, "fast"))
+    plain, first = Service(gpu, fast.registry), drawn(fast, quick)
     for scheduler in SCHEDULERS:
-        for wanted in (request, replace(request, num_outputs=3), replace(request, guidance_scale=1)):
+        for wanted in (quick, replace(quick, num_outputs=3), replace(quick, guidance_scale=1)):
             wanted = replace(wanted, scheduler=scheduler, num_inference_steps=5)  # noqa: PLW2901
-            assert drawn(graph, wanted) == drawn(plain, wanted)
+            require_alike(drawn(fast, wanted), drawn(plain, wanted))
     for width in range(128, 128 + 64 * (CACHED + 2), 64):  # more shapes than are kept
-        wanted = replace(request, width=width)
-        assert drawn(graph, wanted) == drawn(plain, wanted)
-    assert drawn(graph, request) == drawn(plain, request)
+        wanted = replace(quick, width=width)
+        require_alike(drawn(fast, wanted), drawn(plain, wanted))
+    assert drawn(fast, quick) == first
 
 
 def test_a_capture_completes_when_its_prediction_is_canceled(home: Path, nhwc: Model, quick: Request) -> None:
-    expected = drawn(Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None)), quick)
-    service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
+    expected = drawn(Service(nhwc, Registry(home / "embeddings"), modules.accelerate(nhwc, "fast")), quick)
+    service = Service(nhwc, Registry(home / "embeddings"), modules.accelerate(nhwc, "fast"))
     shapes = [replace(quick, width=width, aesthetic_steps=20, aesthetic_lr=0.1) for width in (192, 256, 320, 384)]
     assert any([cancel(service, request) for request in shapes for _ in range(5)])  # noqa: C419  all of them
     assert drawn(service, quick) == expected
@@ -161,7 +218,7 @@ def test_a_failed_capture_does_not_affect_the_next() -> None:
 
 
 def test_running_out_of_memory_does_not_change_the_next_prediction(home: Path, nhwc: Model, quick: Request) -> None:
-    service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
+    service = Service(nhwc, Registry(home / "embeddings"), modules.accelerate(nhwc, "fast"))
     expected = service.draw(quick).images[0][0].tobytes()
     large = replace(quick, width=1024, height=768, num_outputs=8)
     torch.cuda.empty_cache()
@@ -223,47 +280,6 @@ def test_an_offloaded_pipeline_is_personalized(home: Path, service: Service, off
         assert tensor.device.type == "cuda"
         assert difference(tensor.cpu(), expected[name]) < 1e-3
     pipe(**found, width=128, height=128, num_inference_steps=3)
-
-
-def test_compiled_code_draws_the_same_and_is_found_by_another_process(
-    home: Path, nhwc: Model, quick: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
-    monkeypatch.setattr(CachingAutotuner, "autotune_to_one_config", lambda *_: pytest.fail("tuned at run time"))
-    registry, request = Registry(home / "embeddings"), replace(quick, aesthetic_steps=0)
-    with fresh_cache():  # or earlier tuning results would be found
-        accelerate.prepare(nhwc, [request])
-    assert len(list(tmp_path.glob("*/*"))) == len(modules.COMPILED)
-    again = Compiled(tmp_path)  # from the files, as another process would
-    for name, part, inputs in accelerate._examples(nhwc, [request]):
-        code = again.find(name, part, inputs)
-        assert code is not None
-        with torch.no_grad():
-            ours, theirs = code(part, *inputs), modules.FUNCTIONS[name](part, *inputs)
-        if name == "encoder":  # similarity and conditioning
-            ours, theirs = ours[1].detach(), theirs[1]
-        assert difference(ours.float(), theirs.float()) < 1e-2
-    compiled = Service(nhwc, registry, accelerate.choose(nhwc, "compile", accelerate.code("compile")))
-    plain = Service(nhwc, registry)
-    require_alike(drawn(compiled, request), drawn(plain, request))
-    wanted = replace(request, num_outputs=2)  # not compiled for two images
-    require_alike(drawn(compiled, wanted), drawn(plain, wanted))
-
-
-def test_the_compiled_personalization_is_deterministic(
-    home: Path, nhwc: Model, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(accelerate, "_folder", lambda: tmp_path)
-    accelerate.prepare(nhwc, [])
-    ids = prompt.tokenize_prompt(
-        nhwc.pipeline.tokenizer, "the cat and the dog and the cat and the dog", nhwc.device
-    ).input_ids
-    target = Registry(home / "embeddings").load("sac_8plus").vector.cuda()
-    personalizer = GraphedPersonalizer(nhwc.encoder, recorder, modules._best("encoder", Compiled(tmp_path)))
-    ours = [list(personalizer(ids, target, steps=5, lr=1e-4))[-1].conditioning for _ in range(50)]
-    *_, theirs = Personalizer(nhwc.encoder)(ids, target, steps=5, lr=1e-4)
-    assert all(torch.equal(one, ours[0]) for one in ours)
-    assert difference(ours[0], theirs.conditioning) <= 2e-3
 
 
 def test_the_noise_is_the_cpus(gpu: Model, model: Model, quick: Request) -> None:
@@ -340,7 +356,7 @@ def test_a_lora_leaves_nothing_behind(gpu_service: Service, gpu: Model, quick: R
 
 def test_memory_does_not_grow(home: Path, nhwc: Model, quick: Request, files: dict[str, Path]) -> None:
     """Graphs captured for a LoRA or another size are freed in the end."""
-    service = Service(nhwc, Registry(home / "embeddings"), accelerate.choose(nhwc, "graph", None))
+    service = Service(nhwc, Registry(home / "embeddings"), modules.accelerate(nhwc, "fast"))
     changing = [replace(quick, width=width) for width in range(128, 128 + 64 * (CACHED + 2), 64)]
     taken = []
     for _ in range(4):
@@ -377,7 +393,11 @@ def test_stable_diffusion_2_draws_what_the_cpu_draws(
     home: Path, quick: Request, tmp_path: Path, prediction: str
 ) -> None:
     snapshot = checkpoint.locate(str(sd2.write(home, tmp_path / "second", prediction=prediction)), home / "weights")
-    ours, theirs = (Service(loading.load(snapshot, device), Registry(home / "embeddings")) for device in (GPU, CPU))
+    models = {device: loading.load(snapshot, device) for device in (GPU, CPU)}
+    ours, theirs = (
+        Service(models[device], Registry(home / "embeddings"), modules.accelerate(models[device], speed))
+        for device, speed in ((GPU, "fast"), (CPU, "plain"))
+    )
     path = tmp_path / "mine.safetensors"
     embedding.save_aesthetic(path, torch.randn(1, sd2.DIM, generator=torch.Generator().manual_seed(5)), {})
     for scheduler in ("DDIM", "PNDM", "K_EULER_ANCESTRAL"):
@@ -408,7 +428,11 @@ def encoder(request: pytest.FixtureRequest) -> Any:
         return loading.load(checkpoint.locate("demo", ROOT / "weights"), GPU).encoder
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = CLIPTextModelWithProjection(CLIPTextConfig(**SD15["text_encoder"])).eval().requires_grad_(False)
+        made = (
+            CLIPTextModelWithProjection(CLIPTextConfig(**random_model.SD15["text_encoder"]))
+            .eval()
+            .requires_grad_(False)
+        )
         for weight in made.parameters():
             if weight.ndim == 1:  # biases and norms at their trivial start would hide mistakes
                 weight.add_(0.1 * torch.randn_like(weight))

@@ -25,7 +25,7 @@ FILES = {
     "predict": ROOT / "predict.py",
     **{".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")},
 }
-HEAVY = {"diffusers", "peft", "transformers"}
+HEAVY = {"diffusers", "transformers"}
 MAY_BE_HEAVY = {"benchmark", "models", "pipeline"}
 
 
@@ -71,9 +71,10 @@ def test_modules_of_a_room_import_one_another_without_circles() -> None:
 def test_heavy_libraries_stay_where_they_belong(name: str) -> None:
     _, others = imports(name)
     assert not others & HEAVY or room(name) in MAY_BE_HEAVY
+    assert "peft" not in others  # only tests need it
     assert ("cog" in others) == (name == "predict")
     assert ("matplotlib" in others) == (name == "evaluation.report")
-    assert "triton" not in others or name.endswith("_kernels")  # a CPU needs none
+    assert "triton" not in others or name.endswith("kernels")  # which a CPU does not import
 
 
 def test_images_need_no_torch() -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.hooks import group_offloading
+from diffusers.models import modeling_utils
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
@@ -398,6 +400,21 @@ def test_an_image_is_encoded_while_the_next_is_decoded(
     monkeypatch.setattr(metadata, "encode", telling)
     monkeypatch.setattr(sampling, "decode", waiting)
     service.predict(replace(quick, num_outputs=2), tmp_path)
+
+
+def test_a_prediction_does_not_search_all_modules(
+    service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a dtype, a device or offloading, as diffusers does for milliseconds in which a GPU has nothing to do."""
+    Image.new("RGB", (128, 128)).save(tmp_path / "image.png")
+    for module, name in (
+        (modeling_utils, "get_parameter_dtype"),
+        (modeling_utils, "get_parameter_device"),
+        (group_offloading, "_get_group_onload_device"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("all modules were searched"))
+    service.draw(quick)
+    service.draw(replace(quick, image=tmp_path / "image.png"))
 
 
 def test_an_error_in_encoding_is_raised(

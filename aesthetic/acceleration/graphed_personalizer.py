@@ -3,13 +3,10 @@
 A step has a thousand kernels, which run faster than Python launches them; a graph launches them at once. The
 computation is the same: forward, backward, Adam. Adam is fused into one kernel, which changes the last bits.
 
-Matrix products are in TF32, which rounds fp32 factors to fp16's 10 bits. The conditioning then differs from that of the
-plain loop by about 3e-4 of its length, as much as rounding it to fp16 for the UNet costs anyway. Without TF32 the
-difference is below 1e-5, and ten steps take half as long again.
+Matrix products stay in fp32, so the conditioning is within 1e-5 of the plain loop's.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,16 +18,10 @@ from ..gradient import Step, similarity
 from ..personalizer import Personalizer, PromptTokenEmbedding
 from .cuda_graphs import Graph, LRUCache, Recorder
 
-__all__ = ["GraphedPersonalizer", "Position", "forward_pass", "products_in_tf32"]
+__all__ = ["GraphedPersonalizer"]
 
 LENGTHS = 4  # graphs kept, by the length of the prompt in chunks
 Position = tuple[Tensor, Tensor]  # similarity [batch], -1..1, and conditioning [batch, tokens, hidden]
-
-
-def forward_pass(encoder: nn.Module, input_ids: Tensor, aesthetic: Tensor) -> Position:
-    """Similarity and conditioning of an encoder; arguments as in `personalize`."""
-    output = encoder(input_ids)
-    return similarity(output.text_embeds, aesthetic), output.last_hidden_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +40,13 @@ class _Capture:
 class GraphedPersonalizer(Personalizer):
     """A Personalizer that replays its steps as CUDA graphs."""
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        recorder: Recorder,
-        forward: Callable[..., Position] = forward_pass,
-        *,
-        tf32: bool = True,
-    ) -> None:
+    def __init__(self, encoder: nn.Module, recorder: Recorder) -> None:
         """encoder: as for Personalizer.
 
         recorder: captures the graphs at the first prompt of each shape.
-        forward:  the pass to capture and differentiate: forward_pass, or code compiled from it.
-        tf32:     whether matrix products may use TF32.
         """
         super().__init__(encoder)
-        self._recorder, self._forward, self._tf32 = recorder, forward, tf32
+        self._recorder = recorder
         self._captures: LRUCache[_Capture] = LRUCache(LENGTHS)
         self._trained = [weight for weight in self._copies if weight.requires_grad]
         self._moments = {weight: _moments(weight) for weight in self._trained}
@@ -94,23 +76,23 @@ class GraphedPersonalizer(Personalizer):
 
         @torch.enable_grad()
         def run(*, training: bool) -> Position:
-            cosine, hidden = self._forward(self._working, ids, target)
+            output = self._working(ids)
+            cosine = similarity(output.text_embeds, target)
             if training:
                 (-cosine.mean()).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()  # frees the memory for the next capture
-            return cosine.detach(), hidden.detach()
+            return cosine.detach(), output.last_hidden_state.detach()
 
-        with products_in_tf32(self._tf32):
-            return _Capture(
-                input_ids=ids,
-                rows=rows,
-                aesthetic=target,
-                rate=rate,
-                moments=[moment for state in optimizer.state.values() for moment in state.values()],
-                step=self._recorder.record(partial(run, training=True)),
-                forward=self._recorder.record(partial(run, training=False)),
-            )
+        return _Capture(
+            input_ids=ids,
+            rows=rows,
+            aesthetic=target,
+            rate=rate,
+            moments=[moment for state in optimizer.state.values() for moment in state.values()],
+            step=self._recorder.record(partial(run, training=True)),
+            forward=self._recorder.record(partial(run, training=False)),
+        )
 
 
 def _moments(weight: Tensor) -> dict[str, Any]:
@@ -120,14 +102,3 @@ def _moments(weight: Tensor) -> dict[str, Any]:
         "exp_avg": torch.zeros_like(weight),
         "exp_avg_sq": torch.zeros_like(weight),
     }
-
-
-@contextmanager
-def products_in_tf32(allowed: bool = True) -> Iterator[None]:
-    """Compute fp32 matrix products in TF32, or not, within this context."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,11 +1,8 @@
 """The parts of a model that run on a GPU, wrapped so that the same call is faster.
 
-    plain    diffusers' and transformers' own modules: the only mode on a CPU
-    graph    every part (cuda_graphs.py) and the personalization (graphed_personalizer.py) replayed as CUDA graphs
-    compile  the same of compiled code (compiled.py), for the shapes that were compiled; the UNet computes an
-             attention's queries, keys and values in one product
-
-A part computes the same in every mode, except for rounding.
+UNet and decoder are written out for the GPU (unet.py, decoder.py), if their configuration is one that these know. Every
+part and the personalization are replayed as CUDA graphs. They compute the same as diffusers' and transformers' own
+modules, except for rounding.
 """
 
 import copy
@@ -13,7 +10,6 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,35 +18,44 @@ from torch import Tensor, nn
 
 from ..models.loading import Model
 from ..personalizer import Personalizer
-from .compiled import Compiled
 from .cuda_graphs import GraphedCallable, Recorder
-from .graphed_personalizer import GraphedPersonalizer, forward_pass
+from .graphed_personalizer import GraphedPersonalizer
 
-__all__ = ["FUNCTIONS", "Accelerated", "fuse_projections", "use_channels_last"]
+__all__ = ["Accelerated", "accelerate"]
 
 log = logging.getLogger(__name__)
-
-COMPILED = ("unet", "vae", "encoder")  # the parts with most of the work; encoder is the personalization's
 AHEAD = 2  # UNet calls that Python may launch before the GPU has run them
+
+
+def accelerate(model: Model, speed: str) -> "Accelerated | None":
+    """The accelerated parts of `model` at a speed of settings.SPEEDS; None for "plain".
+
+    Stores weights of convolutions in the GPU's memory order, which saves converting them each time.
+    """
+    if speed == "plain":
+        return None
+    for part in (model.pipeline.unet, model.pipeline.vae.decoder):
+        part.to(memory_format=torch.channels_last)
+    return Accelerated(model, Recorder(model.device))
 
 
 class Accelerated:
     """The accelerated parts of a model, also for models that share some of them, such as the same with a LoRA."""
 
-    def __init__(self, model: Model, recorder: Recorder, compiled: Compiled | None = None) -> None:
-        """compiled: code to use where its shapes fit."""
-        self.speed = "graph" if compiled is None else "compile"
+    def __init__(self, model: Model, recorder: Recorder) -> None:
         self._model, self._recorder = model, recorder
-        parts = dict(model.pipeline.components)
-        if compiled is not None:
-            parts["unet"] = fuse_projections(parts["unet"])
-        self._graphed = {name: self._graph(name, parts[name], compiled) for name in ("unet", "vae", "text_encoder")}
+        parts = model.pipeline.components
+        self._wrapped = {
+            "unet": _Unet(parts["unet"], recorder),
+            "vae": _Vae(parts["vae"], recorder),
+            "text_encoder": _TextEncoder(parts["text_encoder"], recorder),
+        }
         if parts["safety_checker"] is not None:
             # Only the vision tower can be captured: the checker's decision is Python code.
             tower = parts["safety_checker"].vision_model
-            graphed = self._graph("vision_model", tower)
-            self._graphed["safety_checker"] = copy.deepcopy(parts["safety_checker"], {id(tower): graphed})
-        self._personalizer = GraphedPersonalizer(model.encoder, recorder, _best("encoder", compiled))
+            wrapped = {id(tower): _VisionModel(tower, recorder)}
+            self._wrapped["safety_checker"] = copy.deepcopy(parts["safety_checker"], wrapped)
+        self._personalizer = GraphedPersonalizer(model.encoder, recorder)
 
     def wrap(self, model: Model) -> tuple[Model, Personalizer]:
         """`model` with accelerated parts, and its personalizer.
@@ -58,40 +63,21 @@ class Accelerated:
         Of the components a LoRA replaces, only the UNet runs often enough to be worth capturing.
         """
         own, parts = self._model.pipeline.components, dict(model.pipeline.components)
-        for name, graphed in self._graphed.items():
+        for name, wrapped in self._wrapped.items():
             if parts[name] is own[name]:
-                parts[name] = graphed
+                parts[name] = wrapped
             elif name == "unet":
-                parts[name] = self._graph(name, parts[name])
+                parts[name] = _Unet(parts[name], self._recorder)
         fast = replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
         return fast, self._personalizer if model.encoder is self._model.encoder else Personalizer(model.encoder)
 
-    def _graph(self, name: str, part: Any, compiled: Compiled | None = None) -> Any:
-        return GRAPHED[name](part, GraphedCallable(partial(_best(name, compiled), part), self._recorder))
 
+class _Wrapped(nn.Module):
+    """Stands for a part: attributes and methods are the part's, except those that a subclass defines."""
 
-def _best(name: str, compiled: Compiled | None) -> Callable[..., Any]:
-    """The function of a part and its inputs: compiled code for the shapes that have it, else the plain one."""
-    function, missed = FUNCTIONS[name], set[torch.Size]()
-    if compiled is None or name not in COMPILED:
-        return function
-
-    def best(part: Any, *inputs: Tensor) -> Any:
-        known = compiled.find(name, part, inputs)
-        if known is None and inputs[0].shape not in missed:
-            missed.add(inputs[0].shape)
-            log.warning("No compiled code for the %s at %s: using speed graph", name, list(inputs[0].shape))
-        return (known or function)(part, *inputs)
-
-    return best
-
-
-class GraphedModule(nn.Module):
-    """Wraps a part: attributes and methods are the part's, except those that a subclass defines."""
-
-    def __init__(self, part: nn.Module, function: GraphedCallable) -> None:
+    def __init__(self, part: nn.Module, function: Callable[..., Tensor], recorder: Recorder) -> None:
         super().__init__()
-        self.part, self.function = part, function
+        self.part, self.function = part, GraphedCallable(function, recorder)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -104,76 +90,70 @@ class GraphedModule(nn.Module):
         return copy.deepcopy(self.part, memo)
 
 
-class _Unet(GraphedModule):
-    """Keeps Python at most AHEAD calls ahead of the GPU.
+class _Unet(_Wrapped):
+    """Computes what depends on the prompts alone, `words`, once for all steps.
 
-    Otherwise Python would launch all steps at once: the progress bar would be wrong, and after a canceled prediction
-    the next one would wait for the launched steps.
+    Keeps Python at most AHEAD calls ahead of the GPU. Otherwise Python would launch all steps at once: the progress bar
+    would be wrong, and after a canceled prediction the next one would wait for the launched steps.
     """
 
-    def __init__(self, part: nn.Module, function: GraphedCallable) -> None:
-        super().__init__(part, function)
+    def __init__(self, part: Any, recorder: Recorder) -> None:
+        written_out = _written_out(part)
+
+        def noise(sample: Tensor, timestep: Tensor, embeds: Tensor) -> Any:
+            return part(sample, timestep, encoder_hidden_states=embeds, return_dict=False)[0]
+
+        super().__init__(part, written_out or noise, recorder)
+        self._embeds_to_words: Callable[[Tensor], Tensor] = written_out.words if written_out else lambda embeds: embeds
+        self._embeds = self._words = torch.empty(0)
         self._launched: deque[torch.Event] = deque()
 
+    @torch.no_grad()
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
         unknown = {name: value for name, value in others.items() if value is not None and name != "return_dict"}
         assert not unknown, f"not captured: {unknown}"
-        noise = self.function(sample, timestep.float(), encoder_hidden_states)  # integers in some samplers
+        if self._embeds is not encoder_hidden_states:
+            self._embeds, self._words = encoder_hidden_states, self._embeds_to_words(encoder_hidden_states)
+        noise = self.function(sample, timestep.float(), self._words)  # integers in some samplers
         self._launched.append(torch.cuda.current_stream().record_event())
         while len(self._launched) > AHEAD:
             self._launched.popleft().synchronize()
         return (noise,)
 
 
-class _Vae(GraphedModule):
+class _Vae(_Wrapped):
+    def __init__(self, part: Any, recorder: Recorder) -> None:
+        decode = _written_out(part) or (lambda latents: part.decode(latents, return_dict=False)[0])
+        super().__init__(part, decode, recorder)
+
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         assert not return_dict
         return (self.function(latents),)
 
 
-class _TextEncoder(GraphedModule):
+class _TextEncoder(_Wrapped):
+    def __init__(self, part: Any, recorder: Recorder) -> None:
+        super().__init__(part, lambda input_ids: part(input_ids).last_hidden_state, recorder)
+
     def forward(self, input_ids: Tensor) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=self.function(input_ids))
 
 
-class _VisionModel(GraphedModule):
+class _VisionModel(_Wrapped):
+    def __init__(self, part: Any, recorder: Recorder) -> None:
+        super().__init__(part, lambda pixels: part(pixels)[1], recorder)
+
     def forward(self, pixels: Tensor) -> tuple[None, Tensor]:
         return None, self.function(pixels)
 
 
-def _noise(unet: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Any:
-    return unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
+def _written_out(part: Any) -> Any:
+    """A UNet, or a VAE's decoder, as it is written out for the GPU; None, which is logged, if it is of another kind."""
+    from .decoder import Decoder  # they need triton, which comes with torch for GPUs only
+    from .unet import Unet
 
-
-def _decoded(vae: Any, latents: Tensor) -> Any:
-    return vae.decode(latents, return_dict=False)[0]
-
-
-def _hidden(text_encoder: Any, input_ids: Tensor) -> Any:
-    return text_encoder(input_ids).last_hidden_state
-
-
-def _pooled(vision_model: Any, pixels: Tensor) -> Any:
-    return vision_model(pixels)[1]
-
-
-GRAPHED = {"unet": _Unet, "vae": _Vae, "text_encoder": _TextEncoder, "vision_model": _VisionModel}
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "encoder": forward_pass,
-    "unet": _noise,
-    "vae": _decoded,
-    "text_encoder": _hidden,
-    "vision_model": _pooled,
-}
-
-
-def use_channels_last(model: Model) -> None:
-    """Store the UNet's weights in the memory order of the GPU's convolutions, which saves converting them each time."""
-    model.pipeline.unet.to(memory_format=torch.channels_last)
-
-
-def fuse_projections(unet: Any) -> Any:
-    """A copy of a UNet that shares its other weights and computes queries, keys and values in one product."""
-    fused = copy.deepcopy(unet, {id(weight): weight for weight in unet.parameters()})
-    fused.fuse_qkv_projections()
-    return fused.requires_grad_(False)
+    kind = Decoder if hasattr(part, "decoder") else Unet
+    if unknown := kind.unknown(part):
+        log.warning("%s is drawn with as it is, since %s is not written out for the GPU", type(part).__name__, unknown)
+        return None
+    return kind(part)

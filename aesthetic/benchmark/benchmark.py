@@ -1,16 +1,15 @@
 """Measure each stage and the whole of a prediction, beside plain diffusers with the original's loop.
 
-All ways run in turn in one process on the same inputs, so that other load on the machine affects them equally. The
+Both ways run in turn in one process on the same inputs, so that other load on the machine affects both equally. The
 table also shows the least time that a stage can take: see roofline.py.
 """
 
 import contextlib
-import gc
 import io
 import logging
 import platform
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +18,14 @@ from typing import Any
 
 import torch
 
+from ..acceleration import modules
+from ..embeddings.registry import Registry
 from ..models.loading import Model
 from ..request import Request
 from ..service import Service
 from . import roofline
 from .roofline import Rates
-from .stages import PLAIN, Stages, with_random_aesthetic
+from .stages import PLAIN, TEN, Stages, with_random_aesthetic
 
 __all__ = ["Case", "compare", "run", "table"]
 
@@ -33,12 +34,13 @@ LIBRARIES = ("torch", "diffusers", "transformers", "pillow")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """The measurements of one request. A way is "plain diffusers" or one of settings.SPEEDS.
+    """The measurements of one request. A way is "plain diffusers" or the service's speed.
 
+    speed:      the service's, one of settings.SPEEDS.
     seconds:    of every repeat, by stage and way.
     floor:      the least seconds that a stage can take on this device, for stages whose work is known.
-    peak:       most bytes of GPU memory reserved by torch during a prediction, by speed.
-    difference: of the conditioning and the latents from those of plain diffusers, relative, by speed.
+    peak:       most bytes of GPU memory reserved by torch during a prediction of the service.
+    difference: of the service's conditioning and latents from those of plain diffusers, relative.
     repeatable: whether all repeats gave the same files, by way.
     """
 
@@ -48,16 +50,17 @@ class Case:
     steps: int
     aesthetic_steps: int
     scheduler: str
+    speed: str
     seconds: dict[str, dict[str, list[float]]]
     floor: dict[str, float]
-    peak: dict[str, int]
-    difference: dict[str, dict[str, float]]
+    peak: int
+    difference: dict[str, float]
     repeatable: dict[str, bool]
 
 
 def run(
-    set_up: Callable[[str], Service],
-    speeds: Sequence[str],
+    load: Callable[[], Model],
+    speed: str,
     requests: Sequence[Request],
     *,
     repeats: int,
@@ -65,38 +68,36 @@ def run(
 ) -> dict[str, Any]:
     """Measure requests, each `repeats` times, and return the results; `say` gets them as text.
 
-    set_up: returns a service at one of settings.SPEEDS, always on the same model; those in `speeds` are measured.
+    load:  returns the model.
+    speed: the service's, one of settings.SPEEDS.
     """
-    peaks = [_peaks(set_up, speed, requests) for speed in speeds]
-    services = {speed: set_up(speed) for speed in speeds}
-    model = (services.get("plain") or set_up("plain")).model
+    model = load()
+    service = Service(model, Registry(), modules.accelerate(model, speed))
+    peaks = [_peak(service, request) for request in requests]
+    if speed != "plain":
+        model = load()  # plain diffusers on weights as they are stored: acceleration changes their memory order
     rates = roofline.measure(model.device, {model.pipeline.dtype, model.encoder.dtype})
     facts = _facts(model)
     facts |= {f"{_name(dtype)} TFLOP/s": f"{rate / 1e12:.4g}" for dtype, rate in rates.flops.items()}
     facts |= {"copy GB/s": f"{rates.bytes / 1e9:.4g}"}
     say("\n".join(f"{name:<18}{fact}" for name, fact in facts.items()))
     cases = []
-    for request, *peak in zip(requests, *peaks, strict=True):
-        case = compare(model, services, request, rates, repeats=repeats)
-        cases.append(replace(case, peak=dict(zip(speeds, peak, strict=True))))
+    for request, peak in zip(requests, peaks, strict=True):
+        case = compare(model, service, request, rates, repeats=repeats)
+        cases.append(replace(case, peak=peak))
         say("\n" + table(cases[-1]))
     return {"facts": facts, "cases": [asdict(case) for case in cases]}
 
 
-def _peaks(set_up: Callable[[str], Service], speed: str, requests: Sequence[Request]) -> list[int]:
-    """Most bytes of GPU memory that torch reserves for each request, with one service; 0 where there is no GPU."""
+def _peak(service: Service, request: Request) -> int:
+    """Most bytes of GPU memory that torch reserves for a request; 0 where there is no GPU."""
     if not torch.cuda.is_available():
-        return [0] * len(requests)
-    service, peaks = set_up(speed), []
-    for request in requests:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        with TemporaryDirectory() as folder, _quiet():
-            service.predict(with_random_aesthetic(request, service.model, Path(folder)), Path(folder))
-        peaks.append(torch.cuda.max_memory_reserved())
-    del service
-    gc.collect()
-    return peaks
+        return 0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with TemporaryDirectory() as folder, _quiet():
+        service.predict(with_random_aesthetic(request, service.model, Path(folder)), Path(folder))
+    return torch.cuda.max_memory_reserved()
 
 
 def _facts(model: Model) -> dict[str, str]:
@@ -116,10 +117,10 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def compare(model: Model, services: Mapping[str, Service], request: Request, rates: Rates, *, repeats: int) -> Case:
-    """Measure one request with a seed `repeats` times: plain diffusers on `model`, and services, by name."""
+def compare(model: Model, service: Service, request: Request, rates: Rates, *, repeats: int) -> Case:
+    """Measure one request with a seed `repeats` times: plain diffusers on `model`, and a service."""
     with TemporaryDirectory() as folder, _quiet():
-        stages = Stages(model, services, request, Path(folder))
+        stages = Stages(model, service, request, Path(folder))
         seconds: dict[str, dict[str, list[float]]] = {
             stage: {way: [] for way in ways} for stage, ways in stages.ways.items()
         }
@@ -140,10 +141,11 @@ def compare(model: Model, services: Mapping[str, Service], request: Request, rat
             steps=request.num_inference_steps,
             aesthetic_steps=request.aesthetic_steps,
             scheduler=request.scheduler,
+            speed=service.speed,
             seconds=seconds,
-            floor={**floor, "whole": sum(least for stage, least in floor.items() if stage != "UNet step")},
-            peak={},
-            difference={way: stages.differences(service) for way, service in services.items()},
+            floor={**floor, "whole": sum(least for stage, least in floor.items() if stage != TEN)},
+            peak=0,
+            difference=stages.differences(service),
             repeatable={way: len(different) == 1 for way, different in files.items()},
         )
 
@@ -151,8 +153,7 @@ def compare(model: Model, services: Mapping[str, Service], request: Request, rat
 def table(case: Case) -> str:
     """The results as a Markdown table: medians, with the least and the most of all repeats."""
     guided = f"{case.outputs} × {case.width} × {case.height}, {case.steps} steps of {case.scheduler}"
-    ours = list(case.difference)
-    heads = ["stage", "floor", PLAIN, *(head for way in ours for head in (way, "faster", "of the floor"))]
+    heads = ["stage", "floor", PLAIN, case.speed, "faster", "of the floor"]
     lines = [
         f"{guided}, {case.aesthetic_steps} aesthetic steps; milliseconds, median (least to most)",
         "",
@@ -160,19 +161,13 @@ def table(case: Case) -> str:
         _row(["---"] * len(heads)),
     ]
     for name, ways in case.seconds.items():
-        least, plain = case.floor.get(name), statistics.median(ways[PLAIN])
-        cells = [name, "" if least is None else f"{1000 * least:.3g}", _spread(ways[PLAIN])]
-        for way in ours:
-            median = statistics.median(ways[way])
-            share = "" if least is None else f"{median / least:.1f} ×"
-            cells += [_spread(ways[way]), f"{plain / median:.2f} ×", share]
-        lines.append(_row(cells))
-    lines.append("")
-    for way in ours:
-        facts = [f"{apart:.1e} from {PLAIN} in its {what}" for what, apart in case.difference[way].items()]
-        if case.peak.get(way):
-            facts.append(f"{case.peak[way] / 2**30:.1f} GiB of memory at most")
-        lines.append(f"{way}: {', '.join(facts)}")
+        least, (plain, ours) = case.floor.get(name), map(statistics.median, ways.values())
+        floor, share = ("", "") if least is None else (f"{1000 * least:.3g}", f"{ours / least:.1f} ×")
+        lines.append(_row([name, floor, *map(_spread, ways.values()), f"{plain / ours:.2f} ×", share]))
+    facts = [f"{apart:.1e} from {PLAIN} in its {what}" for what, apart in case.difference.items()]
+    if case.peak:
+        facts.append(f"{case.peak / 2**30:.1f} GiB of memory at most")
+    lines += ["", f"{case.speed}: {', '.join(facts)}"]
     same = (f"{way} {'yes' if repeats else 'NO'}" for way, repeats in case.repeatable.items())
     return "\n".join([*lines, f"the same files in every repeat: {', '.join(same)}"])
 

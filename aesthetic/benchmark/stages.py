@@ -1,6 +1,6 @@
-"""The stages of a prediction, each done by plain diffusers with the original's loop and by services.
+"""The stages of a prediction, each done by plain diffusers with the original's loop and by a service.
 
-Inputs are prepared once, so that every way gets the same, and the work of a stage is counted for its floor.
+Inputs are prepared once, so that both ways get the same, and the work of a stage is counted for its floor.
 """
 
 from collections import deque
@@ -23,9 +23,10 @@ from . import roofline
 from .baseline import Original, difference
 from .roofline import Work
 
-__all__ = ["PLAIN", "Stages", "with_random_aesthetic"]
+__all__ = ["PLAIN", "TEN", "Stages", "with_random_aesthetic"]
 
 PLAIN = "plain diffusers"
+TEN = "10 UNet steps"  # a part of the denoising, without the sampler
 AESTHETIC = "aesthetic.safetensors"
 Actions = Mapping[str, Callable[[], object]]
 
@@ -37,7 +38,7 @@ class Stages:
     work: the least work of each stage whose work is known.
     """
 
-    def __init__(self, model: Model, services: Mapping[str, Service], request: Request, folder: Path) -> None:
+    def __init__(self, model: Model, service: Service, request: Request, folder: Path) -> None:
         self.model, self.folder = model, folder
         self.request = with_random_aesthetic(request, model, folder)
         self.target = embedding.load_aesthetic(folder / AESTHETIC).vector.to(model.device)
@@ -49,8 +50,8 @@ class Stages:
         self.noise = sampling.starting_noise(model, self.request, sampling.generators(self.request))
         self.latents = sampling.denoise(model, self.conditioning, self.request)
         self.images = [image for image in sampling.decode(model, self.latents) if image is not None]
-        self.drawn = next(iter(services.values())).draw(self.request).images
-        ways = {PLAIN: self._plain(), **{way: self._ours(service) for way, service in services.items()}}
+        self.drawn = service.draw(self.request).images
+        ways = {PLAIN: self._plain(), service.speed: self._ours(service)}
         self.ways = {stage: {way: actions[stage] for way, actions in ways.items()} for stage in ways[PLAIN]}
         self.work = self._work()
 
@@ -59,7 +60,7 @@ class Stages:
         step = self._step(self.request.num_outputs)
         return {
             "personalization": self._plain_personalization,
-            "UNet step": lambda: self._unet(self.model, step),
+            TEN: lambda: self._unet(self.model, step),
             "denoising": self._plain_denoising,
             "decoding": lambda: self.original.decode(self.latents),
             "safety check": lambda: self.original.check(torch.cat(self.images)),
@@ -68,11 +69,11 @@ class Stages:
         }
 
     def _ours(self, service: Service) -> Actions:
-        """Each stage as a service does it."""
+        """Each stage as the service does it."""
         step = self._step(self.request.num_outputs)
         return {
             "personalization": lambda: self._personalization(service.personalizer),
-            "UNet step": lambda: self._unet(service.accelerated, step),
+            TEN: lambda: self._unet(service.accelerated, step),
             "denoising": lambda: sampling.denoise(service.accelerated, self.conditioning, self.request),
             "decoding": lambda: self._decoding(service.accelerated),
             "safety check": lambda: self._check(service.accelerated),
@@ -101,9 +102,9 @@ class Stages:
         }
 
     @torch.no_grad()
-    def _unet(self, model: Model, step: Mapping[str, Tensor]) -> Tensor:
-        noise: Tensor = model.pipeline.unet(**step, return_dict=False)[0]
-        return noise
+    def _unet(self, model: Model, step: Mapping[str, Tensor], steps: int = 10) -> None:
+        for _ in range(steps):  # in a row, as in the denoising
+            model.pipeline.unet(**step, return_dict=False)
 
     def _plain_denoising(self, embeds: Tensor | None = None, output_type: str = "latent") -> Any:
         request = self.request
@@ -154,10 +155,10 @@ class Stages:
             operations = count * roofline.operations(action)
             return Work(flops=operations, bytes=roofline.bytes_of(module), dtype=parts.dtype)
 
-        unet = of(parts.unet, lambda: self._unet(self.model, self._step(1)))
+        unet = of(parts.unet, lambda: self._unet(self.model, self._step(1), 1))
         work = {
             "personalization": self._personalization_work(),
-            "UNet step": unet,
+            TEN: unet.times(10),
             "denoising": unet.times(self._calls()),
             "decoding": of(parts.vae.decoder, lambda: self.original.decode(self.latents[:1])),
         }

@@ -1,4 +1,4 @@
-"""bench and warm: measure how fast images are drawn, and compile for more speed."""
+"""bench: measure how fast images are drawn."""
 
 import argparse
 import json
@@ -13,27 +13,20 @@ from .arguments import add_ckpt, add_input, given_inputs, given_path, require_wr
 if TYPE_CHECKING:
     from ..models.loading import Model
 
-__all__ = ["add_bench", "add_shapes", "bench", "warm"]
+__all__ = ["add", "bench"]
 
 
-def add_bench(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags of bench."""
     flag = parser.add_argument
-    flag("--speeds", nargs="+", metavar="SPEED", help="of plain, graph and compile; blank: the service's own")
+    flag("--random", choices=["sd15", "tiny"], help="random weights of these shapes, in place of a model")
+    flag("--sizes", type=_size, nargs="+", default=[(512, 512)], metavar="WIDTHxHEIGHT", help="pixels")
+    flag("--outputs", type=int, nargs="+", default=[1], metavar="COUNT", help="images at once")
     add_input(parser, "num_inference_steps", "--steps")
     add_input(parser, "aesthetic_steps")
     add_input(parser, "scheduler")
     flag("--repeats", type=int, default=5, help="of everything, after a first time that doesn't count")
     flag("--json", type=given_path, metavar="NAME.json", help="file to write all measurements to")
-    add_shapes(parser)
-
-
-def add_shapes(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of warm, which bench has, too: the model, and the sizes and numbers of images."""
-    flag = parser.add_argument
-    flag("--random", choices=["sd15", "tiny"], help="random weights of these shapes, in place of a model")
-    flag("--sizes", type=_size, nargs="+", default=[(512, 512)], metavar="WIDTHxHEIGHT", help="pixels")
-    flag("--outputs", type=int, nargs="+", default=[1], metavar="COUNT", help="images at once")
     add_ckpt(parser)
 
 
@@ -44,40 +37,14 @@ def bench(options: argparse.Namespace) -> None:
     requests = _requests(options)
     if options.json is not None:
         require_writable(options.json, ".json", flag="--json")
-    from ..acceleration import accelerate
     from ..benchmark import benchmark
-    from ..embeddings.registry import Registry
     from ..models.device import default_device
-    from ..service import Service
 
-    device = default_device().type
-    speeds = options.speeds or [settings.speed(device)]
-    known = settings.SPEEDS if device == "cuda" else ("plain",)
-    if not set(speeds) <= set(known) or len(set(speeds)) < len(speeds):
-        raise RequestError(f"--speeds must be of {', '.join(known)} on this machine, each once, not {' '.join(speeds)}")
-    if "compile" in speeds:
-        accelerate.prepare(_model(options), requests)
-
-    def at_speed(speed: str) -> Service:
-        model = _model(options)
-        return Service(model, Registry(), accelerate.choose(model, speed, accelerate.code(speed)))
-
-    measured = benchmark.run(at_speed, speeds, requests, repeats=options.repeats, say=print)
+    speed = settings.speed(default_device().type)
+    measured = benchmark.run(lambda: _model(options), speed, requests, repeats=options.repeats, say=print)
     if options.json is not None:
         with whole(options.json) as unfinished:
             unfinished.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-
-
-def warm(options: argparse.Namespace) -> None:
-    """Compile the model's parts for this GPU and the given image sizes."""
-    requests = _requests(options)
-    from ..acceleration import accelerate
-    from ..models.device import default_device
-
-    if default_device().type != "cuda":
-        raise RequestError("there is no CUDA GPU here to compile for")
-    accelerate.prepare(_model(options), requests)
-    print("AESTHETIC_SPEED=compile draws with it.")
 
 
 def _requests(options: argparse.Namespace) -> list[Request]:

@@ -62,6 +62,10 @@ class Stopwatch:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
+class Txt2ImgPipeline(img2img.OneDevice, diffusers.StableDiffusionPipeline):  # type: ignore[misc]
+    """diffusers' pipeline, which the service never offloads."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """An image, its place in the batch, and whether the safety checker blocks it."""
@@ -132,7 +136,7 @@ def starting_noise(model: Model, request: Request, sources: Sequence[torch.Gener
     factor = model.pipeline.vae_scale_factor
     shape = (1, model.pipeline.unet.config.in_channels, request.height // factor, request.width // factor)
     noise = torch.cat([torch.randn(shape, generator=source) for source in sources])
-    return noise.to(device=model.device, dtype=model.pipeline.unet.dtype)
+    return noise.to(device=model.device, dtype=model.dtype)
 
 
 def denoise(
@@ -170,7 +174,7 @@ def _denoise(
         pipeline = img2img.Img2ImgPipeline(**components, requires_safety_checker=False)
         given = pipeline.begin(init, noise, request.img2img_steps)
     else:
-        pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
+        pipeline = Txt2ImgPipeline(**components, requires_safety_checker=False)
         given = {"latents": noise, "width": request.width, "height": request.height}
     # diffusers passes `disable` to tqdm, which then ignores the environment.
     pipeline.set_progress_bar_config(desc=title, disable=bool(os.environ.get("TQDM_DISABLE")))
@@ -226,7 +230,7 @@ def checker_pixels(model: Model, image: Image.Image) -> Tensor:
 
 def is_unsafe(model: Model, pixels: Tensor) -> bool:
     """Whether the safety checker, which the model must have, blocks an image: diffusers' run_safety_checker."""
-    pixels = pixels.to(model.device, model.pipeline.unet.dtype)
+    pixels = pixels.to(model.device, model.dtype)
     blackened = np.zeros((1, 1))  # stands in for the image, which the checker would overwrite
     _, [flag] = model.pipeline.safety_checker(images=blackened, clip_input=pixels)
     return bool(flag)

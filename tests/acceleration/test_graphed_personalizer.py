@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
 
-from aesthetic.acceleration import graphed_personalizer
 from aesthetic.acceleration.graphed_personalizer import GraphedPersonalizer
 from aesthetic.gradient import Step
 from aesthetic.models.loading import Model
@@ -53,27 +51,6 @@ def test_each_run_starts_from_the_untouched_weights(model: Model, target: torch.
     assert not torch.equal(run("the cat", lr=1e-2).conditioning, first.conditioning)
     assert recorder.recorded == 4  # a step and a forward pass, for one chunk and for two
     assert all(torch.equal(*pair) for pair in zip(model.encoder.parameters(), before, strict=True))
-
-
-def test_a_custom_forward_pass_is_used(model: Model, target: torch.Tensor) -> None:
-    def away(encoder: nn.Module, input_ids: torch.Tensor, aesthetic: torch.Tensor) -> graphed_personalizer.Position:
-        cosine, hidden = graphed_personalizer.forward_pass(encoder, input_ids, aesthetic)
-        return -cosine, hidden
-
-    ids, recorder = tokens(model, "the cat"), EagerRecorder()
-    untouched = graphed_personalizer.forward_pass(model.encoder, ids, target)[0]
-    for looking, sign in ((graphed_personalizer.forward_pass, 1), (away, -1)):
-        steps = GraphedPersonalizer(model.encoder, recorder, looking)(ids, target, steps=3, lr=1e-3)
-        rising = [step.similarity.item() for step in steps]
-        assert rising[0] == pytest.approx(sign * untouched.item(), abs=1e-6)
-        assert rising == sorted(rising)
-
-
-def test_start_gives_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:
-    personalizer = GraphedPersonalizer(model.encoder, EagerRecorder())
-    list(personalizer(tokens(model, "the cat"), target, steps=2, lr=0.1))
-    ids = tokens(model, "a dog")
-    assert torch.equal(personalizer.start(ids)(ids).last_hidden_state, model.encoder(ids).last_hidden_state)
 
 
 def test_no_steps_give_the_untouched_encoder(model: Model, target: torch.Tensor) -> None:

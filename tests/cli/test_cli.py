@@ -454,14 +454,3 @@ def test_help_and_bad_values_answer_without_torch() -> None:
     command = [sys.executable, "-c", f"import json; {probe}"]
     answer = subprocess.run(command, cwd=snapshot.ROOT, capture_output=True, text=True, check=True)
     assert json.loads(answer.stdout) is False
-
-
-def test_warm_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU to compile for, which takes minutes")
-    assert main(["warm", "--random", "tiny", "--ckpt", "demo"]) == 1
-    assert "give only one of --random and --ckpt" in capsys.readouterr().err
-    assert main(["warm", "--random", "tiny", "--outputs", "9"]) == 1
-    assert "num_outputs" in capsys.readouterr().err
-    assert main(["warm", "--random", "tiny"]) == 1
-    assert "there is no CUDA GPU here to compile for" in capsys.readouterr().err
