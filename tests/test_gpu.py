@@ -17,10 +17,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image, ImageChops
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
 from aesthetic.acceleration import modules
 from aesthetic.acceleration.cuda_graphs import CACHED, GraphedCallable, Recorder
+from aesthetic.acceleration.fast_personalizer import FastPersonalizer, supports
 from aesthetic.acceleration.graphed_personalizer import GraphedPersonalizer
 from aesthetic.benchmark import random_model
 from aesthetic.cancellation import Predictions
@@ -419,3 +420,57 @@ def test_a_decoder_that_overflows_in_fp16_is_run_in_fp32(gpu: Model) -> None:
         assert image is not None
     finally:
         vae.decoder.conv_in.bias.data.copy_(bias)
+
+
+@pytest.fixture(scope="module", params=["CLIP ViT-L", "demo"])
+def encoder(request: pytest.FixtureRequest) -> Any:
+    if request.param == "demo":
+        return loading.load(checkpoint.locate("demo", ROOT / "weights"), GPU).encoder
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = (
+            CLIPTextModelWithProjection(CLIPTextConfig(**random_model.SD15["text_encoder"]))
+            .eval()
+            .requires_grad_(False)
+        )
+        for weight in made.parameters():
+            if weight.ndim == 1:  # biases and norms at their trivial start would hide mistakes
+                weight.add_(0.1 * torch.randn_like(weight))
+    return made.cuda()
+
+
+@pytest.fixture(scope="module")
+def fast(encoder: Any, recorder: Recorder) -> FastPersonalizer:
+    assert supports(encoder)
+    return FastPersonalizer(encoder, recorder)
+
+
+def words(encoder: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A prompt of `length` random tokens, its end and one that occurs twice among them; and an aesthetic."""
+    dice, size = torch.Generator().manual_seed(length), encoder.config.vocab_size
+    ids = torch.full((1, 77), size - 1)
+    ids[0, : length - 1] = torch.randint(size - 2, (length - 1,), generator=dice)
+    ids[0, length - 2] = ids[0, 1]
+    target = torch.randn(1, encoder.config.projection_dim, generator=dice)
+    return ids.cuda(), torch.nn.functional.normalize(target).cuda()
+
+
+@pytest.mark.parametrize("length", [5, 20, 32, 33, 77])
+def test_the_written_out_steps_are_the_plain_loops(encoder: Any, fast: FastPersonalizer, length: int) -> None:
+    ids, target = words(encoder, length)
+    theirs = Personalizer(encoder)(ids, target, steps=10, lr=1e-4)
+    for ours, other in zip(fast(ids, target, steps=10, lr=1e-4), theirs, strict=True):
+        assert difference(ours.conditioning, other.conditioning) <= 1e-5
+        assert torch.allclose(ours.similarity, other.similarity, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [20, 77])
+def test_the_written_out_steps_are_the_same_bits_each_time(encoder: Any, fast: FastPersonalizer, length: int) -> None:
+    ids, target = words(encoder, length)
+    *_, first = fast(ids, target, steps=5, lr=1e-4)
+    for run in range(50):
+        next(fast(*words(encoder, 97 - length), steps=5, lr=0.1))  # then abandoned
+        for step in fast(ids, target, steps=5, lr=1e-4):
+            _ = step.conditioning if run % 2 else None  # reading it changes nothing
+        assert torch.equal(step.conditioning, first.conditioning)
+        assert torch.equal(step.similarity, first.similarity)

@@ -74,6 +74,7 @@ def test_heavy_libraries_stay_where_they_belong(name: str) -> None:
     assert "peft" not in others  # only tests need it
     assert ("cog" in others) == (name == "predict")
     assert ("matplotlib" in others) == (name == "evaluation.report")
+    assert "triton" not in others or name.endswith("kernels")  # which a CPU does not import
 
 
 def test_images_need_no_torch() -> None:

@@ -46,7 +46,8 @@ class Recorder:
         self._renew()
 
     def _renew(self) -> None:
-        self._stream: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        # Of a high priority: what an action launches beside it, on a stream of its own, must not delay it.
+        self._stream: Any = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
         self._memory = torch.cuda.graph_pool_handle()
 
     def record(self, action: Callable[[], Result]) -> Graph[Result]:

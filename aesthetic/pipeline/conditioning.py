@@ -5,6 +5,7 @@ personalized as a batch of chunks: the mean of their similarities rises.
 """
 
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,6 @@ from ..embeddings.interpolation import slerp
 from ..errors import DrawingError
 from ..gradient import Step
 from ..models.loading import Model
-from ..personalizer import Personalizer
 from ..request import Request
 from .prompt import Conditioning, encode_prompts
 
@@ -42,11 +42,12 @@ class PersonalizedConditioning:
 
 
 def condition(
-    model: Model, personalizer: Personalizer, request: Request, target: Tensor | None
+    model: Model, personalizer: Callable[..., Iterator[Step]], request: Request, target: Tensor | None
 ) -> tuple[PersonalizedConditioning, list[PersonalizedConditioning]]:
     """The conditioning without personalization, and those to draw from, in order: one, or the stops of the sweep.
 
-    target: [1, D] fp32, unit norm; None draws from the prompt's own conditioning.
+    personalizer: a Personalizer, or what stands for it.
+    target:       [1, D] fp32, unit norm; None draws from the prompt's own conditioning.
 
     An empty prompt is not personalized, as in the original code. If the personalization diverges, a sweep ends with the
     stop before; raises DrawingError if it has none.

@@ -39,4 +39,6 @@ class EagerRecorder(Recorder):
 
 
 def _tensors(results: Any) -> tuple[Tensor, ...]:
+    if results is None:
+        return ()
     return results if isinstance(results, tuple) else (results,)

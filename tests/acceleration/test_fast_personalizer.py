@@ -1,0 +1,221 @@
+"""The written-out loop compared with the plain one, in Triton's interpreter; test_gpu.py has it at full size."""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from triton.runtime import interpreter
+
+from aesthetic.acceleration import fast_personalizer
+from aesthetic.acceleration.cuda_graphs import Graph, Result
+from aesthetic.acceleration.fast_personalizer import FastPersonalizer, Parameters, TrainedEncoder, supports
+from aesthetic.gradient import Step, similarity
+from aesthetic.personalizer import Personalizer
+from tests.acceleration.recorder import EagerRecorder
+from tests.original import difference
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled there")
+
+SHORT, ALL = 16, 32  # fewer tokens than in reality: the interpreter takes a second for a pass
+START, END = 198, 199
+CONFIG: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": 48,
+    "vocab_size": 200,
+    "max_position_embeddings": ALL,
+    "bos_token_id": START,
+    "eos_token_id": END,
+    "pad_token_id": END,
+}
+
+
+class DirectRecorder(EagerRecorder):
+    """Runs an action only when it is replayed: each takes a second."""
+
+    def record(self, action: Callable[[], Result]) -> Graph[Result]:
+        """See Recorder.record."""
+        graph: Any = SimpleNamespace(replay=action)
+        return cast(Graph[Result], graph)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SHORT": SHORT, "ALL": ALL, "TERMS": 32}.items():
+        monkeypatch.setattr(fast_personalizer, name, value)
+    patch, patched = interpreter._patch_lang, set[str]()
+
+    def patch_once(function: Any) -> Any:
+        """Patch what a module knows of Triton's language; the interpreter does so in each call of a function."""
+        if function.__module__ not in patched:
+            patched.add(function.__module__)
+            patch(function)
+        return SimpleNamespace(restore=lambda: None)
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+
+
+def make(**changes: Any) -> Any:
+    """An encoder whose biases and norms are not at their trivial start, which would hide mistakes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = CLIPTextModelWithProjection(CLIPTextConfig(**CONFIG | changes)).eval().requires_grad_(False)
+        for weight in encoder.parameters():
+            if weight.ndim == 1:
+                weight.add_(0.1 * torch.randn_like(weight))
+    return encoder
+
+
+@cache
+def encoder() -> Any:
+    return make()
+
+
+@cache
+def fast() -> FastPersonalizer:
+    """One for all tests: each may find what another left behind."""
+    return FastPersonalizer(encoder(), DirectRecorder())
+
+
+@cache
+def target() -> Tensor:
+    return functional.normalize(torch.randn(1, 48, generator=torch.Generator().manual_seed(1)))
+
+
+def prompt(length: int, tokens: int = ALL) -> Tensor:
+    """A prompt of so many words, of which the last is the first, and another occurs twice."""
+    words = [*range(10, 10 + length - 1), 10]
+    words[3] = words[1]
+    return torch.tensor([[START, *words, *[END] * (tokens - 1 - length)]])
+
+
+def last(steps: Iterator[Step]) -> Step:
+    *_, end = steps
+    return end
+
+
+@cache
+def personalized() -> list[Step]:
+    """The steps of a prompt whose end token is the last of the short pass."""
+    steps = []
+    for step in fast()(prompt(SHORT - 2), target(), steps=2, lr=1e-3):
+        steps.append(step)
+        if step.index:
+            _ = step.conditioning  # it is kept
+    return steps
+
+
+def gradients(encoder: Any, ids: Tensor, room: int) -> Parameters:
+    """Autograd's, of minus the similarity; a token that occurs twice has its gradient at its first place."""
+    plain = copy.deepcopy(encoder)
+    plain.text_model.requires_grad_(True)
+    (-similarity(plain(ids).text_embeds, target())).backward()  # type: ignore[no-untyped-call]
+    for weight in plain.text_model.parameters():
+        weight.data = weight.grad
+    found, tokens = Parameters(plain.config, torch.device("cpu")), plain.text_model.embeddings.token_embedding.weight
+    found.fill(plain.text_model)
+    for place, token in enumerate(ids[0].tolist()):
+        if token not in ids[0, :place]:
+            found.embeddings[room + place] = tokens[token].detach()
+    return found
+
+
+@pytest.mark.parametrize(("length", "bucket", "room"), [(7, "short", ALL), (38, "whole", 48)])
+def test_the_gradients_are_autograds(length: int, bucket: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_personalizer, "ALL", room)
+    encoder = make(max_position_embeddings=room - 3)  # CLIP's positions are three fewer, too
+    ids, trained = prompt(length, room - 3), TrainedEncoder(encoder)
+    tape = getattr(trained, bucket)
+    trained.start(ids[0], torch.tensor([length + 1]), target()[0])
+    trained.forward(tape)
+    trained.backward(tape)  # with rates of 0: no weight moves, and Adam's first moment is a tenth of the gradient
+    found, expected = trained._trained[1], gradients(encoder, ids, room)
+    for layer, theirs in zip(found.layers[:-1], expected.layers[:-1], strict=True):
+        for name, gradient in vars(layer).items():
+            assert difference(10 * gradient, getattr(theirs, name)) < 1e-5, name
+    assert difference(10 * found.layers[-1].norm1, expected.layers[-1].norm1) < 1e-5
+    for one, other in zip(found.embeddings.chunk(2), expected.embeddings.chunk(2), strict=True):
+        assert difference(10 * one, other) < 1e-5
+
+
+def test_every_step_is_the_plain_loops() -> None:
+    theirs = Personalizer(encoder())(prompt(SHORT - 2), target(), steps=2, lr=1e-3)
+    for index, (ours, other) in enumerate(zip(personalized(), theirs, strict=True)):
+        assert ours.index == index
+        assert torch.allclose(ours.similarity, other.similarity, rtol=0, atol=1e-6)
+        if index:
+            assert ours.conditioning.shape == other.conditioning.shape
+            assert difference(ours.conditioning, other.conditioning) < 1e-5
+
+
+def test_the_steps_of_a_longer_prompt_compute_all_tokens() -> None:
+    ours, theirs = (
+        next(run(prompt(SHORT - 1), target(), steps=1, lr=1e-3)) for run in (fast(), Personalizer(encoder()))
+    )
+    assert torch.allclose(ours.similarity, theirs.similarity, rtol=0, atol=1e-6)
+    assert difference(ours.conditioning, theirs.conditioning) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, that something is not finite
+def test_runs_are_independent_of_one_another() -> None:
+    before = [weight.clone() for weight in encoder().parameters()]
+    run = fast()(prompt(7), -target(), steps=9, lr=1e30)
+    first = next(run)
+    assert not next(run).similarity.isfinite()  # then abandoned
+    with pytest.raises(RuntimeError, match="before the next step"):
+        _ = first.conditioning
+    again, expected = last(fast()(prompt(SHORT - 2), target(), steps=1, lr=1e-3)), personalized()[1]
+    assert torch.equal(again.conditioning, expected.conditioning)
+    assert all(torch.equal(*pair) for pair in zip(encoder().parameters(), before, strict=True))
+
+
+def test_no_steps_give_the_untouched_encoder() -> None:
+    [only], plain = fast()(prompt(7), target(), steps=0, lr=1.0), encoder()(prompt(7))
+    assert only.index == 0
+    assert difference(only.conditioning, plain.last_hidden_state) < 1e-6
+    assert torch.allclose(only.similarity, similarity(plain.text_embeds, target()), rtol=0, atol=1e-6)
+
+
+def test_the_text_ends_where_transformers_finds_its_end() -> None:
+    legacy = make(eos_token_id=2)  # as in the files of Stable Diffusion: at the highest token
+    [only] = FastPersonalizer(legacy, DirectRecorder())(prompt(7), target(), steps=0, lr=1.0)
+    expected = similarity(legacy(prompt(7)).text_embeds, target())
+    assert torch.allclose(only.similarity, expected, rtol=0, atol=1e-6)
+
+
+UNFIT = [
+    ("hidden_act", "gelu"),
+    ("hidden_size", 96),
+    ("intermediate_size", 96),
+    ("num_attention_heads", 8),
+    ("max_position_embeddings", ALL + 1),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), UNFIT)
+def test_encoders_of_other_shapes_are_replayed(name: str, value: Any) -> None:
+    other = make(**{name: value})
+    assert supports(encoder())
+    assert not supports(other)
+    ours, theirs = (
+        last(run(prompt(7), target(), steps=2, lr=1e-3))
+        for run in (FastPersonalizer(other, EagerRecorder()), Personalizer(other))
+    )
+    assert difference(ours.conditioning, theirs.conditioning) < 1e-5
+
+
+def test_long_prompts_in_chunks_are_replayed() -> None:
+    chunks = torch.cat([prompt(7), prompt(9)])
+    fits = FastPersonalizer(encoder(), EagerRecorder())
+    assert fits._graphed.cache_info().currsize == 0  # it takes as much memory again
+    ours, theirs = (last(run(chunks, target(), steps=2, lr=1e-3)) for run in (fits, Personalizer(encoder())))
+    assert difference(ours.conditioning, theirs.conditioning) < 1e-5
