@@ -1,6 +1,6 @@
 """The loop of gradient.py on a private copy of the text encoder, filled anew for each run.
 
-acceleration/graphed_personalizer.py runs the same steps as CUDA graphs.
+acceleration/fast_personalizer.py has the same steps, written out for a GPU.
 """
 
 import copy

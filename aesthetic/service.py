@@ -99,9 +99,8 @@ class Service:
         self.model = model
         self.registry = registry
         self._acceleration = acceleration
-        self.accelerated, self.personalizer = (
-            (model, Personalizer(model.encoder)) if acceleration is None else acceleration.wrap(model)
-        )
+        self.accelerated = model if acceleration is None else acceleration.wrap(model)
+        self.personalizer = Personalizer(model.encoder) if acceleration is None else acceleration.personalizer(model)
 
     @classmethod
     def load(cls, model: str | None = None) -> Self:

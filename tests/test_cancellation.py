@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -174,7 +175,8 @@ def test_a_long_prediction_stops_within_a_step(
         calls.append(None)
         begun.set()
 
-    part = service.personalizer._working if "aesthetic_steps" in long else service.model.pipeline.unet
+    personalizer: Any = service.personalizer
+    part = personalizer._working if "aesthetic_steps" in long else service.model.pipeline.unet
     hook = part.register_forward_hook(count)
     try:
         asking = Asking(lambda: predictions.make(service.predict, request, tmp_path))

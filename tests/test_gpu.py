@@ -22,7 +22,6 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 from aesthetic.acceleration import modules
 from aesthetic.acceleration.cuda_graphs import CACHED, GraphedCallable, Recorder
 from aesthetic.acceleration.fast_personalizer import FastPersonalizer, supports
-from aesthetic.acceleration.graphed_personalizer import GraphedPersonalizer
 from aesthetic.benchmark import random_model
 from aesthetic.cancellation import Predictions
 from aesthetic.embeddings import embedding
@@ -85,46 +84,12 @@ def recorder() -> Recorder:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5, 20])
-def test_equals_the_original_loop(gpu: Model, clip: CLIPModel, home: Path, recorder: Recorder, steps: int) -> None:
+def test_equals_the_original_loop(gpu: Model, clip: CLIPModel, home: Path, steps: int) -> None:
     tokens = prompt.tokenize_prompt(gpu.pipeline.tokenizer, "the cat", gpu.device).input_ids
     target = Registry(home / "embeddings").load("sac_8plus").vector.cuda()
     theirs = original.conditioning(clip.cuda(), tokens, target, steps=steps, lr=1e-4)
-    for personalizer in (Personalizer(gpu.encoder), GraphedPersonalizer(gpu.encoder, recorder)):
-        *_, last = personalizer(tokens, target, steps=steps, lr=1e-4)
-        assert difference(last.conditioning, theirs) <= 1e-5
-
-
-def test_replayed_runs_do_not_depend_on_runs_between_them(gpu: Model, home: Path, recorder: Recorder) -> None:
-    target, personalizer = (
-        Registry(home / "embeddings").load("sac_8plus").vector.cuda(),
-        GraphedPersonalizer(gpu.encoder, recorder),
-    )
-
-    def run(text: str, lr: float = 1e-4, *, stop: int = 5, long: bool = False) -> torch.Tensor:
-        steps = personalizer(
-            prompt.tokenize_prompt(gpu.pipeline.tokenizer, text, gpu.device, long=long).input_ids,
-            target,
-            steps=5,
-            lr=lr,
-        )
-        return next(step for step in steps if step.index == stop).conditioning
-
-    first = run("the cat")
-    run("the dog", 0.1, stop=2)  # then abandoned
-    run("the cat and the dog, " * 20, 0.1, long=True)
-    assert torch.equal(run("the cat"), first)
-    assert not torch.equal(run("the dog"), first)
-
-
-def test_the_replayed_personalization_is_deterministic(gpu: Model, home: Path, recorder: Recorder) -> None:
-    text = "the cat and the dog and the cat and the dog"  # the gradient of a repeated token is a sum
-    ids = prompt.tokenize_prompt(gpu.pipeline.tokenizer, text, gpu.device).input_ids
-    target = Registry(home / "embeddings").load("sac_8plus").vector.cuda()
-    personalizer = GraphedPersonalizer(gpu.encoder, recorder)
-    ours = [list(personalizer(ids, target, steps=5, lr=1e-4))[-1].conditioning for _ in range(50)]
-    *_, theirs = Personalizer(gpu.encoder)(ids, target, steps=5, lr=1e-4)
-    assert all(torch.equal(one, ours[0]) for one in ours)
-    assert difference(ours[0], theirs.conditioning) <= 1e-5
+    *_, last = Personalizer(gpu.encoder)(tokens, target, steps=steps, lr=1e-4)
+    assert difference(last.conditioning, theirs) <= 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +108,7 @@ def noises(unet: Any, sample: torch.Tensor, embeds: torch.Tensor) -> torch.Tenso
 @pytest.mark.parametrize(("images", "height", "width"), [(2, 64, 64), (16, 64, 64), (1, 96, 128), (3, 16, 40)])
 @torch.no_grad()
 def test_the_unet_is_as_near_to_fp32_as_that_of_diffusers(full: Model, images: int, height: int, width: int) -> None:
-    fast = modules.Accelerated(full, Recorder(GPU)).wrap(full)[0].pipeline.unet
+    fast = modules.Accelerated(full, Recorder(GPU)).wrap(full).pipeline.unet
     theirs, exact = full.pipeline.unet, copy.deepcopy(full.pipeline.unet).float()
     dice = torch.Generator("cuda").manual_seed(0)
     sample, embeds = (
@@ -160,7 +125,7 @@ def test_the_unet_is_as_near_to_fp32_as_that_of_diffusers(full: Model, images: i
 @torch.no_grad()
 def test_the_decoder_is_as_near_to_fp32_as_that_of_diffusers(full: Model, height: int, width: int) -> None:
     vae = full.pipeline.vae
-    fast, exact = modules.Accelerated(full, Recorder(GPU)).wrap(full)[0].pipeline.vae, copy.deepcopy(vae).float()
+    fast, exact = modules.Accelerated(full, Recorder(GPU)).wrap(full).pipeline.vae, copy.deepcopy(vae).float()
     latents = torch.randn(1, 4, height, width, device=GPU, dtype=torch.float16)
     wanted = exact.decode(latents.float(), return_dict=False)[0]
     ours, plain = (one.decode(latents, return_dict=False)[0].float() for one in (fast, vae))
@@ -312,8 +277,12 @@ def test_draws_what_the_cpu_draws_except_for_rounding(
 
 @pytest.fixture
 def files(model: Model, tmp_path: Path) -> dict[str, Path]:
+    return written(model, tmp_path)
+
+
+def written(model: Model, folder: Path) -> dict[str, Path]:
     """An image, a mask that redraws the left half of it, and a LoRA."""
-    paths = {"image": tmp_path / "picture.png", "mask": tmp_path / "mask.png", "lora": tmp_path / "style.safetensors"}
+    paths = {"image": folder / "picture.png", "mask": folder / "mask.png", "lora": folder / "style.safetensors"}
     Image.effect_noise((16, 16), 80).resize((192, 128)).convert("RGB").save(paths["image"])
     mask = Image.new("L", (192, 128))
     mask.paste(255, (0, 0, 96, 128))
@@ -422,17 +391,19 @@ def test_a_decoder_that_overflows_in_fp16_is_run_in_fp32(gpu: Model) -> None:
         vae.decoder.conv_in.bias.data.copy_(bias)
 
 
-@pytest.fixture(scope="module", params=["CLIP ViT-L", "demo"])
+ENCODERS: dict[str, dict[str, Any]] = {
+    "CLIP ViT-L": random_model.SD15["text_encoder"],
+    "OpenCLIP ViT-H": {"hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16},
+}
+
+
+@pytest.fixture(scope="module", params=[*ENCODERS, "demo"])
 def encoder(request: pytest.FixtureRequest) -> Any:
     if request.param == "demo":
         return loading.load(checkpoint.locate("demo", ROOT / "weights"), GPU).encoder
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = (
-            CLIPTextModelWithProjection(CLIPTextConfig(**random_model.SD15["text_encoder"]))
-            .eval()
-            .requires_grad_(False)
-        )
+        made = CLIPTextModelWithProjection(CLIPTextConfig(**ENCODERS[request.param])).eval().requires_grad_(False)
         for weight in made.parameters():
             if weight.ndim == 1:  # biases and norms at their trivial start would hide mistakes
                 weight.add_(0.1 * torch.randn_like(weight))
@@ -445,32 +416,70 @@ def fast(encoder: Any, recorder: Recorder) -> FastPersonalizer:
     return FastPersonalizer(encoder, recorder)
 
 
-def words(encoder: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A prompt of `length` random tokens, its end and one that occurs twice among them; and an aesthetic."""
-    dice, size = torch.Generator().manual_seed(length), encoder.config.vocab_size
-    ids = torch.full((1, 77), size - 1)
-    ids[0, : length - 1] = torch.randint(size - 2, (length - 1,), generator=dice)
-    ids[0, length - 2] = ids[0, 1]
+def words(encoder: Any, *lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chunks of random tokens, their end and one that occurs twice among them; and an aesthetic."""
+    dice, size = torch.Generator().manual_seed(sum(lengths)), encoder.config.vocab_size
+    ids = torch.full((len(lengths), 77), size - 1)
+    for chunk, length in zip(ids, lengths, strict=True):
+        chunk[: length - 1] = torch.randint(size - 2, (length - 1,), generator=dice)
+        chunk[length - 2] = ids[0, 1]
     target = torch.randn(1, encoder.config.projection_dim, generator=dice)
     return ids.cuda(), torch.nn.functional.normalize(target).cuda()
 
 
-@pytest.mark.parametrize("length", [5, 20, 32, 33, 77])
-def test_the_written_out_steps_are_the_plain_loops(encoder: Any, fast: FastPersonalizer, length: int) -> None:
-    ids, target = words(encoder, length)
+@pytest.mark.parametrize("lengths", [(5,), (20,), (32,), (33,), (77,), (77, 12), (77, 77, 40)])
+def test_the_written_out_steps_are_the_plain_loops(
+    encoder: Any, fast: FastPersonalizer, lengths: tuple[int, ...]
+) -> None:
+    ids, target = words(encoder, *lengths)
     theirs = Personalizer(encoder)(ids, target, steps=10, lr=1e-4)
     for ours, other in zip(fast(ids, target, steps=10, lr=1e-4), theirs, strict=True):
         assert difference(ours.conditioning, other.conditioning) <= 1e-5
         assert torch.allclose(ours.similarity, other.similarity, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [20, 77])
-def test_the_written_out_steps_are_the_same_bits_each_time(encoder: Any, fast: FastPersonalizer, length: int) -> None:
-    ids, target = words(encoder, length)
+@pytest.mark.parametrize("lengths", [(20,), (77,), (77, 12)])
+def test_the_written_out_steps_are_the_same_bits_each_time(
+    encoder: Any, fast: FastPersonalizer, lengths: tuple[int, ...]
+) -> None:
+    ids, target = words(encoder, *lengths)
     *_, first = fast(ids, target, steps=5, lr=1e-4)
     for run in range(50):
-        next(fast(*words(encoder, 97 - length), steps=5, lr=0.1))  # then abandoned
+        next(fast(*words(encoder, 97 - lengths[0]), steps=5, lr=0.1))  # then abandoned
         for step in fast(ids, target, steps=5, lr=1e-4):
             _ = step.conditioning if run % 2 else None  # reading it changes nothing
         assert torch.equal(step.conditioning, first.conditioning)
         assert torch.equal(step.similarity, first.similarity)
+
+
+def test_another_encoder_of_the_same_shape_is_personalized(encoder: Any, fast: FastPersonalizer) -> None:
+    other, (ids, target) = copy.deepcopy(encoder), words(encoder, 20)
+    other.text_model.encoder.layers[0].mlp.fc1.weight.mul_(1.5)
+    *_, before = fast(ids, target, steps=2, lr=1e-4)
+    *_, ours = fast.of(other)(ids, target, steps=2, lr=1e-4)
+    *_, theirs = Personalizer(other)(ids, target, steps=2, lr=1e-4)
+    *_, again = fast(ids, target, steps=2, lr=1e-4)
+    assert difference(ours.conditioning, theirs.conditioning) <= 1e-5
+    assert difference(ours.conditioning, before.conditioning) > 1e-3
+    assert torch.equal(again.conditioning, before.conditioning)
+
+
+@pytest.fixture(scope="module")
+def demos() -> dict[torch.device, Service]:
+    """The demo model, drawn the fast way and on the CPU."""
+    models = {device: loading.load(checkpoint.locate("demo", ROOT / "weights"), device) for device in (GPU, CPU)}
+    fast = modules.accelerate(models[GPU], "fast")
+    return {GPU: Service(models[GPU], Registry(), fast), CPU: Service(models[CPU], Registry())}
+
+
+DEMO = Request(prompt="a cat", aesthetic_embedding="night", aesthetic_steps=5, num_inference_steps=6, seed=5)
+DEMO = replace(DEMO, scheduler="DPMSolverMultistep", width=192, height=128)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "without guidance", "several"])
+def test_the_demo_draws_what_the_cpu_draws(demos: dict[torch.device, Service], way: str, tmp_path: Path) -> None:
+    simple: dict[str, Any] = {"without guidance": {"guidance_scale": 1.0}, "several": {"num_outputs": 3}}
+    paths = written(demos[CPU].model, tmp_path)
+    request = replace(DEMO, **simple[way]) if way in simple else asked(DEMO, paths, way)
+    require_alike(drawn(demos[GPU], request), drawn(demos[CPU], request))
+    assert drawn(demos[GPU], request) == drawn(demos[GPU], request)

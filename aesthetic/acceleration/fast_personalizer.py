@@ -5,31 +5,34 @@ Adam's step with it, on a second stream, while the backward pass goes on. Under 
 the text have no say in its embedding: the steps leave them out.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..gradient import Step
+from ..personalizer import Personalizer
 from . import personalization_kernels as kernels
 from .cuda_graphs import Graph, LRUCache, Recorder
-from .graphed_personalizer import GraphedPersonalizer
 
 __all__ = ["FastPersonalizer", "Parameters", "Tape", "TrainedEncoder", "supports"]
 
-SHORT, ALL = 32, 80  # tokens of a pass, in multiples of 16: CLIP reads 77
-PARTS, TERMS = 8, 192  # a product is cut into 8 parts or less, of 192 terms or more
+SHORT, ALL = 32, 80  # tokens of a chunk, in multiples of 16: CLIP reads 77
+CHUNKS = 10  # of a long prompt, at most
+PARTS, TERMS = 8, 96  # a product is cut into 8 parts or less, of 96 terms or more
 
 
 def supports(encoder: Any) -> bool:
     """Whether an encoder is CLIP's text encoder, in sizes that the kernels can compute."""
     config = encoder.config
     return (
-        (config.model_type, config.hidden_act, encoder.dtype) == ("clip_text_model", "quick_gelu", torch.float32)
+        (config.model_type, encoder.dtype) == ("clip_text_model", torch.float32)
+        and config.hidden_act in {"quick_gelu", "gelu"}
         and config.hidden_size % 64 == config.intermediate_size % 64 == 0
         and config.hidden_size / config.num_attention_heads in {16, 32, 64, 128}
         and config.max_position_embeddings <= ALL
@@ -46,14 +49,14 @@ class Parameters:
 
     matrices:   [layers, 2 F + 4 H, H]: fc2 transposed, fc1, out_proj, and q, k, v.
     vectors:    [layers + 1, F + 9 H]: biases, and weight and bias of the norms. After the layers comes the final norm.
-    embeddings: [2 ALL, H]: of the positions, and of the tokens of one prompt.
+    embeddings: [(1 + CHUNKS) ALL, H]: of the positions, and of the tokens of one prompt.
     """
 
     def __init__(self, config: Any, device: torch.device) -> None:
         layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
         self.matrices = torch.zeros(layers, 2 * mlp + 4 * hidden, hidden, device=device)
         self.vectors = torch.zeros(layers + 1, mlp + 9 * hidden, device=device)
-        self.embeddings = torch.zeros(2 * ALL, hidden, device=device)
+        self.embeddings = torch.zeros((1 + CHUNKS) * ALL, hidden, device=device)
         self.all = [self.matrices, self.vectors, self.embeddings]
         matrices = _named(self.matrices, 0, {"fc2": mlp, "fc1": mlp, "out": hidden, "qkv": 3 * hidden})
         names = {"fc1_bias": mlp, "out_bias": hidden, "qkv_bias": 3 * hidden}
@@ -76,40 +79,46 @@ class Parameters:
 
 
 class Tape:
-    """The activations of a prompt's first T tokens and their gradients, d_, as columns [T, width] for each layer.
+    """The activations of T tokens and their gradients, d_, as columns [T, width] for each layer.
+
+    length: of the tokens in each chunk of the prompt that are computed, from its first one on.
 
     act to d_qkv are the left factors of the gradients of `matrices`, d_mlp to attention_in the right ones; d_pre to
     d_mlp are for each token the gradients of `vectors`. After the layers comes the final norm, whose d_mlp, otherwise
     unused, is the gradient of the embeddings.
     """
 
-    def __init__(self, config: Any, tokens: int, device: torch.device) -> None:
+    def __init__(self, config: Any, chunks: int, length: int, device: torch.device) -> None:
         layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+        tokens, self.chunks, self.length = chunks * length, chunks, length
         names = {"act": mlp, "d_pre": mlp, "d_out": hidden, "d_qkv": 3 * hidden}
         names |= {"d_norm1": 2 * hidden, "d_norm2": 2 * hidden, "d_mlp": hidden}
         names |= {"mlp_in": hidden, "attended": hidden, "attention_in": hidden}
         names |= {"pre": mlp, "qkv": 3 * hidden, "h": hidden, "h_mid": hidden}
         self.all = torch.zeros(layers + 1, tokens, sum(names.values()), device=device)
         self.layers = [SimpleNamespace(**one) for one in _named(self.all, 1, names)]
-        self.softmax = torch.zeros(layers, config.num_attention_heads, tokens, tokens, device=device)
+        self.softmax = torch.zeros(layers, config.num_attention_heads, tokens, length, device=device)
         self.parts = torch.zeros(PARTS * tokens, hidden, device=device)
-        self.d_embeds = torch.zeros(config.projection_dim, device=device)
+        self.d_embeds = torch.zeros(chunks, config.projection_dim, device=device)
         self.tokens, self.hidden, self.stride, self._eps = tokens, hidden, self.all.stride(1), config.layer_norm_eps
+        self._quick = config.hidden_act == "quick_gelu"
 
     def product(self, a: Tensor, weight: Tensor, out: Any = None, bias: Any = None, pre: Any = None) -> int:
         """Without `out`, the product goes to `parts`; returns their number."""
-        (width, depth), parts, block = weight.shape, 1, 64
+        (width, depth), parts, columns, terms = weight.shape, 1, 16, 64
         if out is None:
             counts = (n for n in range(PARTS, 1, -1) if depth % (32 * n) == 0 and depth // n >= TERMS)
-            out, parts, block = self.parts, next(counts, 1), 32
-        sizes = (self.tokens, width, depth, self.stride, out.stride(0), *weight.stride(), block)
-        kernels.product[width // 32, parts, -(-self.tokens // 32)](a, weight, out, bias, pre, *sizes, num_stages=5)
+            out, parts, columns, terms = self.parts, next(counts, 1), 32, 32
+        grid = (width // columns, parts, -(-self.tokens // 32))
+        sizes = (self.tokens, width, depth, self.stride, out.stride(0), *weight.stride(), self._quick, columns, terms)
+        kernels.product[grid](a, weight, out, bias, pre, *sizes, num_warps=2)
         return parts
 
     def attention(self, kernel: Any, *values: Any, kinds: int = 1) -> None:
         """Launch attend, or attend_back, whose kinds are queries, and keys with values."""
-        heads, block = self.softmax.shape[1], 32 if self.tokens <= 32 else 128
-        sizes = (self.tokens, self.hidden, self.stride, (self.hidden // heads) ** -0.5, self.hidden // heads, block)
+        heads, block = self.softmax.shape[1], 32 if self.length <= 32 else 128
+        width = self.hidden // heads
+        sizes = (self.tokens, self.length, self.hidden, self.stride, width**-0.5, width, block)
         kernel[heads, self.tokens // 16, kinds](*values, *sizes, num_warps=4 * kinds)
 
     def norm(self, kernel: Any, parts: int, *values: Any) -> None:
@@ -119,36 +128,44 @@ class Tape:
 
 
 class TrainedEncoder:
-    """A CLIPTextModelWithProjection's weights, untouched and trained, Adam's moments, and the inputs of a run."""
+    """The trained weights of a CLIPTextModelWithProjection, Adam's two moments of them, and the inputs of a run."""
 
     def __init__(self, encoder: Any) -> None:
         self.config, device = encoder.config, encoder.device
-        self._untouched, *self._trained = (Parameters(self.config, device) for _ in range(4))
-        self._untouched.fill(encoder.text_model)
+        self._trained = [Parameters(self.config, device) for _ in range(3)]
         self._weights = self._trained[0].layers
-        self._table = encoder.text_model.embeddings.token_embedding.weight.detach()
         self._projection = encoder.text_projection.weight.detach()
         self._aesthetic = torch.zeros_like(self._projection[:, 0])
-        self._end = torch.zeros(1, dtype=torch.int64, device=device)
-        self._lookup = torch.eye(ALL, device=device).repeat(2, 1)  # [2 ALL, ALL]: the embeddings of each token
+        self._ends = torch.zeros(CHUNKS, dtype=torch.int64, device=device)
+        # Which embeddings each token adds up: [(1 + CHUNKS) ALL, CHUNKS ALL].
+        self._lookup = torch.eye(ALL, device=device).repeat(1 + CHUNKS, CHUNKS)
         self.rates = torch.zeros(3, device=device)  # of the next step: see kernels._adam
-        self.short, self.whole = (Tape(self.config, tokens, device) for tokens in (SHORT, ALL))
+        self._tapes: LRUCache[Tape] = LRUCache(3)
+        self.latest: Step | None = None
         self._side: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def start(self, ids: Tensor, end: Tensor, aesthetic: Tensor) -> None:
-        """Begin with the untouched weights. ids: [tokens]; end: [1], the place of the end token; aesthetic: [D]."""
-        torch._foreach_copy_(self._trained[0].all, self._untouched.all)
-        ids = functional.pad(ids, (0, ALL - len(ids)))
-        self._trained[0].embeddings[ALL:].copy_(self._table[ids])
+    def tape(self, chunks: int, length: int) -> Tape:
+        """The memory for a prompt of so many chunks, of which `length` tokens are computed."""
+        return self._tapes.get((chunks, length), lambda: Tape(self.config, chunks, length, self.rates.device))
+
+    def start(self, model: Any, ids: Tensor, ends: Tensor, aesthetic: Tensor) -> None:
+        """Begin with the weights of a CLIPTextModel.
+
+        ids: [chunks, tokens]; ends: [chunks], the place of the end token in each; aesthetic: [D].
+        """
+        self._trained[0].fill(model)
+        ids = functional.pad(ids, (0, ALL - ids.shape[1])).flatten()
+        self._trained[0].embeddings[ALL : ALL + len(ids)].copy_(model.embeddings.token_embedding(ids))
         first = (ids[:, None] == ids).int().argmax(1)  # a repeated token has one embedding
-        self._lookup[ALL:].copy_(functional.one_hot(first, ALL).T)
-        self._end.copy_(end)
+        self._lookup[ALL : ALL + len(ids), : len(ids)].copy_(functional.one_hot(first, len(ids)).T)
+        self._ends[: len(ends)].copy_(ends)
         self._aesthetic.copy_(aesthetic)
 
     def forward(self, tape: Tape) -> tuple[Tensor, Tensor]:
-        """Similarity [1], and conditioning [T, H]."""
+        """Similarity [chunks], and conditioning [T, H]."""
         first, last, add_norm = tape.layers[0], tape.layers[-1], kernels.add_norm
-        torch.mm(self._lookup[:, : tape.tokens].T, self._trained[0].embeddings, out=first.h)
+        lookup, ends = self._parts(tape)
+        torch.mm(lookup.T, self._trained[0].embeddings[: len(lookup)], out=first.h)
         tape.norm(add_norm, 0, first.h, None, None, self._weights[0].norm1, first.h, first.attention_in)
         for layer, softmax in enumerate(tape.softmax):
             (w, next_w), (t, next_t) = self._weights[layer : layer + 2], tape.layers[layer : layer + 2]
@@ -159,17 +176,19 @@ class TrainedEncoder:
             tape.product(t.mlp_in, w.fc1, t.act, w.fc1_bias, t.pre)
             parts = tape.product(t.act, w.fc2.T)
             tape.norm(add_norm, parts, t.h_mid, tape.parts, w.fc2_bias, next_w.norm1, next_t.h, next_t.attention_in)
-        embeds = self._projection @ last.attention_in.index_select(0, self._end)[0]
-        length = embeds.norm()
+        embeds = last.attention_in.index_select(0, ends) @ self._projection.T
+        length = embeds.norm(dim=1, keepdim=True)
         unit = embeds / length
         cosine = unit @ self._aesthetic
-        torch.div(cosine * unit - self._aesthetic, length, out=tape.d_embeds)  # the gradient of minus the cosine
-        return cosine.view(1), last.attention_in
+        # The gradient of minus the mean cosine.
+        torch.div(cosine[:, None] * unit - self._aesthetic, length * tape.chunks, out=tape.d_embeds)
+        return cosine, last.attention_in
 
     def backward(self, tape: Tape) -> None:
         """After a forward pass: Adam's step with the gradients of minus the similarity."""
         last, mlp, hidden, norm_back = tape.layers[-1], self.config.intermediate_size, tape.hidden, kernels.norm_back
-        dx = tape.parts[: tape.tokens].zero_().index_copy_(0, self._end, (tape.d_embeds @ self._projection)[None])
+        lookup, ends = self._parts(tape)
+        dx = tape.parts[: tape.tokens].zero_().index_copy_(0, ends, tape.d_embeds @ self._projection)
         tape.norm(norm_back, 1, dx, last.h, self._weights[-1].norm1, None, tape.layers[-2].d_mlp, last.d_norm1)
         for layer in reversed(range(len(tape.softmax))):
             w, t, before = self._weights[layer], tape.layers[layer], tape.layers[layer - 1]
@@ -183,12 +202,16 @@ class TrainedEncoder:
             self._update_matrices(tape, layer, 2 * mlp, 4 * hidden)
             tape.norm(norm_back, parts, tape.parts, t.h, w.norm1, t.d_out, before.d_mlp, t.d_norm1)
         vectors = tape.all[..., mlp : 2 * mlp + 9 * hidden].sum(1)
-        embeddings = self._lookup[:, : tape.tokens] @ last.d_mlp
+        embeddings = lookup @ last.d_mlp
         for which, gradients in ((1, vectors), (2, embeddings)):
             trained, size = (one.all[which] for one in self._trained), gradients.numel()
             kernels.update_vectors[(size // 1024 + 1,)](gradients, *trained, self.rates, size, 1024)
         if self._side is not None:
             torch.cuda.current_stream().wait_stream(self._side)
+
+    def _parts(self, tape: Tape) -> tuple[Tensor, Tensor]:
+        """The lookup of a tape's tokens, and where its chunks end."""
+        return self._lookup[: (1 + tape.chunks) * ALL, : tape.tokens], self._ends[: tape.chunks]
 
     def _update_matrices(self, tape: Tape, layer: int, start: int, rows: int) -> None:
         """On the second stream, after all that was launched so far."""
@@ -215,45 +238,60 @@ class _Step(Step):
 
 
 class FastPersonalizer:
-    """The steps of Personalizer, within 1e-5 of them. What the kernels can't compute, a GraphedPersonalizer does."""
+    """The steps of Personalizer, within 1e-5 of them. What the kernels can't compute, a Personalizer does."""
 
     def __init__(self, encoder: Any, recorder: Recorder) -> None:
-        """encoder, recorder: as for GraphedPersonalizer."""
+        """encoder: as for Personalizer. recorder: captures the graphs at the first prompt of each length."""
         self._recorder, self._trained = recorder, TrainedEncoder(encoder) if supports(encoder) else None
-        self._graphed = cache(partial(GraphedPersonalizer, encoder, recorder))  # made when it is needed
         self._graphs: LRUCache[Graph[Any]] = LRUCache()
-        self._latest: Step | None = None
+        self._use(encoder)
+
+    def _use(self, encoder: Any) -> None:
+        self._encoder, self._plain = encoder, cache(partial(Personalizer, encoder))  # made when it is needed
+
+    def of(self, encoder: Any) -> Self:
+        """The same for an encoder of the same shape. They share memory and graphs, so only one run at a time."""
+        other = copy.copy(self)
+        other._use(encoder)
+        return other
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
-        """Personalize the prompt `input_ids` towards `aesthetic`; arguments and steps as in `personalize`."""
-        if self._trained is None or len(input_ids) > 1:
-            return self._graphed()(input_ids, aesthetic, steps=steps, lr=lr)
-        return self._run(self._trained, input_ids[0], aesthetic[0], steps, lr)
+        """Personalize the prompt `input_ids` towards `aesthetic`; arguments and steps as in `personalize`.
+
+        The conditioning of a step is computed when it is read, which must be before the next step.
+        """
+        if self._trained is None or len(input_ids) > CHUNKS:
+            return self._plain()(input_ids, aesthetic, steps=steps, lr=lr)
+        return self._run(self._trained, input_ids, aesthetic[0], steps, lr)
 
     def _run(self, trained: TrainedEncoder, ids: Tensor, aesthetic: Tensor, steps: int, lr: float) -> Iterator[Step]:
-        end_token = trained.config.eos_token_id
-        end = (ids if end_token == 2 else ids == end_token).int().argmax().view(1)  # where transformers finds it
-        own = trained.short if end.item() < SHORT else trained.whole
+        chunks, end_token = len(ids), trained.config.eos_token_id
+        ends = (ids if end_token == 2 else ids == end_token).int().argmax(1)  # where transformers finds them
+        whole = trained.tape(chunks, ALL)
+        own = trained.tape(1, SHORT) if chunks == 1 and ends.item() < SHORT else whole
         forward, backward = self._graph(trained.forward, own), self._graph(trained.backward, own)
-        whole = self._graph(trained.forward, trained.whole)
+        entire = self._graph(trained.forward, whole)
+
+        def look() -> tuple[Tensor, Tensor]:
+            similarity, hidden = entire.replay()
+            return similarity.clone(), hidden.view(chunks, ALL, -1)[:, : ids.shape[1]].clone()
 
         def conditioning(step: Step) -> Tensor:
-            if step is not self._latest:
+            if step is not trained.latest:
                 raise RuntimeError("the conditioning of a step must be read before the next step")
-            hidden: Tensor = whole.replay()[1]
-            return hidden[None, : len(ids)].clone()
+            return look()[1]
 
-        trained.start(ids, end, aesthetic)
+        places = ends + ALL * torch.arange(chunks, device=ids.device)
+        trained.start(self._encoder.text_model, ids, places, aesthetic)
         t = torch.arange(1, steps + 1, dtype=torch.float64)
         rates = torch.stack([lr / (1 - 0.9**t), (1 - 0.999**t) ** -0.5, (t > 1).double()], 1).float().to(ids.device)
         for index in range(steps):
-            self._latest = _Step(index, forward.replay()[0].clone(), conditioning)
-            yield self._latest
+            trained.latest = _Step(index, forward.replay()[0].clone(), conditioning)
+            yield trained.latest
             trained.rates.copy_(rates[index])
             backward.replay()
-        similarity, hidden = whole.replay()
-        self._latest = Step(index=steps, similarity=similarity.clone(), conditioning=hidden[None, : len(ids)].clone())
-        yield self._latest
+        trained.latest, (similarity, last) = None, look()
+        yield Step(index=steps, similarity=similarity, conditioning=last)
 
     def _graph(self, action: Callable[[Tape], Any], tape: Tape) -> Graph[Any]:
         return self._graphs.get((action.__name__, tape), lambda: self._recorder.record(partial(action, tape)))

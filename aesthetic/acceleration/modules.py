@@ -8,7 +8,7 @@ modules, except for rounding.
 import copy
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..gradient import Step
 from ..models.loading import Model
-from ..personalizer import Personalizer
 from .cuda_graphs import GraphedCallable, Recorder
-from .graphed_personalizer import GraphedPersonalizer
 
 __all__ = ["Accelerated", "accelerate"]
 
@@ -55,10 +54,16 @@ class Accelerated:
             tower = parts["safety_checker"].vision_model
             wrapped = {id(tower): _VisionModel(tower, recorder)}
             self._wrapped["safety_checker"] = copy.deepcopy(parts["safety_checker"], wrapped)
-        self._personalizer = GraphedPersonalizer(model.encoder, recorder)
+        from .fast_personalizer import FastPersonalizer  # needs triton, which comes with torch for GPUs only
 
-    def wrap(self, model: Model) -> tuple[Model, Personalizer]:
-        """`model` with accelerated parts, and its personalizer.
+        self._personalizer = FastPersonalizer(model.encoder, recorder)
+
+    def personalizer(self, model: Model) -> Callable[..., Iterator[Step]]:
+        """What stands for a Personalizer of the model's encoder."""
+        return self._personalizer.of(model.encoder)
+
+    def wrap(self, model: Model) -> Model:
+        """`model` with accelerated parts.
 
         Of the components a LoRA replaces, only the UNet runs often enough to be worth capturing.
         """
@@ -68,8 +73,7 @@ class Accelerated:
                 parts[name] = wrapped
             elif name == "unet":
                 parts[name] = _Unet(parts[name], self._recorder)
-        fast = replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
-        return fast, self._personalizer if model.encoder is self._model.encoder else Personalizer(model.encoder)
+        return replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
 
 
 class _Wrapped(nn.Module):

@@ -1,7 +1,8 @@
 """Triton kernels of the personalization: CLIP's text encoder forward and backward, and Adam, all in fp32.
 
-Sizes: T tokens, a multiple of 16; H hidden; F of the mlp; D of a head. Activations and their gradients, [T, width], are
-columns of one tensor with rows `stride` apart; everything else is contiguous.
+Sizes: T tokens, `length` in each chunk of the prompt, which is a multiple of 16; H hidden; F of the mlp; D of a head.
+Activations and their gradients, [T, width], are columns of one tensor with rows `stride` apart; everything else is
+contiguous.
 
 A product is computed as three of TF32 ("tf32x3"), which is as exact as fp32. Its sum may be cut into parts
 [COUNT, T, width], computed at the same time, which the next kernel adds up in a fixed order: the same bits each time.
@@ -68,17 +69,27 @@ def norm_back(parts, h, norm, after, dh, shares, tokens, width, stride, eps, COU
 
 
 @triton.jit
-def product(a, weight, out, bias, pre, tokens, width, depth, stride, out_stride, by_width, by_depth, BK: constexpr):
-    """Product out[t, n] = Σ_k a[t, k] weight[n, k] + bias[n]; a program for 32 n, a part of the sum, and 32 tokens.
+def _gate(x, QUICK: constexpr):
+    """Of GELU, gelu(x) = x g(x): g and its derivative. g = σ(1.702 x) if QUICK, else the normal distribution Φ(x)."""
+    if QUICK:
+        gate = 1.0 / (1.0 + tl.exp(-1.702 * x))
+        return gate, 1.702 * gate * (1.0 - gate)
+    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476), 0.3989422804014327 * tl.exp(-0.5 * x * x)  # √½, 1 / √(2 π)
+
+
+@triton.jit
+def product(a, weight, out, bias, pre, tokens, width, depth, stride, out_stride, by_width, by_depth,
+            QUICK: constexpr, BN: constexpr, BK: constexpr):  # fmt: skip
+    """Product out[t, n] = Σ_k a[t, k] weight[n, k] + bias[n]; a program for BN n, a part of the sum, and 32 tokens.
 
     a: [T, depth]; out: [T, width], or its parts; by_width, by_depth: the strides of n and k in the weight.
-    With pre [T, width], pre = that, out = gelu(that); without a bias, out = that · gelu'(pre); gelu(x) = x σ(1.702 x).
+    With pre [T, width], pre = that, out = gelu(that); without a bias, out = that · gelu'(pre).
     """
-    length, token = depth // tl.num_programs(1), (tl.program_id(2) * 32 + tl.arange(0, 32))[:, None]
-    k, n = tl.program_id(1) * length + tl.arange(0, BK), (tl.program_id(0) * 32 + tl.arange(0, 32))[None, :]
+    terms, token = depth // tl.num_programs(1), (tl.program_id(2) * 32 + tl.arange(0, 32))[:, None]
+    k, n = tl.program_id(1) * terms + tl.arange(0, BK), (tl.program_id(0) * BN + tl.arange(0, BN))[None, :]
     left, right = a + token * stride + k[None, :], weight + n * by_width + k[:, None] * by_depth
-    inside, total = token < tokens, tl.zeros([32, 32], tl.float32)
-    for _ in range(0, length, BK):
+    inside, total = token < tokens, tl.zeros([32, BN], tl.float32)
+    for _ in range(0, terms, BK):
         total = tl.dot(tl.load(left, inside, 0.0), tl.load(right), total, input_precision="tf32x3")
         left += BK
         right += BK * by_depth
@@ -86,65 +97,82 @@ def product(a, weight, out, bias, pre, tokens, width, depth, stride, out_stride,
         total += tl.load(bias + n)
         if pre is not None:
             tl.store(pre + token * stride + n, total, inside)
-            total = total / (1.0 + tl.exp(-1.702 * total))
+            total *= _gate(total, QUICK)[0]
     elif pre is not None:
         x = tl.load(pre + token * stride + n, inside, 0.0)
-        gate = 1.0 / (1.0 + tl.exp(-1.702 * x))
-        total *= gate + 1.702 * x * gate * (1.0 - gate)
+        gate, slope = _gate(x, QUICK)
+        total *= gate + x * slope
     tl.store(out + (tl.program_id(1) * tokens + token) * out_stride + n, total, inside)
 
 
 @triton.jit
-def _block(a, token, column, tokens, stride, COUNT: constexpr = 1):
-    """Tokens and columns of a value [T, stride], or of the sum of COUNT such parts."""
-    return _sum(a, token[:, None] * stride + column[None, :], (token < tokens)[:, None], tokens * stride, COUNT)
+def _tokens(length, BT: constexpr):
+    """For one of the programs that share a chunk: its head, its 16 tokens, all of the chunk's, and the chunk's end."""
+    first = tl.program_id(1) * 16
+    start = first // length * length
+    return tl.program_id(0), first + tl.arange(0, 16), start + tl.arange(0, BT), start + length
 
 
 @triton.jit
-def attend(qkv, p, out, tokens, hidden, stride, scale, D: constexpr, BT: constexpr):
-    """Causal attention: out = p v, p = softmax(scale q kᵀ); a program for a head and 16 of its queries.
+def _block(a, token, column, end, stride, size=0, COUNT: constexpr = 1):
+    """Tokens and columns of a value [T, stride], or of the sum of COUNT such parts, which are `size` apart."""
+    return _sum(a, token[:, None] * stride + column[None, :], (token < end)[:, None], size, COUNT)
 
-    qkv: [T, 3 H], queries, keys and values; p: [heads, T, T]; out: [T, H].
+
+@triton.jit
+def attend(qkv, p, out, tokens, length, hidden, stride, scale, D: constexpr, BT: constexpr):
+    """Causal attention in each chunk: out = p v, p = softmax(scale q kᵀ); a program for a head and 16 of its queries.
+
+    qkv: [T, 3 H], queries, keys and values; p: [heads, T, length]; out: [T, H].
     """
-    head, query, key = tl.program_id(0), tl.program_id(1) * 16 + tl.arange(0, 16), tl.arange(0, BT)
+    head, query, key, end = _tokens(length, BT)
     column = head * D + tl.arange(0, D)
-    q, k = _block(qkv, query, column, tokens, stride), _block(qkv + hidden, key, column, tokens, stride)
+    q, k = _block(qkv, query, column, end, stride), _block(qkv + hidden, key, column, end, stride)
     z = scale * tl.dot(q, tl.trans(k), input_precision="tf32x3")
     z = tl.where(key[None, :] <= query[:, None], z, float("-inf"))
     e = tl.exp(z - tl.max(z, 1)[:, None])
     softmax = e / tl.sum(e, 1)[:, None]
-    tl.store(p + (head * tokens + query[:, None]) * tokens + key[None, :], softmax, (key < tokens)[None, :])
-    v = _block(qkv + 2 * hidden, key, column, tokens, stride)
+    at = (head * tokens + query[:, None]) * length + (key - end + length)[None, :]
+    tl.store(p + at, softmax, (key < end)[None, :])
+    v = _block(qkv + 2 * hidden, key, column, end, stride)
     tl.store(out + query[:, None] * stride + column[None, :], tl.dot(softmax, v, input_precision="tf32x3"))
 
 
 @triton.jit
-def _softmax_back(parts, COUNT: constexpr, qkv, p, out, head, query, key, column, tokens, hidden, stride, scale):
+def _softmax_back(
+    parts, COUNT: constexpr, qkv, p, out, head, query, key, end, column, tokens, length, hidden, stride, scale
+):
     """For a block [queries, keys]: p, and dz = scale p ∘ (dp - Σ dp ∘ p) with dp = do vᵀ; and do."""
-    at, inside = (head * tokens + query[:, None]) * tokens + key[None, :], (query < tokens)[:, None]
-    softmax = tl.load(p + at, inside & (key < tokens)[None, :], 0.0)
-    do = _block(parts, query, column, tokens, hidden, COUNT)
-    dp = tl.dot(do, tl.trans(_block(qkv + 2 * hidden, key, column, tokens, stride)), input_precision="tf32x3")
-    sums = tl.sum(do * _block(out, query, column, tokens, stride), 1)[:, None]  # over all keys
+    at, inside = (head * tokens + query[:, None]) * length + (key - end + length)[None, :], (query < end)[:, None]
+    softmax = tl.load(p + at, inside & (key < end)[None, :], 0.0)
+    do = _block(parts, query, column, end, hidden, tokens * hidden, COUNT)
+    dp = tl.dot(do, tl.trans(_block(qkv + 2 * hidden, key, column, end, stride)), input_precision="tf32x3")
+    sums = tl.sum(do * _block(out, query, column, end, stride), 1)[:, None]  # over all keys
     return softmax, scale * softmax * (dp - sums), do
 
 
 @triton.jit
-def attend_back(parts, COUNT: constexpr, qkv, p, out, d_qkv, tokens, hidden, stride, scale, D: constexpr, T: constexpr):
+def attend_back(
+    parts, COUNT: constexpr, qkv, p, out, d_qkv, tokens, length, hidden, stride, scale, D: constexpr, BT: constexpr
+):
     """Backward of attend, z being scale q kᵀ: dq = dz k, dk = dzᵀ q, dv = pᵀ do, with do = Σ parts [COUNT, T, H].
 
     A program for a head and 16 of its queries, or, at 1 on the third axis, 16 of its keys and values.
     """
-    head, some, every = tl.program_id(0), tl.program_id(1) * 16 + tl.arange(0, 16), tl.arange(0, T)
+    head, some, every, end = _tokens(length, BT)
     column = head * D + tl.arange(0, D)
     to = d_qkv + some[:, None] * stride + column[None, :]
     if tl.program_id(2) == 0:  # Triton wants other names in the two branches where shapes differ
-        _, dz, _ = _softmax_back(parts, COUNT, qkv, p, out, head, some, every, column, tokens, hidden, stride, scale)
-        k = _block(qkv + hidden, every, column, tokens, stride)
+        _, dz, _ = _softmax_back(
+            parts, COUNT, qkv, p, out, head, some, every, end, column, tokens, length, hidden, stride, scale
+        )
+        k = _block(qkv + hidden, every, column, end, stride)
         tl.store(to, tl.dot(dz, k, input_precision="tf32x3"))
     else:
-        s, ds, do = _softmax_back(parts, COUNT, qkv, p, out, head, every, some, column, tokens, hidden, stride, scale)
-        q = _block(qkv, every, column, tokens, stride)
+        s, ds, do = _softmax_back(
+            parts, COUNT, qkv, p, out, head, every, some, end, column, tokens, length, hidden, stride, scale
+        )
+        q = _block(qkv, every, column, end, stride)
         tl.store(to + hidden, tl.dot(tl.trans(ds), q, input_precision="tf32x3"))
         tl.store(to + 2 * hidden, tl.dot(tl.trans(s), do, input_precision="tf32x3"))
 
@@ -167,7 +195,7 @@ def _adam(gradient, weights, mean, square, rates, at, inside):
 
 
 @triton.jit
-def update_matrices(left, right, weights, mean, square, rates, start, hidden, mlp, stride, T: constexpr, BT: constexpr):
+def update_matrices(left, right, weights, mean, square, rates, start, hidden, mlp, stride, tokens, BT: constexpr):
     """Adam for 32 columns and 64 rows, from `start` on, of a layer's matrices [2 F + 4 H, H] with gradient leftᵀ right.
 
     left: [T, 2 F + 4 H], a column for each row of the matrices; right: [T, 4 H], H columns for each of the matrices.
@@ -176,7 +204,7 @@ def update_matrices(left, right, weights, mean, square, rates, start, hidden, ml
     matrix = (first >= mlp).to(tl.int32) + (first >= 2 * mlp) + (first >= 2 * mlp + hidden)
     row, column = first + tl.arange(0, 64)[None, :], tl.program_id(0) * 32 + tl.arange(0, 32)[None, :]
     gradient = tl.zeros([64, 32], tl.float32)
-    for token in tl.static_range(0, T, BT):
+    for token in range(0, tokens, BT):
         at = (token + tl.arange(0, BT))[:, None] * stride
         x, y = tl.load(left + at + row), tl.load(right + at + matrix * hidden + column)
         gradient = tl.dot(tl.trans(x), y, gradient, input_precision="tf32x3")

@@ -4,7 +4,7 @@ Inputs are prepared once, so that both ways get the same, and the work of a stag
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..embeddings import embedding
+from ..gradient import Step
 from ..images import metadata
 from ..models.loading import Model
 from ..personalizer import Personalizer
@@ -85,7 +86,7 @@ class Stages:
         steps, lr = self.request.aesthetic_steps, self.request.aesthetic_lr
         return self.original.personalize(self.tokens.input_ids, self.target, steps=steps, lr=lr)
 
-    def _personalization(self, personalizer: Personalizer, steps: int | None = None) -> Tensor:
+    def _personalization(self, personalizer: Callable[..., Iterator[Step]], steps: int | None = None) -> Tensor:
         steps = self.request.aesthetic_steps if steps is None else steps
         run = personalizer(self.tokens.input_ids, self.target, steps=steps, lr=self.request.aesthetic_lr)
         [last] = deque(run, maxlen=1)

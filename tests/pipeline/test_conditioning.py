@@ -110,7 +110,8 @@ def test_draw_batches_equals_single_requests(service: Service, strong: Request) 
 
 def test_gradients_are_freed_before_drawing(service: Service, strong: Request) -> None:
     service.draw(replace(strong, aesthetic_steps=20, aesthetic_until=0.0001))
-    assert all(parameter.grad is None for parameter in service.personalizer._working.parameters())
+    personalizer: Any = service.personalizer
+    assert all(parameter.grad is None for parameter in personalizer._working.parameters())
 
 
 def test_a_truncated_phrase_is_logged_and_a_blank_one_ignored(
