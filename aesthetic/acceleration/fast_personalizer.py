@@ -75,7 +75,7 @@ class Parameters:
             torch.cat([*(one.bias for one in linears), *norms, fc2.bias], out=vectors)
         torch.cat([model.final_layer_norm.weight, model.final_layer_norm.bias], out=self.layers[-1].norm1)
         positions = model.embeddings.position_embedding.weight
-        self.embeddings[: len(positions)].copy_(positions)
+        self.embeddings.zero_()[: len(positions)].copy_(positions)
 
 
 class Tape:
@@ -136,7 +136,7 @@ class TrainedEncoder:
         self._weights = self._trained[0].layers
         self._projection = encoder.text_projection.weight.detach()
         self._aesthetic = torch.zeros_like(self._projection[:, 0])
-        self._ends = torch.zeros(CHUNKS, dtype=torch.int64, device=device)
+        self.ends = torch.zeros(CHUNKS, dtype=torch.int64, device=device)
         # Which embeddings each token adds up: [(1 + CHUNKS) ALL, CHUNKS ALL].
         self._lookup = torch.eye(ALL, device=device).repeat(1 + CHUNKS, CHUNKS)
         self.rates = torch.zeros(3, device=device)  # of the next step: see kernels._adam
@@ -158,7 +158,7 @@ class TrainedEncoder:
         self._trained[0].embeddings[ALL : ALL + len(ids)].copy_(model.embeddings.token_embedding(ids))
         first = (ids[:, None] == ids).int().argmax(1)  # a repeated token has one embedding
         self._lookup[ALL : ALL + len(ids), : len(ids)].copy_(functional.one_hot(first, len(ids)).T)
-        self._ends[: len(ends)].copy_(ends)
+        self.ends[: len(ends)].copy_(ends)
         self._aesthetic.copy_(aesthetic)
 
     def forward(self, tape: Tape) -> tuple[Tensor, Tensor]:
@@ -211,7 +211,7 @@ class TrainedEncoder:
 
     def _parts(self, tape: Tape) -> tuple[Tensor, Tensor]:
         """The lookup of a tape's tokens, and where its chunks end."""
-        return self._lookup[: (1 + tape.chunks) * ALL, : tape.tokens], self._ends[: tape.chunks]
+        return self._lookup[: (1 + tape.chunks) * ALL, : tape.tokens], self.ends[: tape.chunks]
 
     def _update_matrices(self, tape: Tape, layer: int, start: int, rows: int) -> None:
         """On the second stream, after all that was launched so far."""
@@ -269,8 +269,8 @@ class FastPersonalizer:
         ends = (ids if end_token == 2 else ids == end_token).int().argmax(1)  # where transformers finds them
         whole = trained.tape(chunks, ALL)
         own = trained.tape(1, SHORT) if chunks == 1 and ends.item() < SHORT else whole
-        forward, backward = self._graph(trained.forward, own), self._graph(trained.backward, own)
-        entire = self._graph(trained.forward, whole)
+        calls = ((trained.forward, own), (trained.backward, own), (trained.forward, whole))
+        forward, backward, entire = (self._graph(trained, *call) for call in calls)
 
         def look() -> tuple[Tensor, Tensor]:
             similarity, hidden = entire.replay()
@@ -293,5 +293,9 @@ class FastPersonalizer:
         trained.latest, (similarity, last) = None, look()
         yield Step(index=steps, similarity=similarity, conditioning=last)
 
-    def _graph(self, action: Callable[[Tape], Any], tape: Tape) -> Graph[Any]:
-        return self._graphs.get((action.__name__, tape), lambda: self._recorder.record(partial(action, tape)))
+    def _graph(self, trained: TrainedEncoder, action: Callable[[Tape], Any], tape: Tape) -> Graph[Any]:
+        def record() -> Graph[Any]:
+            trained.ends.zero_()  # those of another prompt may lie outside of this tape, and a capture runs the action
+            return self._recorder.record(partial(action, tape))
+
+        return self._graphs.get((action.__name__, tape), record)

@@ -195,7 +195,7 @@ def _adam(gradient, weights, mean, square, rates, at, inside):
 
 
 @triton.jit
-def update_matrices(left, right, weights, mean, square, rates, start, hidden, mlp, stride, tokens, BT: constexpr):
+def update_matrices(left, right, weights, mean, square, rates, start, hidden, mlp, stride, T: constexpr, BT: constexpr):
     """Adam for 32 columns and 64 rows, from `start` on, of a layer's matrices [2 F + 4 H, H] with gradient leftᵀ right.
 
     left: [T, 2 F + 4 H], a column for each row of the matrices; right: [T, 4 H], H columns for each of the matrices.
@@ -204,7 +204,7 @@ def update_matrices(left, right, weights, mean, square, rates, start, hidden, ml
     matrix = (first >= mlp).to(tl.int32) + (first >= 2 * mlp) + (first >= 2 * mlp + hidden)
     row, column = first + tl.arange(0, 64)[None, :], tl.program_id(0) * 32 + tl.arange(0, 32)[None, :]
     gradient = tl.zeros([64, 32], tl.float32)
-    for token in range(0, tokens, BT):
+    for token in range(0, T, BT):
         at = (token + tl.arange(0, BT))[:, None] * stride
         x, y = tl.load(left + at + row), tl.load(right + at + matrix * hidden + column)
         gradient = tl.dot(tl.trans(x), y, gradient, input_precision="tf32x3")

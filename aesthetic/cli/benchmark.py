@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "bench"]
 
+# As many tokens as the form's prompt has, ten, also in the vocabulary of random weights, which has these words only.
+PROMPT = "the cat the dog the cat the dog"
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags of bench."""
@@ -52,7 +55,7 @@ def _requests(options: argparse.Namespace) -> list[Request]:
     if options.random and options.ckpt:
         raise RequestError("give only one of --random and --ckpt: both name the model")
     return [
-        Request(**given_inputs(options), seed=1, width=width, height=height, num_outputs=outputs)
+        Request(**given_inputs(options), prompt=PROMPT, seed=1, width=width, height=height, num_outputs=outputs)
         for width, height in options.sizes
         for outputs in options.outputs
     ]
