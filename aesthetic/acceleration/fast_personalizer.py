@@ -24,7 +24,7 @@ __all__ = ["FastPersonalizer", "Parameters", "Tape", "TrainedEncoder", "supports
 
 SHORT, ALL = 32, 80  # tokens of a chunk, in multiples of 16: CLIP reads 77
 CHUNKS = 10  # of a long prompt, at most
-PARTS, TERMS = 8, 96  # a product is cut into 8 parts or less, of 96 terms or more
+PARTS, TERMS = 8, 128  # a product is cut into 8 parts or less, of 128 terms or more
 
 
 def supports(encoder: Any) -> bool:
@@ -148,14 +148,18 @@ class TrainedEncoder:
         """The memory for a prompt of so many chunks, of which `length` tokens are computed."""
         return self._tapes.get((chunks, length), lambda: Tape(self.config, chunks, length, self.rates.device))
 
-    def start(self, model: Any, ids: Tensor, ends: Tensor, aesthetic: Tensor) -> None:
-        """Begin with the weights of a CLIPTextModel.
-
-        ids: [chunks, tokens]; ends: [chunks], the place of the end token in each; aesthetic: [D].
-        """
+    def fill(self, model: Any) -> None:
+        """Copy the weights of a CLIPTextModel, but for the tokens'."""
         self._trained[0].fill(model)
+
+    def start(self, table: Any, ids: Tensor, ends: Tensor, aesthetic: Tensor) -> None:
+        """After `fill`, set the inputs of a run.
+
+        table: the token embedding; ids: [chunks, tokens]; ends: [chunks], the place of the end token in each;
+        aesthetic: [D].
+        """
         ids = functional.pad(ids, (0, ALL - ids.shape[1])).flatten()
-        self._trained[0].embeddings[ALL : ALL + len(ids)].copy_(model.embeddings.token_embedding(ids))
+        self._trained[0].embeddings[ALL : ALL + len(ids)].copy_(table(ids))
         first = (ids[:, None] == ids).int().argmax(1)  # a repeated token has one embedding
         self._lookup[ALL : ALL + len(ids), : len(ids)].copy_(functional.one_hot(first, len(ids)).T)
         self.ends[: len(ends)].copy_(ends)
@@ -247,7 +251,11 @@ class FastPersonalizer:
         self._use(encoder)
 
     def _use(self, encoder: Any) -> None:
-        self._encoder, self._plain = encoder, cache(partial(Personalizer, encoder))  # made when it is needed
+        self._encoder, self._fill = encoder, cache(self._record_fill)
+        self._plain = cache(partial(Personalizer, encoder))  # made when it is needed
+
+    def _record_fill(self, trained: TrainedEncoder) -> Graph[None]:
+        return self._recorder.record(partial(trained.fill, self._encoder.text_model))
 
     def of(self, encoder: Any) -> Self:
         """The same for an encoder of the same shape. They share memory and graphs, so only one run at a time."""
@@ -282,7 +290,8 @@ class FastPersonalizer:
             return look()[1]
 
         places = ends + ALL * torch.arange(chunks, device=ids.device)
-        trained.start(self._encoder.text_model, ids, places, aesthetic)
+        self._fill(trained).replay()
+        trained.start(self._encoder.get_input_embeddings(), ids, places, aesthetic)
         t = torch.arange(1, steps + 1, dtype=torch.float64)
         rates = torch.stack([lr / (1 - 0.9**t), (1 - 0.999**t) ** -0.5, (t > 1).double()], 1).float().to(ids.device)
         for index in range(steps):

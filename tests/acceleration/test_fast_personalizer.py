@@ -141,7 +141,8 @@ def test_the_gradients_are_autograds(length: int, bucket: int, room: int, monkey
     encoder = make(max_position_embeddings=room - 3)
     ids, trained = prompt(length, room - 3), TrainedEncoder(encoder)
     tape = trained.tape(1, bucket)
-    trained.start(encoder.text_model, ids, torch.tensor([length + 1]), target()[0])
+    trained.fill(encoder.text_model)
+    trained.start(encoder.get_input_embeddings(), ids, torch.tensor([length + 1]), target()[0])
     trained.forward(tape)
     trained.backward(tape)  # with rates of 0: no weight moves, and Adam's first moment is a tenth of the gradient
     found, expected = trained._trained[1], gradients(encoder, ids, room)
