@@ -137,7 +137,7 @@ def test_the_decoder_is_as_near_to_fp32_as_that_of_diffusers(full: Model, height
 )
 def test_a_unet_of_another_kind_is_replayed_as_it_is(options: dict[str, Any]) -> None:
     unet = UNet2DConditionModel(**TINY | options).to(GPU).eval().requires_grad_(False)
-    fast = modules._Unet(unet, Recorder(GPU))
+    fast = modules._Unet(unet, modules._written_out(unet), Recorder(GPU))
     sample, embeds = torch.randn(2, 4, 8, 8, device=GPU), torch.randn(2, 5, 24, device=GPU)
     assert difference(noises(fast, sample, embeds), noises(unet, sample, embeds)) < 1e-3  # products in TF32 or not
 
@@ -432,10 +432,13 @@ def test_the_written_out_steps_are_the_plain_loops(
     encoder: Any, fast: FastPersonalizer, lengths: tuple[int, ...]
 ) -> None:
     ids, target = words(encoder, *lengths)
-    theirs = Personalizer(encoder)(ids, target, steps=10, lr=1e-4)
-    for ours, other in zip(fast(ids, target, steps=10, lr=1e-4), theirs, strict=True):
-        assert difference(ours.conditioning, other.conditioning) <= 1e-5
-        assert torch.allclose(ours.similarity, other.similarity, rtol=0, atol=1e-5)
+    plain = Personalizer(encoder)(ids, target, steps=10, lr=1e-4)
+    exact = Personalizer(copy.deepcopy(encoder).double())(ids, target.double(), steps=10, lr=1e-4)
+    for ours, theirs, truth in zip(fast(ids, target, steps=10, lr=1e-4), plain, exact, strict=True):
+        # Adam enlarges the rounding of gradients near 0: the plain loop itself is up to 1.4e-5 from that in fp64.
+        rounding = difference(theirs.conditioning.double(), truth.conditioning)
+        assert difference(ours.conditioning, theirs.conditioning) <= max(1e-5, 4 * rounding)
+        assert torch.allclose(ours.similarity, theirs.similarity, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", [(20,), (77,), (77, 12)])
@@ -465,11 +468,13 @@ def test_another_encoder_of_the_same_shape_is_personalized(encoder: Any, fast: F
 
 
 @pytest.fixture(scope="module")
-def demos() -> dict[torch.device, Service]:
-    """The demo model, drawn the fast way and on the CPU."""
+def demos() -> Iterator[dict[torch.device, Service]]:
+    """The demo model in fp32, since fp16 changes its images too much to compare: drawn the fast way, and by the CPU."""
     models = {device: loading.load(checkpoint.locate("demo", ROOT / "weights"), device) for device in (GPU, CPU)}
+    models[GPU].pipeline.to(torch.float32)
     fast = modules.accelerate(models[GPU], "fast")
-    return {GPU: Service(models[GPU], Registry(), fast), CPU: Service(models[CPU], Registry())}
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield {GPU: Service(models[GPU], Registry(), fast), CPU: Service(models[CPU], Registry())}
 
 
 DEMO = Request(prompt="a cat", aesthetic_embedding="night", aesthetic_steps=5, num_inference_steps=6, seed=5)
@@ -481,5 +486,6 @@ def test_the_demo_draws_what_the_cpu_draws(demos: dict[torch.device, Service], w
     simple: dict[str, Any] = {"without guidance": {"guidance_scale": 1.0}, "several": {"num_outputs": 3}}
     paths = written(demos[CPU].model, tmp_path)
     request = replace(DEMO, **simple[way]) if way in simple else asked(DEMO, paths, way)
-    require_alike(drawn(demos[GPU], request), drawn(demos[CPU], request))
-    assert drawn(demos[GPU], request) == drawn(demos[GPU], request)
+    ours, theirs = (drawn(demos[device], request) for device in (GPU, CPU))
+    assert [apart(*pair) for pair in zip(ours, theirs, strict=True)] == pytest.approx([0] * len(ours), abs=0.5)
+    assert drawn(demos[GPU], request) == ours

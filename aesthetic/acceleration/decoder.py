@@ -41,6 +41,11 @@ class Decoder:
         """Options of a VAE whose decoder is not written out here."""
         return others(vae, SIZES, up_block_types={"UpDecoderBlock2D"})
 
+    @torch.no_grad()
+    def once(self) -> None:
+        """Run on a small image, for which all kernels are compiled."""
+        self(self.decoder.conv_in.weight.new_zeros(1, self.vae.config.latent_channels, 8, 8))
+
     def __call__(self, latents: Tensor) -> Tensor:
         """Images [N, 3, f · height, f · width], nominally in -1..1, of latents [N, channels, height, width]."""
         vae, decoder = self.vae, self.decoder

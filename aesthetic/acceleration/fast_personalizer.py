@@ -257,6 +257,16 @@ class FastPersonalizer:
     def _record_fill(self, trained: TrainedEncoder) -> Graph[None]:
         return self._recorder.record(partial(trained.fill, self._encoder.text_model))
 
+    def once(self) -> list[Callable[[], object]]:
+        """Passes, to be run in any order before the first prompt, for which all kernels of a short one are compiled."""
+        if self._trained is None:
+            return []
+        short, whole = (self._trained.tape(1, length) for length in (SHORT, ALL))
+        return [
+            partial(self._trained.backward, short),
+            *(partial(self._trained.forward, tape) for tape in (short, whole)),
+        ]
+
     def of(self, encoder: Any) -> Self:
         """The same for an encoder of the same shape. They share memory and graphs, so only one run at a time."""
         other = copy.copy(self)

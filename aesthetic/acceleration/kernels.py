@@ -2,7 +2,8 @@
 
 Activations are in NHWC, [N, P, C] with P = height × width: the channels of a pixel lie side by side in memory. Kernels
 read and write the activations' dtype and compute in fp32. A program takes ROWS pixels and BLOCK channels at once, both
-powers of 2. All other sizes are arguments, so that one compilation serves every size of image.
+powers of 2. All other sizes are arguments, which Triton must not specialize on if they follow from the image's: one
+compilation serves every size of image.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ Summed = tuple[Tensor, Tensor | None]  # an activation, and the sums that `group
 RUNS = 256  # at most: of pixels whose sums a program adds up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "first", "tiles"])
 def _sums(x, bias, residual, y, sums, P, C, width, first, tiles, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """sums[n, k, :, first + c] = Σ v, Σ v² over the k-th run of pixels, v = x + bias + residual, [N, P, C].
 
@@ -45,7 +46,7 @@ def _sums(x, bias, residual, y, sums, P, C, width, first, tiles, ROWS: tl.conste
     tl.store(to + width, tl.sum(squares, 0), column < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "size", "stride", "runs"])
 def _fold(sums, bias, weight, shift, folded, P, C, size, stride, runs, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """folded[n, :, c] = a, b with a · x + b = norm(x + bias) · weight + shift, for a group of `size` channels.
 
@@ -74,7 +75,7 @@ def _fold(sums, bias, weight, shift, folded, P, C, size, stride, runs, eps, ROWS
     tl.store(to + C, tl.load(shift + channel, inside, 0.0).to(tl.float32) + (b - mean) * a, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _affine(x, folded, y, P, C, SILU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """y = a · x + b, or the SiLU of it, with a, b = folded[n, :, c]."""
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -88,7 +89,7 @@ def _affine(x, folded, y, P, C, SILU: tl.constexpr, ROWS: tl.constexpr, BLOCK: t
     tl.store(y + at, v, keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _layer_norm(x, bias, weight, shift, y, M, C, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """y = norm(x + bias) · weight + shift of rows [M, C], C ≤ BLOCK."""
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
@@ -101,7 +102,7 @@ def _layer_norm(x, bias, weight, shift, y, M, C, eps, ROWS: tl.constexpr, BLOCK:
     tl.store(y + at, d + tl.load(shift + column, inside, 0.0).to(tl.float32)[None, :], keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _geglu(x, y, M, C, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """y [M, C] = a · gelu(b), with x [M, 2 C] = a, b."""
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -111,7 +112,7 @@ def _geglu(x, y, M, C, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(y + row[:, None] * C + column[None, :], a * gelu, keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W"])
 def _interleave(x, bias, y, H, W, C, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """y[n, 2 i + p, 2 j + q] = x[n, i + p, j + q, p, q] + bias, y [N, 2 H, 2 W, C], x [N, H + 1, W + 1, 2, 2, C].
 

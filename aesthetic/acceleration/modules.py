@@ -9,6 +9,7 @@ import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,9 @@ def accelerate(model: Model, speed: str) -> "Accelerated | None":
         return None
     for part in (model.pipeline.unet, model.pipeline.vae.decoder):
         part.to(memory_format=torch.channels_last)
-    return Accelerated(model, Recorder(model.device))
+    accelerated = Accelerated(model, Recorder(model.device))
+    accelerated.compile()
+    return accelerated
 
 
 class Accelerated:
@@ -44,9 +47,11 @@ class Accelerated:
     def __init__(self, model: Model, recorder: Recorder) -> None:
         self._model, self._recorder = model, recorder
         parts = model.pipeline.components
+        unet, decoder = (_written_out(parts[name]) for name in ("unet", "vae"))
+        self._written_out = [one for one in (unet, decoder) if one is not None]
         self._wrapped = {
-            "unet": _Unet(parts["unet"], recorder),
-            "vae": _Vae(parts["vae"], recorder),
+            "unet": _Unet(parts["unet"], unet, recorder),
+            "vae": _Vae(parts["vae"], decoder, recorder),
             "text_encoder": _TextEncoder(parts["text_encoder"], recorder),
         }
         if parts["safety_checker"] is not None:
@@ -57,6 +62,12 @@ class Accelerated:
         from .fast_personalizer import FastPersonalizer  # needs triton, which comes with torch for GPUs only
 
         self._personalizer = FastPersonalizer(model.encoder, recorder)
+
+    def compile(self) -> None:
+        """Compile all kernels: 8 seconds, once on a machine, after which Triton has them in its cache."""
+        runs = [*self._personalizer.once(), *(one.once for one in self._written_out)]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda run: run(), runs))
 
     def personalizer(self, model: Model) -> Callable[..., Iterator[Step]]:
         """What stands for a Personalizer of the model's encoder."""
@@ -72,7 +83,7 @@ class Accelerated:
             if parts[name] is own[name]:
                 parts[name] = wrapped
             elif name == "unet":
-                parts[name] = _Unet(parts[name], self._recorder)
+                parts[name] = _Unet(parts[name], _written_out(parts[name]), self._recorder)
         return replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
 
 
@@ -101,14 +112,12 @@ class _Unet(_Wrapped):
     would be wrong, and after a canceled prediction the next one would wait for the launched steps.
     """
 
-    def __init__(self, part: Any, recorder: Recorder) -> None:
-        written_out = _written_out(part)
-
+    def __init__(self, part: Any, written_out: Any, recorder: Recorder) -> None:
         def noise(sample: Tensor, timestep: Tensor, embeds: Tensor) -> Any:
             return part(sample, timestep, encoder_hidden_states=embeds, return_dict=False)[0]
 
         super().__init__(part, written_out or noise, recorder)
-        self._embeds_to_words: Callable[[Tensor], Tensor] = written_out.words if written_out else lambda embeds: embeds
+        self._to_words = written_out.words if written_out else lambda embeds: embeds
         self._embeds = self._words = torch.empty(0)
         self._launched: deque[torch.Event] = deque()
 
@@ -117,7 +126,7 @@ class _Unet(_Wrapped):
         unknown = {name: value for name, value in others.items() if value is not None and name != "return_dict"}
         assert not unknown, f"not captured: {unknown}"
         if self._embeds is not encoder_hidden_states:
-            self._embeds, self._words = encoder_hidden_states, self._embeds_to_words(encoder_hidden_states)
+            self._embeds, self._words = encoder_hidden_states, self._to_words(encoder_hidden_states)
         noise = self.function(sample, timestep.float(), self._words)  # integers in some samplers
         self._launched.append(torch.cuda.current_stream().record_event())
         while len(self._launched) > AHEAD:
@@ -126,9 +135,8 @@ class _Unet(_Wrapped):
 
 
 class _Vae(_Wrapped):
-    def __init__(self, part: Any, recorder: Recorder) -> None:
-        decode = _written_out(part) or (lambda latents: part.decode(latents, return_dict=False)[0])
-        super().__init__(part, decode, recorder)
+    def __init__(self, part: Any, written_out: Any, recorder: Recorder) -> None:
+        super().__init__(part, written_out or (lambda latents: part.decode(latents, return_dict=False)[0]), recorder)
 
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         assert not return_dict

@@ -82,6 +82,12 @@ class Unet:
         noise = conv(kernels.group_norm(unet.conv_norm_out, *x), unet.conv_out.weight, unet.conv_out.bias)
         return noise.permute(0, 3, 1, 2)
 
+    @torch.no_grad()
+    def once(self) -> None:
+        """Run on a small image, for which all kernels are compiled."""
+        weight, words = self.unet.conv_in.weight, self.keys_values.new_zeros(1, 8, self.keys_values.shape[1])
+        self(weight.new_zeros(1, weight.shape[1], 8, 8), torch.zeros((), device=weight.device), self.words(words))
+
     def _split(self, words: Tensor) -> Iterator[list[Tensor]]:
         """For each transformer, keys and values of each block in turn."""
         parts = iter(torch.split(words, [size for sizes in self.word_sizes for size in sizes], -1))
