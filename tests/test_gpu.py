@@ -473,7 +473,8 @@ def demos() -> Iterator[dict[torch.device, Service]]:
     models = {device: loading.load(checkpoint.locate("demo", ROOT / "weights"), device) for device in (GPU, CPU)}
     models[GPU].pipeline.to(torch.float32)
     fast = modules.accelerate(models[GPU], "fast")
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cudnn, "allow_tf32", False)
         yield {GPU: Service(models[GPU], Registry(), fast), CPU: Service(models[CPU], Registry())}
 
 

@@ -65,9 +65,13 @@ class Accelerated:
 
     def compile(self) -> None:
         """Compile all kernels: 8 seconds, once on a machine, after which Triton has them in its cache."""
-        runs = [*self._personalizer.once(), *(one.once for one in self._written_out)]
+
+        def compiled(run: Callable[[], object]) -> None:
+            torch.cuda.synchronize(self._recorder.device)  # cuBLAS needs a CUDA context, which a new thread lacks
+            run()
+
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda run: run(), runs))
+            list(pool.map(compiled, [*self._personalizer.once(), *(one.once for one in self._written_out)]))
 
     def personalizer(self, model: Model) -> Callable[..., Iterator[Step]]:
         """What stands for a Personalizer of the model's encoder."""
