@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ..gradient import Step
 from ..models.loading import Model
+from ..personalizer import Personalizer
 from .cuda_graphs import GraphedCallable, Recorder
 
 __all__ = ["Accelerated", "accelerate"]
@@ -59,9 +61,15 @@ class Accelerated:
             tower = parts["safety_checker"].vision_model
             wrapped = {id(tower): _VisionModel(tower, recorder)}
             self._wrapped["safety_checker"] = copy.deepcopy(parts["safety_checker"], wrapped)
-        from .fast_personalizer import FastPersonalizer  # needs triton, which comes with torch for GPUs only
+        self._personalizer: Any = None
+        if _runs_triton(model.device):
+            from .fast_personalizer import FastPersonalizer
 
-        self._personalizer = FastPersonalizer(model.encoder, recorder)
+            self._personalizer = FastPersonalizer(model.encoder, recorder)
+        else:
+            log.warning(
+                "Replaying diffusers' own modules: the faster ones need Linux and a GPU of compute capability 8.0 or later"
+            )
 
     def compile(self) -> None:
         """Compile all kernels: 8 seconds, once on a machine, after which Triton has them in its cache."""
@@ -70,12 +78,13 @@ class Accelerated:
             torch.cuda.synchronize(self._recorder.device)  # cuBLAS needs a CUDA context, which a new thread lacks
             run()
 
+        passes = [] if self._personalizer is None else self._personalizer.once()
         with ThreadPoolExecutor() as pool:
-            list(pool.map(compiled, [*self._personalizer.once(), *(one.once for one in self._written_out)]))
+            list(pool.map(compiled, [*passes, *(one.once for one in self._written_out)]))
 
     def personalizer(self, model: Model) -> Callable[..., Iterator[Step]]:
-        """What stands for a Personalizer of the model's encoder."""
-        return self._personalizer.of(model.encoder)
+        """A Personalizer of the model's encoder, or what stands for it."""
+        return Personalizer(model.encoder) if self._personalizer is None else self._personalizer.of(model.encoder)
 
     def wrap(self, model: Model) -> Model:
         """`model` with accelerated parts.
@@ -163,9 +172,18 @@ class _VisionModel(_Wrapped):
         return None, self.function(pixels)
 
 
+def _runs_triton(device: torch.device) -> bool:
+    """Whether our kernels run: torch brings triton on Linux only, and they need a GPU of 2020 or later, as the A100."""
+    if find_spec("triton") is None:
+        return False
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _written_out(part: Any) -> Any:
     """A UNet, or a VAE's decoder, as it is written out for the GPU; None, which is logged, if it is of another kind."""
-    from .decoder import Decoder  # they need triton, which comes with torch for GPUs only
+    if not _runs_triton(part.device):
+        return None
+    from .decoder import Decoder
     from .unet import Unet
 
     kind = Decoder if hasattr(part, "decoder") else Unet

@@ -56,6 +56,18 @@ def test_accelerated_parts_draw_the_same(
         assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
 
 
+def test_a_gpu_that_does_not_run_triton_replays_the_parts_as_they_are(
+    nhwc: Model, service: Service, quick: Request, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modules, "_runs_triton", lambda _: False)
+    recorder = EagerRecorder()
+    accelerated = Accelerated(nhwc, recorder)
+    accelerated.compile()  # nothing
+    ours, theirs = (Service(nhwc, service.registry, one).draw(quick).images for one in (accelerated, None))
+    assert recorder.recorded > 0
+    assert [image.tobytes() for image, _ in ours] == [image.tobytes() for image, _ in theirs]
+
+
 def test_python_stays_at_most_two_calls_ahead(fast_service: Service, quick: Request, launched: list[str]) -> None:
     fast_service.draw(replace(quick, num_inference_steps=5, scheduler="DDIM"))
     assert launched == ["launch"] * 3 + ["wait", "launch"] * 2 + ["wait"]
