@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from .gradient import Step, personalize
 
-__all__ = ["Personalizer", "PromptTokenEmbedding"]
+__all__ = ["Personalizer"]
 
 
 class Personalizer:
@@ -37,26 +37,24 @@ class Personalizer:
         # The memo makes deepcopy put the rows in the table's place instead of copying the table.
         self._working = copy.deepcopy(encoder, {id(self._table): self._rows}).requires_grad_(False)
         self._working.get_submodule("text_model").requires_grad_(True)
-        self._embeddings = self._working.get_submodule("text_model.embeddings")
         copied = {name: weight for name, weight in self._working.named_parameters() if weight is not self._rows.weight}
         self._copies: list[Tensor] = list(copied.values())
         self._originals: list[Tensor] = [encoder.get_parameter(name) for name in copied]
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
         """Personalize the prompt `input_ids` towards `aesthetic`; arguments and steps as in `personalize`."""
-        self._reset(self._rows, input_ids)
+        self._reset(input_ids)
         yield from personalize(self._working, input_ids, aesthetic, steps=steps, lr=lr)
 
     @torch.no_grad()
-    def _reset(self, rows: "PromptTokenEmbedding", input_ids: Tensor) -> None:
-        """Fill the copy from the original weights, and make `rows`, filled for a prompt, its token embedding."""
+    def _reset(self, input_ids: Tensor) -> None:
+        """Fill the copy from the original weights, for a prompt."""
         torch._foreach_copy_(self._copies, self._originals)
-        rows.fill(input_ids, self._table)
-        self._embeddings.register_module("token_embedding", rows)
+        self._rows.fill(input_ids, self._table)
 
 
 class PromptTokenEmbedding(nn.Module):
-    """The rows of a token embedding that one prompt uses, [batch × tokens, hidden], trained in place of the table.
+    """The rows of a token embedding that one prompt uses, [different tokens, hidden], trained in place of the table.
 
     This is exact: in a run, every other row has a gradient of 0, so Adam's moments of it stay 0 and it never moves.
     Adam then updates a few dozen rows instead of a table of 38 million weights.
@@ -68,18 +66,9 @@ class PromptTokenEmbedding(nn.Module):
         self._tokens = torch.empty(0)
 
     def fill(self, input_ids: Tensor, table: nn.Module) -> None:
-        """Copy the rows of a prompt [batch, tokens] from the table, an nn.Embedding.
-
-        A token that occurs n times has n rows, of which `forward` uses only the first: shapes do not depend on the
-        prompt's words. A prompt of the same shape reuses the memory, which CUDA graphs refer to.
-        """
-        tokens = input_ids.flatten().sort().values
-        rows = table(tokens)
-        if rows.shape == self.weight.shape:
-            self._tokens.copy_(tokens)
-            self.weight.data.copy_(rows)
-        else:
-            self._tokens, self.weight = tokens, nn.Parameter(rows)
+        """Copy the rows of a prompt [batch, tokens] from the table, an nn.Embedding."""
+        self._tokens = torch.unique(input_ids)
+        self.weight = nn.Parameter(table(self._tokens))
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """[batch, tokens, hidden] of tokens [batch, tokens], all of which must be in the filled prompt."""

@@ -1,8 +1,8 @@
 """Capture GPU work as a CUDA graph once, and replay it from then on.
 
 Without graphs, the GPU spends half of a prediction waiting for Python to launch the next kernel. A replay launches all
-kernels of a step in one call. They are the same kernels, so results are equal to the last bit. A graph serves one set
-of shapes; each other set is captured at its first use.
+kernels of a step in one call. They are the captured function's, so results equal its own to the last bit. A graph
+serves one set of shapes; each other set is captured at its first use.
 """
 
 from collections import OrderedDict

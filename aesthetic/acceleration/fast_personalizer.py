@@ -34,7 +34,7 @@ def supports(encoder: Any) -> bool:
         (config.model_type, encoder.dtype) == ("clip_text_model", torch.float32)
         and config.hidden_act in {"quick_gelu", "gelu"}
         and config.hidden_size % 64 == config.intermediate_size % 64 == 0
-        and config.hidden_size / config.num_attention_heads in {16, 32, 64, 128}
+        and config.hidden_size / config.num_attention_heads in {16, 32, 64}
         and config.max_position_embeddings <= ALL
     )
 
@@ -101,6 +101,7 @@ class Tape:
         self.parts = torch.zeros(PARTS * tokens, hidden, device=device)
         self.d_embeds = torch.zeros(chunks, config.projection_dim, device=device)
         self.tokens, self.hidden, self.stride, self._eps = tokens, hidden, self.all.stride(1), config.layer_norm_eps
+        self.graphs: dict[str, Graph[Any]] = {}
         self._quick = config.hidden_act == "quick_gelu"
 
     def product(self, a: Tensor, weight: Tensor, out: Any = None, bias: Any = None, pre: Any = None) -> int:
@@ -152,6 +153,7 @@ class TrainedEncoder:
         """Copy the weights of a CLIPTextModel, but for the tokens'."""
         self._trained[0].fill(model)
 
+    @torch.no_grad()
     def start(self, table: Any, ids: Tensor, ends: Tensor, aesthetic: Tensor) -> None:
         """After `fill`, set the inputs of a run.
 
@@ -247,15 +249,17 @@ class FastPersonalizer:
     def __init__(self, encoder: Any, recorder: Recorder) -> None:
         """encoder: as for Personalizer. recorder: captures the graphs at the first prompt of each length."""
         self._recorder, self._trained = recorder, TrainedEncoder(encoder) if supports(encoder) else None
-        self._graphs: LRUCache[Graph[Any]] = LRUCache()
         self._use(encoder)
 
     def _use(self, encoder: Any) -> None:
-        self._encoder, self._fill = encoder, cache(self._record_fill)
+        self._encoder = encoder
+        self._filling: Graph[None] | None = None
         self._plain = cache(partial(Personalizer, encoder))  # made when it is needed
 
-    def _record_fill(self, trained: TrainedEncoder) -> Graph[None]:
-        return self._recorder.record(partial(trained.fill, self._encoder.text_model))
+    def _fill(self, trained: TrainedEncoder) -> None:
+        if self._filling is None:
+            self._filling = self._recorder.record(partial(trained.fill, self._encoder.text_model))
+        self._filling.replay()
 
     def once(self) -> list[Callable[[], object]]:
         """Passes, to be run in any order before the first prompt, for which all kernels of a short one are compiled."""
@@ -269,6 +273,8 @@ class FastPersonalizer:
 
     def of(self, encoder: Any) -> Self:
         """The same for an encoder of the same shape. They share memory and graphs, so only one run at a time."""
+        if encoder is self._encoder:
+            return self
         other = copy.copy(self)
         other._use(encoder)
         return other
@@ -287,8 +293,8 @@ class FastPersonalizer:
         ends = (ids if end_token == 2 else ids == end_token).int().argmax(1)  # where transformers finds them
         whole = trained.tape(chunks, ALL)
         own = trained.tape(1, SHORT) if chunks == 1 and ends.item() < SHORT else whole
-        calls = ((trained.forward, own), (trained.backward, own), (trained.forward, whole))
-        forward, backward, entire = (self._graph(trained, *call) for call in calls)
+        calls = ((trained.forward, whole), (trained.forward, own), (trained.backward, own))
+        entire, *pair = (self._graph(trained, *call) for call in (calls if steps else calls[:1]))
 
         def look() -> tuple[Tensor, Tensor]:
             similarity, hidden = entire.replay()
@@ -300,21 +306,23 @@ class FastPersonalizer:
             return look()[1]
 
         places = ends + ALL * torch.arange(chunks, device=ids.device)
-        self._fill(trained).replay()
+        self._fill(trained)
         trained.start(self._encoder.get_input_embeddings(), ids, places, aesthetic)
         t = torch.arange(1, steps + 1, dtype=torch.float64)
         rates = torch.stack([lr / (1 - 0.9**t), (1 - 0.999**t) ** -0.5, (t > 1).double()], 1).float().to(ids.device)
         for index in range(steps):
-            trained.latest = _Step(index, forward.replay()[0].clone(), conditioning)
-            yield trained.latest
+            forward, backward = pair
+            trained.latest = step = _Step(index, forward.replay()[0].clone(), conditioning)
+            yield step
+            if trained.latest is not step:
+                raise RuntimeError("another run has begun, in the same memory")
             trained.rates.copy_(rates[index])
             backward.replay()
         trained.latest, (similarity, last) = None, look()
         yield Step(index=steps, similarity=similarity, conditioning=last)
 
     def _graph(self, trained: TrainedEncoder, action: Callable[[Tape], Any], tape: Tape) -> Graph[Any]:
-        def record() -> Graph[Any]:
+        if action.__name__ not in tape.graphs:
             trained.ends.zero_()  # those of another prompt may lie outside of this tape, and a capture runs the action
-            return self._recorder.record(partial(action, tape))
-
-        return self._graphs.get((action.__name__, tape), record)
+            tape.graphs[action.__name__] = self._recorder.record(partial(action, tape))
+        return tape.graphs[action.__name__]

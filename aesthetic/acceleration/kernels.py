@@ -16,42 +16,49 @@ from torch import Tensor
 __all__ = ["Summed", "add", "concatenate", "geglu", "group_norm", "interleave", "layer_norm"]
 
 Summed = tuple[Tensor, Tensor | None]  # an activation, and the sums that `group_norm` needs, if they are known
-RUNS = 256  # at most: of pixels whose sums a program adds up
+RUNS = 256  # runs of pixels in an image, at most; a program adds up one
 
 
 @triton.jit(do_not_specialize=["P", "first", "tiles"])
 def _sums(x, bias, residual, y, sums, P, C, width, first, tiles, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """sums[n, k, :, first + c] = Σ v, Σ v² over the k-th run of pixels, v = x + bias + residual, [N, P, C].
+    """sums[n, k, :, first + c] = u, Σ (v - u), Σ (v - u)² over the k-th run of pixels, v = x + bias + residual.
 
+    x, residual: [N, P, C].
+    u is v in the image's first pixel: sums of v itself would lose the deviation of an almost flat image in rounding.
     y[…, first + c] = v, if there is a y. y and the sums are `width` wide. bias [C] and residual may be None.
     """
     k, column, n = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.program_id(2)
+    added, inside = tl.zeros([BLOCK], tl.float32), column < C
+    if bias is not None:
+        added += tl.load(bias + column, inside, 0.0).to(tl.float32)
+    u = tl.load(x + n * P * C + column, inside, 0.0).to(tl.float32) + added
+    if residual is not None:
+        u += tl.load(residual + n * P * C + column, inside, 0.0).to(tl.float32)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
     for tile in range(tiles):
         row = (k * tiles + tile) * ROWS + tl.arange(0, ROWS)
-        keep, pixel = (row < P)[:, None] & (column < C)[None, :], n * P + row[:, None]
-        v = tl.load(x + pixel * C + column[None, :], keep, 0.0).to(tl.float32)
-        if bias is not None:
-            v += tl.load(bias + column, column < C, 0.0).to(tl.float32)[None, :]
+        keep, pixel = (row < P)[:, None] & inside[None, :], n * P + row[:, None]
+        v = tl.load(x + pixel * C + column[None, :], keep, 0.0).to(tl.float32) + added[None, :]
         if residual is not None:
             v += tl.load(residual + pixel * C + column[None, :], keep, 0.0).to(tl.float32)
-        v = tl.where(keep, v, 0.0)
         if y is not None:
             tl.store(y + pixel * width + first + column[None, :], v, keep)
+        v = tl.where(keep, v - u[None, :], 0.0)
         total += v
         squares += v * v
-    to = sums + (n * tl.num_programs(0) + k) * 2 * width + first + column
-    tl.store(to, tl.sum(total, 0), column < C)
-    tl.store(to + width, tl.sum(squares, 0), column < C)
+    to = sums + (n * tl.num_programs(0) + k) * 3 * width + first + column
+    tl.store(to, u, inside)
+    tl.store(to + width, tl.sum(total, 0), inside)
+    tl.store(to + 2 * width, tl.sum(squares, 0), inside)
 
 
 @triton.jit(do_not_specialize=["P", "size", "stride", "runs"])
 def _fold(sums, bias, weight, shift, folded, P, C, size, stride, runs, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """folded[n, :, c] = a, b with a · x + b = norm(x + bias) · weight + shift, for a group of `size` channels.
 
-    The sums of x + bias follow from those of x: Σ (x + bias)² = Σ x² + 2 bias Σ x + P bias².
-    bias[n · stride + c] or None.
+    Of the sums, each channel has its mean m and its variance; the group's variance is the mean of those, and of
+    (m - mean)². bias[n · stride + c] or None.
     """
     n, channel, inside = tl.program_id(0), tl.program_id(1) * size + tl.arange(0, BLOCK), tl.arange(0, BLOCK) < size
     total = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -59,16 +66,16 @@ def _fold(sums, bias, weight, shift, folded, P, C, size, stride, runs, eps, ROWS
     for first in range(0, runs, ROWS):
         k = first + tl.arange(0, ROWS)
         keep = (k < runs)[:, None] & inside[None, :]
-        at = sums + (n * runs + k[:, None]) * 2 * C + channel[None, :]
-        total += tl.load(at, keep, 0.0)
-        squares += tl.load(at + C, keep, 0.0)
-    s, q, b = tl.sum(total, 0), tl.sum(squares, 0), tl.zeros([BLOCK], tl.float32)
+        at = sums + (n * runs + k[:, None]) * 3 * C + channel[None, :]
+        total += tl.load(at + C, keep, 0.0)
+        squares += tl.load(at + 2 * C, keep, 0.0)
+    s, q, b = tl.sum(total, 0) / P, tl.sum(squares, 0) / P, tl.zeros([BLOCK], tl.float32)
     if bias is not None:
         b = tl.load(bias + n * stride + channel, inside, 0.0).to(tl.float32)
-        q += 2 * b * s + P * b * b
-        s += P * b
-    mean = tl.sum(s) / (P * size)
-    variance = tl.sum(q) / (P * size) - mean * mean
+    m = tl.load(sums + n * runs * 3 * C + channel, inside, 0.0) + s + b
+    mean = tl.sum(m) / size
+    d = tl.where(inside, m - mean, 0.0)
+    variance = tl.sum(tl.maximum(q - s * s, 0.0) + d * d) / size
     a = tl.load(weight + channel, inside, 0.0).to(tl.float32) / tl.sqrt(variance + eps)
     to = folded + n * 2 * C + channel
     tl.store(to, a, inside)
@@ -169,12 +176,12 @@ def _add_up(
     sums: Tensor | None = None,
     first: int = 0,
 ) -> Tensor:
-    """The sums of x + bias + residual, [N, runs, 2, C]: see `_sums`."""
+    """The sums of x + bias + residual, [N, runs, 3, C]: see `_sums`."""
     n, height, width, channels = x.shape
     pixels, all_channels = height * width, channels if y is None else y.shape[3]
     tiles = triton.cdiv(pixels, 32 * RUNS)
     grid = _tiles(pixels, channels, n, 32 * tiles, 64)
-    sums = x.new_empty(n, grid[0], 2, all_channels, dtype=torch.float32) if sums is None else sums
+    sums = x.new_empty(n, grid[0], 3, all_channels, dtype=torch.float32) if sums is None else sums
     sizes = (pixels, channels, all_channels, first, tiles)
     _sums[grid](x, bias, residual, y, sums, *sizes, 32, 64, num_warps=2)
     return sums

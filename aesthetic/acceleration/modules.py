@@ -68,15 +68,16 @@ class Accelerated:
             self._personalizer = FastPersonalizer(model.encoder, recorder)
         else:
             log.warning(
-                "Replaying diffusers' own modules: the faster ones need Linux and a GPU of compute capability 8.0 or later"
+                "Replaying diffusers' own modules: faster ones need Linux and a GPU of compute capability 8.0 or later"
             )
 
     def compile(self) -> None:
         """Compile all kernels: 8 seconds, once on a machine, after which Triton has them in its cache."""
 
         def compiled(run: Callable[[], object]) -> None:
-            torch.cuda.synchronize(self._recorder.device)  # cuBLAS needs a CUDA context, which a new thread lacks
-            run()
+            with torch.cuda.device(self._recorder.device):
+                torch.cuda.synchronize()  # cuBLAS needs a CUDA context, which a new thread lacks
+                run()
 
         passes = [] if self._personalizer is None else self._personalizer.once()
         with ThreadPoolExecutor() as pool:
@@ -188,6 +189,8 @@ def _written_out(part: Any) -> Any:
 
     kind = Decoder if hasattr(part, "decoder") else Unet
     if unknown := kind.unknown(part):
-        log.warning("%s is drawn with as it is, since %s is not written out for the GPU", type(part).__name__, unknown)
+        log.warning(
+            "%s is replayed as diffusers' own, since %s is not written out for the GPU", type(part).__name__, unknown
+        )
         return None
     return kind(part)

@@ -57,7 +57,9 @@ class Unet:
 
     def __call__(self, sample: Tensor, timestep: Tensor, words: Tensor) -> Tensor:
         """The noise in latents [N, channels, height, width] at a timestep [], given `words`."""
-        unet = self.unet
+        unet, factor = self.unet, 2 ** (len(self.down) - 1)
+        if sample.shape[2] % factor or sample.shape[3] % factor:
+            raise ValueError(f"latents of {sample.shape[3]} × {sample.shape[2]} can't be halved to {factor} times less")
         time = unet.time_embedding(unet.time_proj(timestep.expand(len(sample))).to(sample.dtype))
         times = iter(
             torch.split(functional.linear(functional.silu(time), self.time, self.time_bias), self.time_sizes, -1)

@@ -185,6 +185,18 @@ def test_runs_are_independent_of_one_another() -> None:
     assert all(torch.equal(*pair) for pair in zip(encoder().parameters(), before, strict=True))
 
 
+def test_a_run_is_not_resumed_after_another() -> None:
+    run = fast()(prompt(7), target(), steps=2, lr=1e-3)
+    next(run)
+    next(fast()(prompt(9), target(), steps=1, lr=1e-3))
+    with pytest.raises(RuntimeError, match="another run has begun"):
+        next(run)
+
+
+def test_the_same_encoder_has_the_same_personalizer() -> None:
+    assert fast().of(encoder()) is fast()  # so that its weights are captured once
+
+
 def test_no_steps_give_the_untouched_encoder() -> None:
     [only], plain = fast()(prompt(7), target(), steps=0, lr=1.0), encoder()(prompt(7))
     assert only.index == 0

@@ -53,6 +53,12 @@ def test_a_unet_equals_diffusers(kind: str) -> None:
     assert difference(noise, unet(sample, timestep, embeds, return_dict=False)[0]) < 1e-5
 
 
+def test_latents_that_do_not_halve_evenly_are_refused() -> None:
+    unet = random_(UNet2DConditionModel(**TINY))
+    with pytest.raises(ValueError, match="latents of 5 × 4 can't be halved"):
+        Unet(nhwc(unet))(torch.zeros(1, 4, 4, 5), torch.zeros(()), torch.zeros(1, 1, 1))
+
+
 @pytest.mark.parametrize("options", [{}, {"use_post_quant_conv": False, "latent_channels": 8, "layers_per_block": 2}])
 def test_a_decoder_equals_diffusers(options: dict[str, Any]) -> None:
     up, down = ("UpDecoderBlock2D",) * 2, ("DownEncoderBlock2D",) * 2
@@ -77,9 +83,9 @@ def test_a_decoder_equals_diffusers(options: dict[str, Any]) -> None:
 def test_another_kind_of_unet_is_named(options: dict[str, Any], unknown: str, caplog: pytest.LogCaptureFixture) -> None:
     unet = UNet2DConditionModel(**TINY | options)
     assert modules._written_out(unet) is None
-    assert f"UNet2DConditionModel is drawn with as it is, since {unknown} is not written out" in caplog.text
+    assert f"UNet2DConditionModel is replayed as diffusers' own, since {unknown} is not written out" in caplog.text
 
 
 def test_another_kind_of_decoder_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert modules._written_out(AutoencoderKL(block_out_channels=(32,), mid_block_add_attention=False)) is None
-    assert "AutoencoderKL is drawn with as it is, since {'mid_block_add_attention': False}" in caplog.text
+    assert "AutoencoderKL is replayed as diffusers' own, since {'mid_block_add_attention': False}" in caplog.text
