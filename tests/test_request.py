@@ -129,3 +129,26 @@ def test_anything_is_a_valid_request_or_refused(inputs: dict[str, Any]) -> None:
     assert request.width * request.height <= MAX_AREA
     assert isinstance(request.seeded().seed, int)
     assert Request(**dataclasses.asdict(request)) == request
+
+
+@given(
+    image=st.booleans(),
+    strength=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    steps=st.sampled_from([5, 10]),
+    outputs=st.integers(1, 3),
+    sweep=st.sampled_from([None, "0,3"]),
+    until=st.sampled_from([None, 0.01]),
+)
+def test_inputs_are_refused_together_exactly_where_they_contradict(
+    *, image: bool, strength: float, steps: int, outputs: int, sweep: str | None, until: float | None
+) -> None:
+    inputs = {"prompt_strength": strength, "num_inference_steps": steps, "num_outputs": outputs, "scheduler": "DDIM"}
+    path = Path("picture.png") if image else None
+    redraws_nothing, several_stops = image and strength * steps < 1, sweep is not None and (outputs > 1 or until)
+    try:
+        Request(**inputs, image=path, aesthetic_sweep=sweep, aesthetic_until=until)  # type: ignore[arg-type]
+    except RequestError:
+        refused = True
+    else:
+        refused = False
+    assert refused == bool(redraws_nothing or several_stops)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from aesthetic.errors import AestheticError, ImageError, RequestError
 from aesthetic.images import init_image, metadata, user_images
+from aesthetic.images.init_image import InitImage
 from aesthetic.pipeline import img2img, schedulers
 from aesthetic.request import SCHEDULERS, SIZES, Request
 from aesthetic.service import Service
@@ -42,6 +43,16 @@ def mask(tmp_path: Path) -> Path:
 @pytest.fixture
 def over(quick: Request, picture: Path) -> Request:
     return replace(quick, aesthetic_steps=0, image=picture, width=192, num_inference_steps=5, prompt_strength=0.6)
+
+
+def test_a_mask_mixes_the_new_image_with_the_given_one_by_its_gray_level() -> None:
+    dice, levels = np.random.default_rng(0), np.arange(256, dtype=np.uint8).reshape(16, 16)
+    given = dice.integers(0, 256, (16, 16, 3), np.uint8)
+    new = dice.uniform(-1.5, 1.5, (1, 3, 16, 16))  # a decoder exceeds -1..1
+    init = InitImage(image=Image.fromarray(given), mask=Image.fromarray(levels), files={})
+    ours = img2img.paste_kept_pixels(torch.from_numpy(new), init).numpy()
+    share, old = levels / 255, given.transpose(2, 0, 1)[None] / 127.5 - 1
+    assert np.allclose(ours, share * new.clip(-1, 1) + (1 - share) * old, atol=1e-6)
 
 
 def drawn(service: Service, request: Request) -> list[bytes]:
