@@ -57,7 +57,6 @@ class Parameters:
         self.matrices = torch.zeros(layers, 2 * mlp + 4 * hidden, hidden, device=device)
         self.vectors = torch.zeros(layers + 1, mlp + 9 * hidden, device=device)
         self.embeddings = torch.zeros((1 + CHUNKS) * ALL, hidden, device=device)
-        self.all = [self.matrices, self.vectors, self.embeddings]
         matrices = _named(self.matrices, 0, {"fc2": mlp, "fc1": mlp, "out": hidden, "qkv": 3 * hidden})
         names = {"fc1_bias": mlp, "out_bias": hidden, "qkv_bias": 3 * hidden}
         names |= {"norm1": 2 * hidden, "norm2": 2 * hidden, "fc2_bias": hidden}
@@ -209,8 +208,8 @@ class TrainedEncoder:
             tape.norm(norm_back, parts, tape.parts, t.h, w.norm1, t.d_out, before.d_mlp, t.d_norm1)
         vectors = tape.all[..., mlp : 2 * mlp + 9 * hidden].sum(1)
         embeddings = lookup @ last.d_mlp
-        for which, gradients in ((1, vectors), (2, embeddings)):
-            trained, size = (one.all[which] for one in self._trained), gradients.numel()
+        for name, gradients in (("vectors", vectors), ("embeddings", embeddings)):
+            trained, size = (getattr(one, name) for one in self._trained), gradients.numel()
             kernels.update_vectors[(size // 1024 + 1,)](gradients, *trained, self.rates, size, 1024)
         if self._side is not None:
             torch.cuda.current_stream().wait_stream(self._side)

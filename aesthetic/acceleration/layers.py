@@ -80,11 +80,8 @@ class Transformer:
     """diffusers' Transformer2DModel."""
 
     def __init__(self, model: Any) -> None:
-        self.norm, self.proj_in, self.proj_out = (
-            model.norm,
-            model.proj_in.weight.flatten(1),
-            model.proj_out.weight.flatten(1),
-        )
+        self.norm = model.norm
+        self.proj_in, self.proj_out = (one.weight.flatten(1) for one in (model.proj_in, model.proj_out))
         bias, self.blocks = model.proj_in.bias.float(), []
         for one in model.transformer_blocks:
             self.blocks.append(Block(one, bias))

@@ -1,6 +1,6 @@
 """Apply a LoRA to a model: the result is a second model, and the first one is not changed.
 
-The LoRA is merged into the weights of the layers that it changes, once, so that drawing with it takes no longer than
+The LoRA is merged into the weights of the layers that it changes, once, so that a step with it takes no longer than one
 without, and the personalization trains the same parameters. These weights are new; all others are the first model's.
 With a LoRA for all layers, the weights of the UNet are in memory twice, 1.7 GB more in fp16 for Stable Diffusion 1.5,
 and so are the text encoder's.
