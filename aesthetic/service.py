@@ -112,7 +112,8 @@ class Service:
                 "Stable Diffusion has not been downloaded (%s does it): drawing with the small bundled model %s",
                 *(settings.DOWNLOAD, snapshot.name),
             )
-        loaded = loading.load(snapshot, device)
+        with checkpoint.verified(snapshot):
+            loaded = loading.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
             *(snapshot.name, snapshot.revision, device, loaded.clip_space, speed),

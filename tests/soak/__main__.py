@@ -14,6 +14,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,8 @@ from tests.soak.client import Client
 from tests.soak.inputs import LARGE, SMALL, Inputs
 from tests.soak.predictions import Predictions
 from tests.soak.report import Finding, table, write
+from tests.soak.scene import PART as FAULTS
+from tests.soak.scene import Scene
 
 PARTS = {"predictions": 5, "cancels": 4, "faults": 3, "two_servers": 1}  # their shares of the minutes
 
@@ -87,6 +90,7 @@ class Run:
 def main() -> None:
     """Run the parts, print the table, exit."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # with all servers
     begun, findings = time.monotonic(), list[Finding]()
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # for the second user
@@ -177,17 +181,17 @@ def _faults(run: Run) -> Iterator[Finding]:
     end, scene = run.end("faults"), None
     for name, fault in tqdm([*faults.faults()], desc="faults"):
         if time.monotonic() > end:
-            yield Finding(part=faults.PART, what=name, facts={"client": "not tried: no time was left"})
+            yield Finding(part=FAULTS, what=name, facts={"client": "not tried: no time was left"})
             continue
         scene = scene or _scene(run)
         yield from fault(scene)
 
 
-def _scene(run: Run) -> faults.Scene:
+def _scene(run: Run) -> Scene:
     with started() as server:
         expected = Client(server.address, run.fixed).fixed_file()
-    slow = run.fixed | {"num_inference_steps": 100}
-    return faults.Scene(home=run.home, fixed=run.fixed, expected=expected, slow=slow)
+    slow = {"num_inference_steps": 100} if run.model.name == "demo" else {"num_inference_steps": 500, "num_outputs": 4}
+    return Scene(home=run.home, fixed=run.fixed, expected=expected, slow=run.fixed | slow)
 
 
 def _two_servers(run: Run) -> Iterator[Finding]:

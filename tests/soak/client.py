@@ -86,3 +86,8 @@ def settled(address: str, seconds: float = 30) -> str:
     while (found := health(address)).startswith(("200 BUSY", "200 STARTING")) and time.monotonic() < until:
         time.sleep(0.1)
     return found
+
+
+def setup_error(error: RuntimeError) -> str:
+    """What a server said whose setup failed."""
+    return str(error.args[0]["logs"]).rpartition("setup failed: ")[2].strip()

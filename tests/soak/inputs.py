@@ -18,7 +18,7 @@ from tests.images.test_user_images import encoded, zipped
 from tests.serving import data_url
 
 # The greatest values that are drawn with; the service's own limits take minutes for an image.
-SMALL = {"width": 192, "height": 192, "num_inference_steps": 8, "aesthetic_steps": 4, "num_outputs": 2}
+SMALL = {"width": 192, "height": 192, "num_inference_steps": 5, "aesthetic_steps": 2, "num_outputs": 2}
 LARGE = {"width": 1024, "height": 768, "num_inference_steps": 20, "aesthetic_steps": 20, "num_outputs": 4}
 WORDS = (
     "a",

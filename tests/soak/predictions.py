@@ -91,8 +91,10 @@ def _trends(samples: list[Usage]) -> Iterator[Finding]:
 def _trend(name: str, values: list[float]) -> Finding:
     steady = values[round(len(values) * WARM_UP) :]
     facts = {"measured": f"{values[0]:.1f} → {values[-1]:.1f}, at most {max(values):.1f}"}
-    if len(steady) < 3:
-        return Finding(part=Predictions.name, what=name, facts=facts)
-    line = trend(steady)
-    facts["per 1,000 predictions [95 %]"] = f"{line.rise:+.2f} [{line.low:+.2f}, {line.high:+.2f}]"
-    return Finding(part=Predictions.name, what=name, facts=facts, holds=None if len(steady) < FEWEST else line.low <= 0)
+    holds = None
+    if len(steady) >= 3:
+        line = trend(steady)
+        facts["per 1,000 predictions [95 %]"] = f"{line.rise:+.2f} [{line.low:+.2f}, {line.high:+.2f}]"
+        holds = line.low <= 0 if len(steady) >= FEWEST else None
+    series = [round(value, 2) for value in values[:: 1 + len(values) // 100]]
+    return Finding(part=Predictions.name, what=name, facts=facts, holds=holds, series=series)

@@ -10,13 +10,16 @@ from typing import Any
 class Finding:
     """One row of the table of a part.
 
-    facts: the columns. holds: whether what is promised is so; None where nothing is promised, or nothing was tried.
+    facts:  the columns.
+    holds:  whether what is promised is so; None where nothing is promised, or nothing was tried.
+    series: the samples over time, at most some hundred, for the JSON only.
     """
 
     part: str
     what: str
     facts: dict[str, Any] = field(default_factory=dict)
     holds: bool | None = None
+    series: list[float] = field(default_factory=list)
 
 
 def table(findings: list[Finding]) -> str:

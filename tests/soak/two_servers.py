@@ -1,7 +1,6 @@
 """Two servers of two users on one machine, which share its temporary folder and draw at once."""
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.serving import Server, started
-from tests.soak.client import Client
+from tests.soak.client import Client, setup_error
 from tests.soak.report import Finding
 from tests.soak.usage import tree
 
@@ -55,7 +54,7 @@ def _refused(shared: Path) -> Finding:
         with _start(shared, *AS_OTHER):
             message = "starts"
     except RuntimeError as error:
-        message = re.sub(r".*setup failed: |'}$", "", str(error))
+        message = setup_error(error)
     what = "second user's server, with the first's /tmp/coglet"
     return Finding(part=PART, what=what, facts={"measured": message}, holds="SettingError" in message)
 
