@@ -20,6 +20,7 @@ from typing import Any
 from script import schema, server
 from tests.snapshot import ROOT
 
+PATIENCE = 300  # seconds until a server is ready: on a GPU, the first one compiles kernels
 NOTHING: Mapping[str, str] = {}
 
 
@@ -75,7 +76,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 def ready(log: Path) -> str:
     """The address of the server that writes `log`, once it is ready. Raises RuntimeError if its setup failed."""
-    for _ in range(1200):
+    for _ in range(PATIENCE * 20):
         if found := re.search(r"Starting coglet server on ([\d.:]+)", log.read_text(encoding="utf-8")):
             wait_until_idle(f"http://{found[1]}")
             return f"http://{found[1]}"
@@ -84,7 +85,7 @@ def ready(log: Path) -> str:
 
 
 def wait_until_idle(address: str) -> None:
-    for _ in range(1200):
+    for _ in range(PATIENCE * 20):
         with suppress(urllib.error.URLError):  # nothing listens there yet
             health = call(f"{address}/health-check")[1]
             if health["status"] == "READY":

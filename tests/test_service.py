@@ -455,3 +455,16 @@ def test_a_file_with_one_wrong_bit_is_named(
     turn_a_bit(tmp_path / "weights" / f"{name}.safetensors", place)
     with pytest.raises(CheckpointError, match=rf"{name}\.safetensors is damaged: its sha256 .* run script/download"):
         Service.load()
+
+
+def test_a_full_gpu_says_what_to_lower(
+    service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(service, "draw", fail)
+    with pytest.raises(
+        DrawingError, match=r"memory is full \(CUDA out of memory\): lower num_outputs, width or height"
+    ):
+        service.predict(quick, tmp_path)

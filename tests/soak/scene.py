@@ -1,5 +1,7 @@
 """What faults are tried with, and how they are told."""
 
+import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +50,17 @@ class Scene:
 def finding(what: str, client: str, health: str, heals: str, *, holds: bool) -> Finding:
     facts = {"client": client, "/health-check": health, "healed by": heals}
     return Finding(part=PART, what=what, facts=facts, holds=holds)
+
+
+def refusal(*command: str, **variables: str) -> str:
+    """Why this machine does not permit a command, which does nothing lasting; blank if it does."""
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, **variables}, capture_output=True, text=True, check=False, timeout=60
+        )
+    except OSError as error:
+        return str(error)
+    return "" if done.returncode == 0 else done.stderr.strip() or f"{command[0]} ended with {done.returncode}"
 
 
 def healed_by(what: str, draws: bool) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ from tests.serving import data_url
 from tests.snapshot import turn_a_bit
 from tests.soak.client import in_background, seen, settled, setup_error
 from tests.soak.report import Finding
-from tests.soak.scene import PART, Scene, finding, healed_by
+from tests.soak.scene import PART, Scene, finding, healed_by, refusal
 
-TMPFS = 4  # MiB of a disk that gets full
+TMPFS = 64  # MiB of a disk that gets full
 # A server with a small disk of its own, in which Cog keeps its folders, too. No root is needed where the kernel allows
 # user namespaces.
 SMALL_DISK = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
@@ -51,8 +50,8 @@ def _empty(folder: Path) -> None:
 def disk_full(scene: Scene) -> Iterator[Finding]:
     """No space for the image, or for a file that a client sends."""
     what = "disk full, no space for "
-    if subprocess.run([*SMALL_DISK, "mount -t tmpfs none /mnt"], capture_output=True, check=False).returncode:
-        yield Finding(part=PART, what=what + "files", facts={"client": "skipped: no user namespaces here"})
+    if why_not := refusal(*SMALL_DISK, "mount -t tmpfs none /tmp"):
+        yield Finding(part=PART, what=what + "files", facts={"client": f"skipped: {why_not}"})
         return
     with scene.server((*SMALL_DISK, MOUNT, "sh")) as (server, folder):
         inside = Path(f"/proc/{server.process.pid}/root{folder}")

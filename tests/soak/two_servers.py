@@ -1,7 +1,6 @@
 """Two servers of two users on one machine, which share its temporary folder and draw at once."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +8,11 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+from predict import COGLET
 from tests.serving import Server, started
 from tests.soak.client import Client, setup_error
 from tests.soak.report import Finding
+from tests.soak.scene import refusal
 from tests.soak.usage import tree
 
 PART = "two servers"
@@ -28,14 +29,15 @@ DRAWN = 10
 def soak(fixed: dict[str, Any], expected: bytes, shared: Path) -> Iterator[Finding]:
     """shared: an empty folder, which becomes their /tmp."""
     shared.chmod(0o1777)
-    is_root = os.geteuid() == 0 and shutil.which("setpriv") is not None
+    COGLET.parent.mkdir(exist_ok=True)
+    why_one = refusal(*WITH_OWN_COGLET, *AS_OTHER, "true", HOME=str(shared))
     with ExitStack() as stack:
         servers = [stack.enter_context(_start(shared))]
         Client(servers[0].address, fixed).fixed_file()  # from here on, /tmp/coglet is this user's
-        if is_root:
+        if not why_one:
             yield _refused(shared)
-        servers.append(stack.enter_context(_start(shared, *(WITH_OWN_COGLET + AS_OTHER if is_root else ()))))
-        who = f"users 0 and {OTHER}, each with /tmp/coglet of its own" if is_root else "one user (two need root)"
+        servers.append(stack.enter_context(_start(shared, *(() if why_one else WITH_OWN_COGLET + AS_OTHER))))
+        who = f"one user ({why_one})" if why_one else f"users 0 and {OTHER}, each with /tmp/coglet of its own"
         yield Finding(part=PART, what="started", facts={"measured": who}, holds=True)
         yield from _drawn_at_once(servers, fixed, expected)
         yield from _own_files(servers, fixed, shared)
