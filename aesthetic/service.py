@@ -112,7 +112,8 @@ class Service:
                 "Stable Diffusion has not been downloaded (%s does it): drawing with the small bundled model %s",
                 *(settings.DOWNLOAD, snapshot.name),
             )
-        loaded = loading.load(snapshot, device)
+        with checkpoint.verified(snapshot):
+            loaded = loading.load(snapshot, device)
         log.info(
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
             *(snapshot.name, snapshot.revision, device, loaded.clip_space, speed),
@@ -186,16 +187,24 @@ class Service:
         )
 
     def predict(self, request: Request, folder: Path) -> tuple[list[Path], Result]:
-        """Draw, and write the images to `folder` as output.0.png, output.1.png, … in order. Raises what `draw` raises.
+        """Draw, and write the images to `folder` as output.0.png, output.1.png, … in order.
 
-        The last file of a sweep is a contact sheet.
+        The last file of a sweep is a contact sheet. Raises what `draw` raises, and DrawingError where that is torch's
+        OutOfMemoryError, whose message is for programmers.
         """
         encoded: dict[int, Future[bytes]] = {}
 
         def encode(image: Image.Image, recipe: Recipe) -> None:
             encoded[id(image)] = WORKERS.submit(metadata.encode, image, recipe)
 
-        result = self.draw(request, encode)
+        try:
+            result = self.draw(request, encode)
+        except torch.OutOfMemoryError as error:
+            log.error("%s", error)  # noqa: TRY400
+            raise DrawingError(
+                f"the GPU's memory is full ({str(error).partition('.')[0]}): lower num_outputs, width or height, or "
+                "try again once other programs leave it"
+            ) from error
         files = [encoded[id(image)] for image, _ in result.images]
         if request.sweep:
             files.append(WORKERS.submit(_sheet, result))

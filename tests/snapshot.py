@@ -192,6 +192,13 @@ def save_weights(
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def turn_a_bit(path: Path, place: int) -> None:
+    """Damage a file in one bit of the byte at `place`, which counts from the end if it is negative."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 64
+    path.write_bytes(data)
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON as transformers and diffusers do."""
     path.parent.mkdir(parents=True, exist_ok=True)

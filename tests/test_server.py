@@ -1,15 +1,10 @@
 """Predictions over HTTP, on Cog's own server, started as script/serve starts it."""
 
-import base64
 import io
 import json
-import queue
 import shutil
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,7 @@ from aesthetic.models.loading import Model
 from predict import COGLET
 from tests import lora
 from tests.images.test_user_images import encoded, zipped
-from tests.serving import call, serving, wait_until_idle
+from tests.serving import Quiet, call, data_url, files, finished, listening, serving, wait_until_idle, webhook
 from tests.snapshot import ROOT
 
 QUICK = {"prompt": "the cat", "width": 128, "height": 128, "num_inference_steps": 3, "aesthetic_steps": 3, "seed": 7}
@@ -55,65 +50,14 @@ def draw(address: str, **inputs: Any) -> dict[str, Any]:
     return prediction
 
 
-def files(prediction: dict[str, Any]) -> list[bytes]:
-    assert prediction["status"] == "succeeded", prediction
-    assert all(url.startswith("data:image/png;base64,") for url in prediction["output"])
-    return [base64.b64decode(url.partition(",")[2]) for url in prediction["output"]]
-
-
-def data_url(data: bytes) -> str:
-    return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
-
-
-class _Quiet(BaseHTTPRequestHandler):
-    """A handler without a log."""
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextmanager
-def listening(handler: type[_Quiet]) -> Iterator[str]:
-    """The URL of a local HTTP server."""
-    listener = HTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listener.server_address[1]}/"
-    finally:
-        listener.shutdown()
-        listener.server_close()
-
-
-@contextmanager
-def webhook() -> Iterator[tuple[str, "queue.Queue[dict[str, Any]]"]]:
-    """A URL, and what is posted to it."""
-    events: queue.Queue[dict[str, Any]] = queue.Queue()
-
-    class Handler(_Quiet):
-        def do_POST(self) -> None:
-            events.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-    with listening(Handler) as url:
-        yield url, events
-
-
-class _HalfAFile(_Quiet):
+class _HalfAFile(Quiet):
     """Announces a file and sends the first half of it."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         self.send_response(200)
         self.send_header("Content-Length", "200000")
         self.end_headers()
         self.wfile.write(b"x" * 100_000)
-
-
-def finished(events: "queue.Queue[dict[str, Any]]", prediction: str) -> dict[str, Any]:
-    while True:
-        event = events.get(timeout=60)
-        if event["id"] == prediction and event["status"] in ("succeeded", "failed", "canceled"):
-            return event
 
 
 def test_a_synchronous_prediction(address: str) -> None:

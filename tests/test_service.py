@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from transformers import CLIPModel
 
 from aesthetic.cancellation import Canceled
 from aesthetic.embeddings import embedding
-from aesthetic.errors import AestheticError, DrawingError, EmbeddingError, ImageError, RequestError
+from aesthetic.errors import AestheticError, CheckpointError, DrawingError, EmbeddingError, ImageError, RequestError
 from aesthetic.images import metadata
 from aesthetic.images.metadata import read_recipe
 from aesthetic.models.clip import Vision
@@ -36,7 +37,7 @@ from tests import original, snapshot
 from tests.canceling import cancel
 from tests.images.test_user_images import encoded, zipped
 from tests.original import difference
-from tests.snapshot import MODEL
+from tests.snapshot import CLIP, MODEL, turn_a_bit
 
 
 def weights(model: Model) -> dict[str, Tensor]:
@@ -442,3 +443,28 @@ def test_a_canceled_prediction_starts_no_more_work(
         service.predict(replace(quick, num_outputs=2), tmp_path)
     assert threading.active_count() == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [20, -1000])  # in its header, and in its numbers
+@pytest.mark.parametrize("name", [f"{MODEL}/unet/diffusion_pytorch_model.fp16", f"{CLIP}/model"])
+def test_a_file_with_one_wrong_bit_is_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: int
+) -> None:
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("AESTHETIC_HOME", str(tmp_path))
+    turn_a_bit(tmp_path / "weights" / f"{name}.safetensors", place)
+    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors is damaged: its sha256 .* run script/download"):
+        Service.load()
+
+
+def test_a_full_gpu_says_what_to_lower(
+    service: Service, quick: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(service, "draw", fail)
+    with pytest.raises(
+        DrawingError, match=r"memory is full \(CUDA out of memory\): lower num_outputs, width or height"
+    ):
+        service.predict(quick, tmp_path)

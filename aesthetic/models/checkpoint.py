@@ -1,8 +1,11 @@
-"""Find the local snapshot that a name in weights/manifest.json, or a path, means, and check that it is complete."""
+"""Find the local snapshot that a name in weights/manifest.json, or a path, means, and check that it is whole."""
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import settings
@@ -11,7 +14,7 @@ from ..settings import DOWNLOAD, INCOMPLETE, find
 from . import single_file
 from .manifest import Source, missing, read_manifest
 
-__all__ = ["CLIP", "OPENAI_SPACE", "Snapshot", "locate"]
+__all__ = ["CLIP", "OPENAI_SPACE", "Snapshot", "locate", "verified"]
 
 BASE = "stable-diffusion-v1-5"  # gives a model in a single file its configuration, tokenizer and safety checker
 CLIP = "clip-vit-large-patch14"  # gives all models of the Stable Diffusion 1.x family projection and vision tower
@@ -29,6 +32,7 @@ class Snapshot:
     folder:     the model in diffusers' layout.
     file:       weights in a single file in the original layout; `folder` is then that of `BASE`, for all other parts.
     clip:       the snapshot `CLIP`, for models without their own projection and vision tower; None if not downloaded.
+    digests:    the sha256 of its files from the manifest, by path; none of a model given by its path.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Snapshot:
     folder: Path
     clip: Path | None
     file: Path | None = None
+    digests: Mapping[Path, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 def locate(model: str | None = None, weights: Path | None = None) -> Snapshot:
@@ -65,6 +70,9 @@ def locate(model: str | None = None, weights: Path | None = None) -> Snapshot:
         folder = path
         _require_folder(folder, models)
     has_clip = CLIP in manifest and not missing(weights / CLIP, manifest[CLIP])
+    digests = {} if source is None else _digests(folder, source)
+    if has_clip and (source is None or source.clip_space == OPENAI_SPACE):
+        digests |= _digests(weights / CLIP, manifest[CLIP])
     return Snapshot(
         name=file.stem if file else folder.resolve().name,
         revision=source.revision if source else "local",
@@ -73,7 +81,36 @@ def locate(model: str | None = None, weights: Path | None = None) -> Snapshot:
         folder=folder,
         clip=weights / CLIP if has_clip else None,
         file=file,
+        digests=digests,
     )
+
+
+@contextmanager
+def verified(snapshot: Snapshot) -> Iterator[None]:
+    """Compare the digests of all files, in threads beside what the block does with them: one bit changes every image.
+
+    Raises CheckpointError for a damaged file, also in place of what the block raises.
+    """
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(_sha256, snapshot.digests)
+        try:
+            yield
+        finally:
+            wrong = [
+                path for path, digest in zip(snapshot.digests, found, strict=True) if digest != snapshot.digests[path]
+            ]
+            if wrong:
+                mend = INCOMPLETE.format(wrong[0]) if snapshot.bundled else f"run {DOWNLOAD}"
+                raise CheckpointError(f"{wrong[0]} is damaged: its sha256 is not that in weights/manifest.json; {mend}")
+
+
+def _digests(folder: Path, source: Source) -> dict[Path, str]:
+    return {folder / name: file.sha256 for name, file in source.files.items() if file.confirmed}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _default(models: Mapping[str, Source], weights: Path) -> str:
