@@ -44,7 +44,10 @@ def folder_removed(scene: Scene) -> Iterator[Finding]:
 
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
-        shutil.rmtree(path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def disk_full(scene: Scene) -> Iterator[Finding]:
