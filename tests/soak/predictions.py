@@ -83,8 +83,10 @@ class Same:
 def _trends(samples: list[Usage]) -> Iterator[Finding]:
     for spec in fields(Usage):
         values = [getattr(one, spec.name) for one in samples]
+        if spec.name == "gpu_bytes" and not any(values):  # no GPU
+            continue
         unit = 2**20 if spec.name.endswith("bytes") else 1
-        name = spec.name.replace("_bytes", ", MiB")
+        name = spec.name.replace("_bytes", ", MiB").replace("gpu", "memory of the GPU")
         yield _trend(name, [value / unit for value in values])
 
 
