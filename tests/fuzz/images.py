@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pillow_heif
@@ -23,7 +24,14 @@ __all__ = ["KINDS", "flat_png", "seeds"]
 
 CASES = ROOT / "tests" / "cases"
 CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"eXIf", b"zTXt", b"iTXt", b"tEXt", b"acTL", b"fdAT")
-SIDES = (1, 49, 51, 1000, 4000, 6500, 8000, 9000, 10_000, 14_000, 16_384, 65_535)  # pixels
+SIDES = (1, 49, 51, 1000, 4000, 5700, 7200, 9000, 14_000, 16_384, 65_535)  # pixels
+PACKED: tuple[tuple[str, dict[str, Any]], ...] = (
+    *(("TIFF", {"compression": f"tiff_{name}"}) for name in ("deflate", "lzw", "jpeg")),
+    ("JPEG", {"progressive": True, "subsampling": 0}),
+    ("AVIF", {"speed": 10}),
+    ("WEBP", {"method": 0}),
+    ("GIF", {}),
+)
 MARKS: tuple[bytes, ...] = (
     b"ftyp",
     b"ispe",
@@ -54,6 +62,9 @@ def seeds(_: Bench) -> list[bytes]:
     found += [encoded(one, kind) for kind in ("PNG", "GIF", "BMP", "TIFF") for one in modes if _has(kind, one)]
     found += [encoded(rgb, "GIF", save_all=True, append_images=[rgb]), encoded(rgb, "JPEG", progressive=True)]
     found += [encoded(modes[-1], "JPEG"), encoded(rgb, "PNG", save_all=True, append_images=[rgb])]
+    packings = ("packbits", "tiff_lzw", "jpeg", "tiff_deflate", "zstd", "lzma")
+    found += [encoded(rgb, "TIFF", compression=packing) for packing in packings]
+    found += [encoded(modes[0], "TIFF", compression=packing) for packing in ("group3", "group4", "tiff_ccitt")]
     return found + _tiffs()
 
 
@@ -138,16 +149,16 @@ def flat(random: Random) -> bytes:
         return flat_webp(width, height)
     if random.random() < 0.8:
         return flat_png(width, height, random.choice((0, 2, 3, 4, 6)), random.choice((8, 8, 16)))
-    side = random.choice((1000, 4000))
-    return random.choice((heic, _avif, _tiff))(Image.new(random.choice(("RGB", "RGBA")), (side, side)))
+    image = Image.new("RGB", random.choices((1000, 4000, 5700), k=2))
+    kind, options = random.choice(PACKED)
+    data = encoded(image, kind, **options)
+    return scanned_again(random, data) if kind == "JPEG" else data
 
 
-def _avif(image: Image.Image) -> bytes:
-    return encoded(image, "AVIF", speed=10)
-
-
-def _tiff(image: Image.Image) -> bytes:
-    return encoded(image, "TIFF", compression="tiff_deflate")
+def scanned_again(random: Random, data: bytes) -> bytes:
+    """A progressive JPEG with its last scan many times."""
+    at = data.rfind(b"\xff\xda")
+    return data[:at] + data[at:-2] * random.choice((1, 5, 20, 5000)) + data[-2:]
 
 
 def flat_webp(width: int, height: int) -> bytes:
