@@ -23,6 +23,7 @@ __all__ = [
     "RequestError",
     "SettingError",
     "naming_input",
+    "printable",
 ]
 
 
@@ -52,6 +53,11 @@ class DrawingError(AestheticError):
 
 class SettingError(AestheticError):
     """An environment variable is invalid, or the machine lacks what it or the model needs."""
+
+
+def printable(text: str) -> str:
+    """A text from a file or another library for messages: its first 200 characters, without control characters."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[:200])
 
 
 @contextmanager

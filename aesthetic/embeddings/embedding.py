@@ -149,7 +149,7 @@ def _read_safetensors(label: str, path: Path) -> tuple[object, dict[str, str]]:
             f"{label} is neither a .safetensors file nor a .pt file of torch 1.6 or later: {brief(str(error))}"
         ) from error
     if set(found) != {KEY}:
-        shown = ", ".join(f"{brief(key)} {list(tensor.shape)}" for key, tensor in list(found.items())[:3])
+        shown = ", ".join(f"{brief(key)} {brief(list(tensor.shape))}" for key, tensor in list(found.items())[:3])
         raise EmbeddingError(
             f"{label} holds {len(found)} tensors ({shown or 'none'}), and one named {KEY!r} was expected; "
             "a textual inversion can't be used as an aesthetic"
@@ -164,7 +164,7 @@ def _checked(label: str, found: object) -> Tensor:
     if found.dtype not in DTYPES:
         raise EmbeddingError(f"{label} holds a tensor of {found.dtype}; {EXPECTED}")
     if found.ndim not in (1, 2) or found.shape[:-1].numel() != 1 or not 1 <= found.shape[-1] <= MAX_DIM:
-        raise EmbeddingError(f"{label} holds a tensor {list(found.shape)}; {EXPECTED}")
+        raise EmbeddingError(f"{label} holds a tensor {brief(list(found.shape))}; {EXPECTED}")
     vector = found.detach().reshape(1, -1)
     if not vector.isfinite().all():
         raise EmbeddingError(f"{label} holds {int((~vector.isfinite()).sum())} values that are not finite; {EXPECTED}")

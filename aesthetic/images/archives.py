@@ -19,10 +19,10 @@ from pathlib import Path, PureWindowsPath
 from typing import IO, Any
 
 from ..cancellation import check
-from ..errors import ImageError
+from ..errors import ImageError, printable
 from .formats import NAMES, format_of, is_image
 
-__all__ = ["LOCAL", "UPLOAD", "Caps", "members", "read_file", "readable", "shown"]
+__all__ = ["LOCAL", "UPLOAD", "Caps", "members", "read_file", "readable"]
 
 Member = tuple[str, Callable[[], bytes] | None]  # a name, and the reader of an image; None for other files
 
@@ -41,9 +41,17 @@ class Caps:
     entries: int = 100_000  # of an archive, images or not
     image_bytes: int = 100 * MEGABYTE  # of one encoded image
     image_pixels: int = 16384 * 12288  # of one decoded image: 201 million, as of the largest phone cameras
+    image_memory: float = math.inf  # bytes, to decode one image and convert its colors
 
 
-UPLOAD = Caps(images=500, total_bytes=500 * MEGABYTE, total_pixels=2000 * MEGABYTE, entries=5000)
+# In all, an upload takes at most 1 GiB of memory: CLIP's input of 500 images takes 300 MB beside the one that is read.
+UPLOAD = Caps(
+    images=500,
+    total_bytes=500 * MEGABYTE,
+    total_pixels=2000 * MEGABYTE,
+    entries=5000,
+    image_memory=750 * MEGABYTE,
+)
 LOCAL = Caps()
 
 
@@ -86,12 +94,7 @@ def read_file(path: Path, name: str, limit: int) -> bytes:
         with path.open("rb") as file:
             return _read(name, file, limit)
     except OSError as error:
-        raise ImageError(f"{shown(name)} can't be read: {error.strerror}") from error
-
-
-def shown(name: str) -> str:
-    """A name from an archive for messages: shortened, without control characters."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name[:200])
+        raise ImageError(f"{printable(name)} can't be read: {error.strerror}") from error
 
 
 @contextmanager
@@ -104,7 +107,7 @@ def readable(message: str) -> Iterator[None]:
     except MemoryError as error:
         raise ImageError(f"{message}: it needs more memory than is left") from error
     except Exception as error:  # these libraries raise almost anything for damaged files
-        raise ImageError(f"{message}: {str(error) or type(error).__name__}") from error
+        raise ImageError(f"{message}: {printable(str(error)) or type(error).__name__}") from error
 
 
 def _kind(start: bytes) -> Callable[[str, "_Bounded", Caps], Iterator[Member]] | None:
@@ -138,7 +141,7 @@ def _zip(archive: str, file: "_Bounded", caps: Caps) -> Iterator[Member]:
 
 
 def _read_zipped(archive: str, content: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
-    name = f"{shown(info.filename)} in {archive}"
+    name = f"{printable(info.filename)} in {archive}"
     # zipfile also reads LZMA, whose headers can demand gigabytes of memory.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ImageError(f"{name} is not stored or deflated")
@@ -154,7 +157,7 @@ def _tar(archive: str, file: BufferedIOBase, caps: Caps) -> Iterator[Member]:
         for number, info in enumerate(content, start=1):
             _check_entries(archive, number, caps)
             if info.issparse():  # the holes take no bytes in the archive, so they are not counted
-                raise ImageError(f"{archive} holds {shown(info.name)}, which is a sparse file")
+                raise ImageError(f"{archive} holds {printable(info.name)}, which is a sparse file")
             if info.isdir() or _is_hidden(info.name):
                 continue
             reader = partial(_read_tarred, archive, content, info, caps.image_bytes)
@@ -177,7 +180,7 @@ def _require_end(archive: str, content: tarfile.TarFile) -> None:
 
 def _read_tarred(archive: str, content: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:
     if not info.isfile():
-        raise ImageError(f"{shown(info.name)} in {archive} is a link, not a file")
+        raise ImageError(f"{printable(info.name)} in {archive} is a link, not a file")
     with readable(f"{archive} is a tar that can't be read"):  # after damage, the rest of the stream is lost
         member = content.extractfile(info)
         assert member is not None  # it is a file
@@ -238,5 +241,5 @@ def _read(name: str, file: IO[bytes], limit: int) -> bytes:
         check()
         data += piece
         if len(data) > limit:
-            raise ImageError(f"{shown(name)} is larger than {limit // MEGABYTE} MB")
+            raise ImageError(f"{printable(name)} is larger than {limit // MEGABYTE} MB")
     return bytes(data)

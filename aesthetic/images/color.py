@@ -28,13 +28,16 @@ def on_white(image: Image.Image) -> Image.Image:
         rgb = rgb.convert("RGB")
     if not image.has_transparency_data:
         return rgb
+    alpha = with_alpha(image).getchannel("A")  # before there is another image in memory
     white = Image.new("RGB", rgb.size, "white")
-    white.paste(rgb, mask=with_alpha(image).getchannel("A"))
+    white.paste(rgb, mask=alpha)
     return white
 
 
 def with_alpha(image: Image.Image) -> Image.Image:
-    """The image in mode RGBA, without color conversion."""
+    """The image in mode RGBA, without color conversion: itself, if it has that mode."""
+    if image.mode == "RGBA":  # convert would copy
+        return image
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 

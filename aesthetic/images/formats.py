@@ -25,7 +25,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ..cancellation import check
 from . import color, samples
 
-__all__ = ["NAMES", "SUFFIXES", "format_of", "is_image", "open_image"]
+__all__ = ["NAMES", "SUFFIXES", "bytes_per_pixel", "format_of", "is_image", "open_image"]
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,14 @@ MORE = (
     ".srw .x3f .bpg .exr .flif .hdr .ief .jls .jph .jpm .jxl .jxr .kra .ora .pam .pct .pict .psb .svg .svgz .wbmp .wdp "
     ".xcf .xwd"
 )
+SCAN = b"\xff\xda"  # the marker before each scan of a JPEG
 NO_IMAGES = ".bufr .grib .h5 .hdf .iim .mpeg .mpg .pdf .ps"  # of the suffixes that Pillow registers
 MAX_CHUNKS = 100_000  # of a PNG: a hundred megabytes in pieces of a kilobyte
+MAX_SCANNED = 2 * 10**9  # pixels of a JPEG times its scans, each of which passes over all pixels and may take 42 bytes
+# Memory that a pixel takes at most, to be decoded and converted, as tests/images/test_memory.py measures it. A large
+# JPEG is decoded at a fraction of its size.
+BYTES = {"PNG": 14, "JPEG": 3, "WEBP": 22, "GIF": 11, "BMP": 9, "TIFF": 14, "AVIF": 19, "HEIC": 14}
+PROGRESSIVE = 13  # of a JPEG in several scans, which libjpeg keeps in memory as a whole
 
 
 def is_image(name: str) -> bool:
@@ -59,6 +65,21 @@ def format_of(data: bytes) -> str | None:
 def open_image(name: str, data: bytes) -> ImageFile:
     """An image of the format `name`, not decoded yet. Raises any Exception, as Pillow does, for a damaged image."""
     return _FORMATS[name][1](data)
+
+
+def bytes_per_pixel(name: str, image: ImageFile) -> int:
+    """The memory, in bytes, that a pixel of an opened image of the format `name` takes at most until it is sRGB."""
+    return PROGRESSIVE if name == "JPEG" and image.info.get("progressive") else BYTES[name]
+
+
+def _open_jpeg(data: bytes) -> ImageFile:
+    image, scans = JpegImageFile(file := _Checked(data)), data.count(SCAN)
+    if scans * image.width * image.height > MAX_SCANNED:
+        raise ValueError(f"it has {scans} scans of {image.width} × {image.height} pixels; save it anew")
+    first = file.tell() - 2 * image.layers - 8  # where the header of the first scan begins if it is of all layers
+    if data[first : first + 2] != SCAN:
+        image.info["progressive"] = 1
+    return image
 
 
 def _open_png(data: bytes) -> ImageFile:
@@ -101,7 +122,7 @@ def _by(kind: type[ImageFile]) -> Callable[[bytes], ImageFile]:
 
 _FORMATS: dict[str, tuple[bytes, Callable[[bytes], ImageFile]]] = {
     "PNG": (rb"\x89PNG\r\n\x1a\n", _open_png),
-    "JPEG": (rb"\xff\xd8\xff", _by(JpegImageFile)),
+    "JPEG": (rb"\xff\xd8\xff", _open_jpeg),
     "WEBP": (rb"RIFF.{4}WEBP", _by(WebPImageFile)),
     "GIF": (rb"GIF8[79]a", _by(GifImageFile)),
     "BMP": (rb"BM", _by(BmpImageFile)),

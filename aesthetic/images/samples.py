@@ -53,4 +53,5 @@ def _from_floats(values: Any) -> Any:
     least, most = values.min(), values.max()
     if not (least >= 0 and most <= 1):  # True for nan, too
         raise ValueError(f"its floats go from {least:g} to {most:g}; those from 0 to 1 are read")
-    return np.rint(values * 255)
+    scaled = values * np.float32(255)
+    return np.rint(scaled, out=scaled)

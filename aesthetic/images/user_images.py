@@ -15,17 +15,17 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
-from ..errors import ImageError
+from ..errors import ImageError, printable
 from . import color, samples
-from .archives import LOCAL, UPLOAD, Caps, members, read_file, readable, shown
-from .formats import NAMES, SUFFIXES, format_of, open_image
+from .archives import LOCAL, UPLOAD, Caps, members, read_file, readable
+from .formats import NAMES, SUFFIXES, bytes_per_pixel, format_of, open_image
 
 __all__ = ["LOCAL", "UPLOAD", "Caps", "UserImage", "read_image", "read_images", "read_mask"]
 
 log = logging.getLogger(__name__)
 
 MAX_ASPECT = 50  # CLIP scales the shorter side to 224 pixels, which makes gigabytes of a thin line
-LARGE = 100 * 10**6  # pixels of a JPEG above which it is decoded at a fraction of its size
+LARGE = 80 * 10**6  # pixels of a JPEG above which it is decoded at a fraction of its size
 ENOUGH = 2048  # pixels of each side at least: twice what the model draws, nine times CLIP's input
 NAMED = 20  # unreadable images that one error lists
 BAD_EXIF = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
@@ -60,7 +60,7 @@ def read_images(
     one on; the rest is still checked, and the error lists the first 20.
 
     Images are turned upright by their EXIF orientation, converted to sRGB by their color profile, and laid on white
-    where they are transparent. Of an animation, the first frame is read. A JPEG of more than 100 million pixels is
+    where they are transparent. Of an animation, the first frame is read. A JPEG of more than 80 million pixels is
     decoded at a half, a quarter or an eighth of its width and height.
 
     Raises ImageError for unreadable images, for anything beyond `caps`, and if there is no image.
@@ -69,13 +69,13 @@ def read_images(
     pixels, unreadable, passed_over, count = 0, list[str](), list[str](), 0
     for name, read in members(path, caps, label):
         if read is None:
-            passed_over.append(shown(name))
+            passed_over.append(printable(name))
             continue
         count += 1
         _check_count(label, count, caps)
         image, areas = None, list[int]()
         try:
-            image = _decoded(shown(name), read(), caps, color.on_white, areas)
+            image = _decoded(printable(name), read(), caps, color.on_white, areas)
         except ImageError as error:
             unreadable.append(str(error))
         pixels += sum(areas)
@@ -113,11 +113,13 @@ def _decoded(
     if kind is None:
         problem = f"is not an image of a format that is read ({NAMES})" if data else "is empty"
         raise ImageError(f"{name} {problem}")
+    room = caps.image_memory - 2 * len(data)  # Pillow may read a copy
     # Pillow warns of odd metadata, and of sizes below its own limit.
     ignored = warnings.catch_warnings(action="ignore")
     with ignored, readable(f"{name} can't be read as {kind}"), open_image(kind, data) as image:
         size = image.size
         _check_size(name, size, caps)
+        _check_memory(f"{name} is a {kind} of", size, bytes_per_pixel(kind, image), room)
         areas.append(size[0] * size[1])
         if isinstance(image, JpegImageFile) and size[0] * size[1] > LARGE:
             image.draft(None, (ENOUGH, ENOUGH))
@@ -136,6 +138,15 @@ def _check_size(name: str, size: tuple[int, int], caps: Caps) -> None:
         raise ImageError(f"{has}; at most {caps.image_pixels:,} are read of one image")
     if max(size) > MAX_ASPECT * min(size):
         raise ImageError(f"{has}; one side may be at most {MAX_ASPECT} times the other")
+
+
+def _check_memory(start: str, size: tuple[int, int], needed: int, room: float) -> None:
+    """Raise ImageError if so many bytes of memory for each pixel are more than there is room for."""
+    if size[0] * size[1] * needed > room:
+        raise ImageError(
+            f"{start} {size[0]} × {size[1]} pixels, and at most {room / needed / 1e6:.0f} million are read of such a "
+            "file: make it smaller, or save it as a baseline JPEG"
+        )
 
 
 def _check_count(label: str, count: int, caps: Caps) -> None:

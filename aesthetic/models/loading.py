@@ -17,7 +17,7 @@ import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
 from .checkpoint import Snapshot
 from .clip import (
     Vision,
@@ -113,7 +113,7 @@ def _load_file(file: Path, folder: Path, projection: Tensor, device: torch.devic
         )
     except (ValueError, RuntimeError, KeyError, IndexError) as error:  # diffusers' for unexpected shapes and names
         raise CheckpointError(
-            f"{file} lacks weights of Stable Diffusion 1.x, or has them in other shapes: {error}"
+            f"{file} lacks weights of Stable Diffusion 1.x, or has them in other shapes: {printable(str(error))}"
         ) from error
     _require_weights(pipeline.text_encoder, f"the text encoder's weights in {file}")
     encoder = project(pipeline.text_encoder, projection, file).to(device)

@@ -105,7 +105,7 @@ def load_lora(path: Path) -> Lora:
             pairs = {layer: _pair(layer, file, sides, alphas) for layer, sides in layers.items()}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"the file is damaged, or not a .safetensors file: {brief(str(error))}") from error
-    if not any(pair.alpha and pair.up.any() and pair.down.any() for pair in pairs.values()):
+    if not any(pair.alpha and _has_values(pair.up) and _has_values(pair.down) for pair in pairs.values()):
         raise CheckpointError("the file changes nothing: every product of its factors is zero")
     with path.open("rb") as data:
         return Lora(pairs=pairs, sha256=hashlib.file_digest(data, "sha256").hexdigest())
@@ -166,7 +166,7 @@ def _require_lora(names: list[str], shape: list[int]) -> None:
     if names == ["aesthetic"]:
         raise CheckpointError("the file is an aesthetic: give it as aesthetic_embedding_file")
     if len(names) == 1 and not KEY.fullmatch(names[0]) and shape and shape[-1] in MADE_FOR:
-        raise CheckpointError(f"the file holds one tensor {shape}, as {TEXTUAL_INVERSION} does; {EXPECTED}")
+        raise CheckpointError(f"the file holds one tensor {brief(shape)}, as {TEXTUAL_INVERSION} does; {EXPECTED}")
 
 
 def _layers(names: list[str]) -> dict[str, dict[str, str]]:
@@ -201,7 +201,9 @@ def _require_shapes(file: Any, sides: Mapping[str, str]) -> None:
     down, up = shapes["down"], shapes["up"]
     is_product = all(len(shape) in (2, 4) and 0 not in shape for shape in (down, up)) and down[0] == up[1]
     if not is_product or math.prod(shapes.get("alpha", [])) != 1:
-        raise CheckpointError(f"the file holds {brief(sides['down'])} {down} and {brief(sides['up'])} {up}: not a LoRA")
+        raise CheckpointError(
+            f"the file holds {brief(sides['down'])} {brief(down)} and {brief(sides['up'])} {brief(up)}: not a LoRA"
+        )
     if down[0] > MAX_RANK:
         raise CheckpointError(f"the file holds {brief(sides['down'])} of rank {down[0]}, and {MAX_RANK} is the most")
 
@@ -215,8 +217,14 @@ def _pair(layer: str, file: Any, sides: Mapping[str, str], alphas: Mapping[str, 
     return Pair(down=down, up=up, alpha=alphas.get(part, float(len(down))))
 
 
+def _has_values(tensor: Tensor) -> bool:
+    """Whether not all of it is zero. Tensor.any makes a copy."""
+    return any(map(bool, tensor.aminmax()))
+
+
 def _finite(name: str, tensor: Tensor) -> Tensor:
-    if not (tensor.float().abs() <= LARGEST).all():  # False for nan, too
+    least, most = tensor.aminmax()  # without a copy, which could take gigabytes
+    if not (least >= -LARGEST and most <= LARGEST):  # True for nan, too
         raise CheckpointError(f"the file holds values in {brief(name)} that are not finite, or not in fp16's range")
     return tensor
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as brief
 
 import safetensors
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
 from .file_kind import CONVERT, MODEL, kind_of
 
 __all__ = ["require_stable_diffusion_1"]
@@ -39,7 +40,7 @@ def require_stable_diffusion_1(path: Path) -> None:
     if len(shape) != 4 or shape[1] != CHANNELS:
         raise CheckpointError(
             f"{path} is not a text-to-image model, but perhaps for inpainting or editing: its UNet's first weight has "
-            f"the shape {shape}, and {CHANNELS} channels were expected in the second place"
+            f"the shape {brief(shape)}, and {CHANNELS} channels were expected in the second place"
         )
 
 
@@ -48,4 +49,6 @@ def _shapes(path: Path) -> Mapping[str, list[int]]:
         with safetensors.safe_open(path, framework="np") as file:
             return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
     except Exception as error:
-        raise CheckpointError(f"{path} is not a .safetensors file, or is damaged or cut short: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a .safetensors file, or is damaged or cut short: {printable(str(error))}"
+        ) from error

@@ -38,7 +38,7 @@ def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> byt
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, data in members.items():
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data, method)
     return buffer.getvalue()
 
 
@@ -180,7 +180,8 @@ def test_refuses(tmp_path: Path, data: bytes, message: str) -> None:
 
 def test_limits_of_uploads() -> None:
     limits = {"images": 500, "total_bytes": 500 * 10**6, "total_pixels": 2 * 10**9, "entries": 5000}
-    assert Caps(**limits, image_bytes=100 * 10**6, image_pixels=16384 * 12288) == UPLOAD
+    of_one = {"image_bytes": 100 * 10**6, "image_pixels": 16384 * 12288, "image_memory": 750 * 10**6}
+    assert Caps(**limits, **of_one) == UPLOAD
 
 
 def test_refuses_more_pixels_than_it_may_hold(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import struct
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from aesthetic.models.loading import Model
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import lora as files
+from tests import memory
 
 DOWN = "lora_unet_conv_in.lora_down.weight"
 UP = "lora_unet_conv_in.lora_up.weight"
@@ -289,6 +291,21 @@ def test_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "the file's header has 17 MB, and a LoRA's at most 16" in complaint(tmp_path / "x")
     many = {f"lora_unet_{i}.alpha": torch.ones(1) for i in range(lora_file.MAX_TENSORS + 1)}
     assert "holds 4097 tensors" in complaint(saved(tmp_path / "x", many))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_weights_of_a_file_are_not_copied(tmp_path: Path, dtype: torch.dtype) -> None:
+    down = torch.ones(lora_file.MAX_RANK, 10**5, dtype=dtype)
+    path = saved(tmp_path / "x", {DOWN: down, UP: torch.ones(8, lora_file.MAX_RANK)})
+    taken = memory.taken(path, "from aesthetic.models.lora_file import load_lora", "load_lora(path)")
+    assert taken < 1.1 * path.stat().st_size + 10**7
+
+
+def test_a_shape_of_many_sides_is_not_quoted_at_length(tmp_path: Path) -> None:
+    whole, none = ({"dtype": "F32", "shape": [1] * 10**5, "data_offsets": at} for at in ([0, 4], [4, 8]))
+    (tmp_path / "x").write_bytes(header({DOWN: whole, UP: none}, b"12345678"))
+    assert "1, 1, ...]: not a LoRA" in complaint(tmp_path / "x")
 
 
 def test_pickles_are_not_opened(tmp_path: Path) -> None:

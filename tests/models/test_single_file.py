@@ -142,6 +142,15 @@ def test_the_conversion_that_the_message_describes_works(file: Path, tmp_path: P
     single_file.require_stable_diffusion_1(tmp_path / "model.safetensors")
 
 
+def test_a_damaged_header_is_not_quoted_at_length(tmp_path: Path) -> None:
+    text = json.dumps({"a": {"dtype": "\x1b[31m" + "x" * 10**5, "shape": [], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(CheckpointError, match="damaged or cut short") as error:
+        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+    assert len(str(error.value)) < 400
+    assert str(error.value).isprintable()
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"text", struct.pack("<Q", 2**60), struct.pack("<Q", 2) + b"{}x", struct.pack("<Q", 9) + b'{"a": [}}']
 )
