@@ -98,9 +98,8 @@ class Plan:
 
     def settings(self) -> dict[str, Any]:
         """What rows must share to be compared, as JSON types."""
-        is_local = self.snapshot.revision == "local"
         facts = {
-            "model": str((self.snapshot.file or self.snapshot.folder).resolve()) if is_local else self.snapshot.name,
+            "model": self.snapshot.reference,
             "revision": self.snapshot.revision,
             "device": default_device().type,
             "speed": settings.speed(default_device().type),
