@@ -2,16 +2,19 @@
 
 import argparse
 import importlib.util
+import os
+import signal
+import socket
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..errors import DrawingError, SettingError
+from ..errors import DrawingError, RequestError, SettingError
 from .arguments import add_ckpt
 
 if TYPE_CHECKING:
     from ..cluster.workers import Cluster
 
-__all__ = ["add_batch", "add_cluster", "batch", "cluster", "require_ray"]
+__all__ = ["add_batch", "add_cluster", "add_serve", "batch", "cluster", "require_ray", "serve"]
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +31,12 @@ def cluster(options: argparse.Namespace) -> "Cluster":
     return Cluster(address=options.address, workers=options.workers)
 
 
-def require_ray() -> None:
-    """Raise SettingError if Ray is not installed."""
+def require_ray(options: argparse.Namespace) -> None:
+    """Raise SettingError if Ray is not installed. Call it before Ray is imported."""
     if importlib.util.find_spec("ray") is None:
         raise SettingError("this needs Ray: python -m pip install -r requirements-cluster.txt")
+    if not options.address:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on any system: use 127.0.0.1 only
 
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +52,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
 
 def batch(options: argparse.Namespace) -> None:
     """Draw every line of a file, and write images and results.jsonl."""
-    require_ray()
+    require_ray(options)
     from ..cluster.files import Folder
     from ..cluster.lines import read_lines
     from ..models import checkpoint
@@ -70,3 +75,59 @@ def batch(options: argparse.Namespace) -> None:
     print(f"{out.place}/results.jsonl")
     if not found.succeeded:
         raise DrawingError("no request gave an image: results.jsonl says why")
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of serve."""
+    flag = parser.add_argument
+    flag("--host", default="127.0.0.1", help="address to listen on")
+    flag("--port", type=int, default=8000, help="port to listen on")
+    flag(
+        "--replicas",
+        type=_replicas,
+        metavar="COUNT",
+        help="as 4, or 1-4 to follow the queue; auto: one for each GPU",
+    )
+    flag("--queue", type=int, default=100, help="predictions to take at once, waiting or being drawn; others get 503")
+    flag("--address", help="of a Ray cluster, as auto or ray://HOST:10001; blank: this machine alone")
+    add_ckpt(parser)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serve predictions over HTTP until the command is stopped."""
+    require_ray(options)
+    if options.queue < 1:
+        raise RequestError(f"--queue must be 1 or more, not {options.queue}")
+    from ..models import checkpoint
+
+    model = checkpoint.locate(options.ckpt)
+    if not options.address:
+        require_port(options.host, options.port)
+    from ..cluster.serve import Address, serving
+    from ..cluster.workers import Cluster
+
+    address = Address(host=options.host, port=options.port, replicas=options.replicas, queue=options.queue)
+    with serving(address, model=model, cluster=Cluster(address=options.address)):
+        print(f"Ready: http://{options.host}:{options.port}", flush=True)
+        signal.pause()
+
+
+def _replicas(text: str) -> tuple[int, int] | None:
+    if text == "auto":
+        return None
+    fewest, dash, most = text.partition("-")
+    try:
+        found = int(fewest), int(most if dash else fewest)
+    except ValueError:
+        found = (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise argparse.ArgumentTypeError(f"must be auto, a number as 4, or two as 1-4, not {text!r}")
+    return found
+
+
+def require_port(host: str, port: int) -> None:
+    """Raise SettingError if a port can't be listened on."""
+    try:
+        socket.create_server((host, port)).close()
+    except (OverflowError, OSError) as error:
+        raise SettingError(f"port {port} can't be used ({error}); choose a free one") from error

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], Callable[..., None], str]] = {
     "txt2img": (txt2img.add, txt2img.txt2img, "draw images, with the flags of the original script"),
     "sweep": (sweep.add, sweep.sweep, "draw a sheet of aesthetics × steps"),
     "batch": (cluster.add_batch, cluster.batch, "draw a file of requests on many GPUs"),
+    "serve": (cluster.add_serve, cluster.serve, "answer predictions over HTTP with many GPUs, from one queue"),
     "evaluate": (evaluate.add, evaluate.evaluate, "measure what the steps do, with plots and intervals"),
     "bench": (benchmark.add, benchmark.bench, "measure how fast it is, beside plain diffusers"),
     "download-weights": (download_weights.add, download_weights.run, "fetch Stable Diffusion 1.5, CLIP and aesthetics"),

@@ -1,11 +1,11 @@
-"""One prediction in a worker: inputs as JSON become files in memory and Cog's facts about them. It never raises."""
+"""One prediction in a worker: inputs as JSON become images in memory, or an error. Only Canceled is raised."""
 
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ class Prediction:
 def predict(service: Service, inputs: Mapping[str, Any], opened: Opener) -> Prediction:
     """Draw the request of a JSON object. If the device fails, end this process, so that Ray starts another."""
     start = time.perf_counter()
+    made = _predict(service, inputs, opened)
+    seconds = {"predict_time": round(time.perf_counter() - start, 3)}
+    return replace(made, metrics=_nested({**made.metrics, **seconds}))
+
+
+def _predict(service: Service, inputs: Mapping[str, Any], opened: Opener) -> Prediction:
     try:
         with tempfile.TemporaryDirectory(prefix="aesthetic-") as folder:
             images, metrics = _draw(service, inputs, Path(folder), opened)
@@ -51,8 +57,7 @@ def predict(service: Service, inputs: Mapping[str, Any], opened: Opener) -> Pred
         if not service.is_healthy():
             os._exit(1)
         return Prediction(error=f"{type(error).__name__}: {error}")
-    metrics["predict_time"] = round(time.perf_counter() - start, 3)
-    return Prediction(is_final=True, images=images, metrics=_nested(metrics))
+    return Prediction(is_final=True, images=images, metrics=metrics)
 
 
 def _draw(

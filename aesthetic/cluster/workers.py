@@ -86,7 +86,7 @@ def work(
         rows = [{"index": index, "item": pickle.dumps(item)} for index, item in enumerate(items)]
         done = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS)).map(
             _Worker,
-            fn_constructor_args=[task, model.reference, variables(), _Attempts.remote()],
+            fn_constructor_args=[task, model.reference, variables(), _attempts()],
             compute=ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
             **share,
         )
@@ -127,7 +127,6 @@ class _Worker:
         return {"index": row["index"], "outcome": pickle.dumps(outcome)}
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _Attempts:
     """Counts how often each item was begun: Ray would try one that kills its workers for ever."""
 
@@ -137,3 +136,8 @@ class _Attempts:
     def begin(self, index: int) -> int:
         self._begun[index] += 1
         return self._begun[index]
+
+
+def _attempts() -> Any:
+    """A handle of the counter, which has a process of its own."""
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()

@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psutil
-from ray.cluster_utils import Cluster
 
 from tests.snapshot import ROOT
 
-LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by the address that others reach this machine by
-NODE = {"num_cpus": 1, "num_gpus": 0, "node_ip_address": LOOPBACK, "object_store_memory": 80 * 2**20}
+NODE = {"num_cpus": 1, "num_gpus": 0, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
 SETTINGS = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: use 127.0.0.1 only
     "CUDA_VISIBLE_DEVICES": "",
     "RAY_DISABLE_MEMORY_MONITOR": "1",
 }
@@ -26,6 +25,8 @@ def two_nodes() -> Iterator[str]:
     """The address of a cluster. In the end none of its processes is left."""
     before = {name: os.environ.get(name) for name in SETTINGS}
     os.environ.update(SETTINGS)  # which the nodes inherit
+    from ray.cluster_utils import Cluster  # which reads the settings
+
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
         cluster.add_node(**NODE)
