@@ -25,7 +25,8 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 
 
 def cluster(options: argparse.Namespace) -> "Cluster":
-    """Where the flags say to work."""
+    """Where the flags say to work. Raises SettingError if Ray is not installed."""
+    require_ray(options)
     from ..cluster.workers import Cluster
 
     return Cluster(address=options.address, workers=options.workers)

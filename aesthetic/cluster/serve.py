@@ -19,17 +19,18 @@ from ray.serve.config import HTTPOptions
 
 from ..cancellation import Predictions
 from ..embeddings.registry import Registry
-from ..models.checkpoint import Snapshot
+from ..models.checkpoint import Snapshot, locate
 from ..request import Request
 from . import prediction
 from .files import open_url
 from .ingress import application
 from .workers import ATTEMPTS, Cluster, connected, load, shares, variables
 
-__all__ = ["Address", "serving"]
+__all__ = ["Address", "build", "serving"]
 
 AHEAD = 3  # predictions that a replica takes, to draw one of them: Serve's router looks again after up to 0.5 s
 NAME = "aesthetic"
+QUEUE = 100
 MEDIA = {"png": "image/png", "webp": "image/webp", "jpg": "image/jpeg"}
 
 
@@ -53,30 +54,35 @@ def serving(address: Address, *, model: Snapshot, cluster: Cluster) -> Iterator[
     with connected(cluster):
         serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=address.host, port=address.port))
         try:
-            serve.run(_application(address, model), name=NAME, route_prefix="/")
+            serve.run(_application(model, address.replicas, address.queue), name=NAME, route_prefix="/")
             yield
         finally:
             serve.shutdown()
 
 
-def _application(address: Address, model: Snapshot) -> Any:
+def build(arguments: Mapping[str, Any]) -> Any:
+    """The application for Ray Serve's own commands and KubeRay: the import path aesthetic.cluster.serve:build.
+
+    arguments: model, as `checkpoint.locate` takes it, replicas (2, or 1-4) and queue; none is needed.
+    """
+    fewest, _, most = str(arguments.get("replicas", 1)).partition("-")
+    replicas = int(fewest), int(most or fewest)
+    return _application(locate(arguments.get("model")), replicas, int(arguments.get("queue", QUEUE)))
+
+
+def _application(model: Snapshot, replicas: tuple[int, int] | None, queue: int) -> Any:
     count, share = shares(None)
-    fewest, most = address.replicas or (count, count)
-    scaling = {
-        "min_replicas": fewest,
-        "initial_replicas": fewest,
-        "max_replicas": most,
-        "target_ongoing_requests": AHEAD - 1,
-    }
+    fewest, most = replicas or (count, count)
+    scaling = {"min_replicas": fewest, "max_replicas": most, "target_ongoing_requests": AHEAD - 1}
     drawers = serve.deployment(Drawer).options(
         max_ongoing_requests=AHEAD, autoscaling_config=scaling, ray_actor_options=share, health_check_period_s=5
     )
-    names, queue = list(Registry().entries), address.queue
+    names = list(Registry().entries)
 
-    def build() -> FastAPI:
+    def api() -> FastAPI:
         return application(_predict, _is_ready, names=names, most=queue)
 
-    ingress = serve.deployment(serve.ingress(build)()).options(
+    ingress = serve.deployment(serve.ingress(api)()).options(
         name="Ingress", max_ongoing_requests=queue + 100, ray_actor_options={"num_cpus": 0}
     )
     return ingress.bind(drawers.bind(model.reference, variables()))

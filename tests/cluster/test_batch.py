@@ -4,6 +4,9 @@ import base64
 import json
 import os
 import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 from aesthetic.cli.main import main
 from aesthetic.request import Request
 from aesthetic.service import Service
-from tests.cluster.nodes import wait_for, workers
+from tests.cluster.nodes import SETTINGS, wait_for, workers
 from tests.images.test_user_images import encoded
 
 SMALL: dict[str, Any] = {"width": 128, "height": 128, "scheduler": "DDIM"}
@@ -27,6 +30,7 @@ GOOD = [
     {"prompt": "the cat", "n_samples": 1},
     *({"prompt": "the dog", "seed": seed, "aesthetic_embedding": "fantasy"} for seed in range(8)),
 ]
+IMAGES = 17  # with a sheet
 BAD = {
     b'{"prompt": ': "the line is not JSON",
     b"\xff\xfe": "the line is not JSON",
@@ -55,7 +59,7 @@ def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path, address: 
     Path("photos/start.png").write_bytes(encoded())
     lines = [json.dumps({**QUICK, **line}).encode() for line in GOOD]
     Path("requests.jsonl").write_bytes(b"\n".join([*lines, b"", *BAD]))
-    return ["batch", "requests.jsonl", "--outdir=out", f"--address={address}", "--workers=2"]
+    return ["batch", "requests.jsonl", "--outdir=out", f"--address={address}"]
 
 
 def rows() -> list[dict[str, Any]]:
@@ -92,18 +96,32 @@ def check(service: Service, folder: Path) -> None:
 def test_a_batch_outlives_a_worker(
     batch: list[str], service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    killed = []
-    import threading
-
-    def kill() -> None:
-        wait_for(lambda: len(drawn()) > 2 and workers("MapWorker"))
-        killed.append(workers("MapWorker")[0].pid)
-        os.kill(killed[0], signal.SIGKILL)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    assert main(batch) == 0
-    thread.join()
-    assert killed
+    with ThreadPoolExecutor(1) as thread:
+        killing = thread.submit(kill_a_worker)
+        assert main(batch) == 0
+        killing.result()
     check(service, tmp_path / "single")
-    assert f"{len(GOOD)} requests succeeded" in capsys.readouterr().out
+    assert f"{len(GOOD)} requests succeeded with {IMAGES} images, {len(BAD)} failed" in capsys.readouterr().out
+
+
+def kill_a_worker() -> None:
+    """In the middle of a batch."""
+    wait_for(lambda: len(drawn()) > 2)
+    os.kill(workers("MapWorker")[0].pid, signal.SIGKILL)
+
+
+def test_a_killed_batch_goes_on_and_draws_nothing_twice(batch: list[str], service: Service, tmp_path: Path) -> None:
+    batch.append("--workers=1")
+    command = [sys.executable, "-m", "aesthetic", *batch]
+    with subprocess.Popen(command, env={**os.environ, **SETTINGS}) as process:
+        wait_for(lambda: len(drawn()) > 2)
+        process.kill()
+    before = drawn()
+    assert 2 < len(before) < len(GOOD)
+    assert not Path("out/results.jsonl").exists()
+    unfinished = "line-6.json" if "line-6.json" in before else next(iter(before))
+    Path("out/rows", unfinished).write_bytes(b"")  # as a full disk leaves it
+    assert main(batch) == 0
+    check(service, tmp_path / "single")
+    after = drawn()
+    assert {name for name, time in before.items() if after[name] != time} == {unfinished}
