@@ -21,9 +21,8 @@ from ..cancellation import Predictions
 from ..embeddings.registry import Registry
 from ..models.checkpoint import Snapshot, locate
 from ..request import Request
-from . import prediction
+from . import ingress, prediction
 from .files import open_url
-from .ingress import application
 from .workers import ATTEMPTS, Cluster, connected, load, shares, variables
 
 __all__ = ["Address", "build", "serving"]
@@ -53,8 +52,13 @@ def serving(address: Address, *, model: Snapshot, cluster: Cluster) -> Iterator[
     """Serve until the body of the with statement ends."""
     with connected(cluster):
         serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=address.host, port=address.port))
+        count, share = shares(None)
         try:
-            serve.run(_application(model, address.replicas, address.queue), name=NAME, route_prefix="/")
+            serve.run(
+                _application(model, address.replicas or (count, count), address.queue, share),
+                name=NAME,
+                route_prefix="/",
+            )
             yield
         finally:
             serve.shutdown()
@@ -63,16 +67,16 @@ def serving(address: Address, *, model: Snapshot, cluster: Cluster) -> Iterator[
 def build(arguments: Mapping[str, Any]) -> Any:
     """The application for Ray Serve's own commands and KubeRay: the import path aesthetic.cluster.serve:build.
 
-    arguments: model, as `checkpoint.locate` takes it, replicas (2, or 1-4) and queue; none is needed.
+    arguments: model, as `checkpoint.locate` takes it; replicas, as 2 or 1-4; queue; gpus, of each replica.
     """
     fewest, _, most = str(arguments.get("replicas", 1)).partition("-")
-    replicas = int(fewest), int(most or fewest)
-    return _application(locate(arguments.get("model")), replicas, int(arguments.get("queue", QUEUE)))
+    share = {"num_gpus": float(arguments.get("gpus", 1))}
+    replicas, queue = (int(fewest), int(most or fewest)), int(arguments.get("queue", QUEUE))
+    return _application(locate(arguments.get("model")), replicas, queue, share)
 
 
-def _application(model: Snapshot, replicas: tuple[int, int] | None, queue: int) -> Any:
-    count, share = shares(None)
-    fewest, most = replicas or (count, count)
+def _application(model: Snapshot, replicas: tuple[int, int], queue: int, share: dict[str, Any]) -> Any:
+    fewest, most = replicas
     scaling = {"min_replicas": fewest, "max_replicas": most, "target_ongoing_requests": AHEAD - 1}
     drawers = serve.deployment(Drawer).options(
         max_ongoing_requests=AHEAD, autoscaling_config=scaling, ray_actor_options=share, health_check_period_s=5
@@ -80,12 +84,12 @@ def _application(model: Snapshot, replicas: tuple[int, int] | None, queue: int) 
     names = list(Registry().entries)
 
     def api() -> FastAPI:
-        return application(_predict, _is_ready, names=names, most=queue)
+        return ingress.application(_predict, _is_ready, names=names, most=queue)
 
-    ingress = serve.deployment(serve.ingress(api)()).options(
+    entry = serve.deployment(serve.ingress(api)()).options(
         name="Ingress", max_ongoing_requests=queue + 100, ray_actor_options={"num_cpus": 0}
     )
-    return ingress.bind(drawers.bind(model.reference, variables()))
+    return entry.bind(drawers.bind(model.reference, variables()))
 
 
 async def _predict(inputs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -60,12 +60,17 @@ def connected(cluster: Cluster) -> Iterator[None]:
 
 
 def shares(workers: int | None) -> tuple[int, dict[str, Any]]:
-    """How many workers to start, and what each takes of the cluster: a GPU, or its part of the cores."""
+    """How many workers to start, and what each takes of the cluster: a GPU, or its part of the cores.
+
+    Raises RequestError, and SettingError if the cluster has neither.
+    """
     if workers is not None and workers < 1:
         raise RequestError(f"--workers must be 1 or more, not {workers}")
     if gpus := int(ray.cluster_resources().get("GPU", 0)):
         return workers or gpus, {"num_gpus": 1}
     cores = [int(node["Resources"]["CPU"]) for node in ray.nodes() if node["Resources"].get("CPU")]
+    if not cores:
+        raise SettingError("the cluster has neither GPUs nor cores: wait until its nodes are there")
     count = workers or len(cores)
     return count, {"num_cpus": max(1, min(*cores, sum(cores) // count))}
 
