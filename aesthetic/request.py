@@ -19,7 +19,18 @@ from typing import Any, Self, get_args
 from . import parsing
 from .errors import RequestError
 
-__all__ = ["FIELDS", "FORMATS", "MAX_AREA", "MAX_SEED", "RENAMED", "SCHEDULERS", "SIZES", "Request", "base_type"]
+__all__ = [
+    "FIELDS",
+    "FORMATS",
+    "MAX_AREA",
+    "MAX_SEED",
+    "RENAMED",
+    "SCHEDULERS",
+    "SIZES",
+    "Request",
+    "base_type",
+    "checked",
+]
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,7 @@ class Request:
 
     def __post_init__(self) -> None:
         for spec in FIELDS.values():
-            value = _checked(spec, getattr(self, spec.name))
+            value = checked(spec, getattr(self, spec.name))
             is_blank = spec.name in ("aesthetic_mix", "aesthetic_sweep", "aesthetic_text") and not (value or "").strip()
             object.__setattr__(self, spec.name, spec.default if is_blank else value)
         self._check_together()
@@ -272,8 +283,8 @@ def base_type(spec: Field[Any]) -> Any:
     return next(iter(get_args(spec.type)), spec.type)
 
 
-def _checked(spec: Field[Any], value: Any) -> Any:
-    """`value` as the field's own type and within its limits."""
+def checked(spec: Field[Any], value: Any) -> Any:
+    """`value` as the field's own type and within its limits. Raises RequestError."""
     if value is None and spec.default is None:
         return None
     name, limits = spec.name, spec.metadata

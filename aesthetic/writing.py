@@ -1,11 +1,14 @@
-"""Write files completely or not at all."""
+"""Write files completely or not at all, and by one process alone."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole"]
+from .errors import RequestError
+
+__all__ = ["alone", "whole"]
 
 
 @contextmanager
@@ -24,3 +27,15 @@ def whole(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno and not error.filename:
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold a lock file, which is made. Raises RequestError while another process has it: both would draw the same."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, in whatever way
+        except BlockingIOError as error:
+            raise RequestError(f"another process is at work in {lock.parent}: wait for it, or name another") from error
+        yield

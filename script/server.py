@@ -44,8 +44,8 @@ def environment() -> dict[str, str]:
     """
     home, model = settings.home().absolute(), os.environ.get("AESTHETIC_MODEL")
     snapshot = checkpoint.locate(model, home / "weights")
-    if model and snapshot.revision == "local":  # a path, perhaps relative; the server runs in another folder
-        model = str((snapshot.file or snapshot.folder).absolute())
+    if model:  # a name, or a path, perhaps relative: the server runs in another folder
+        model = snapshot.reference
     return {
         "LOG_FORMAT": "console",
         **os.environ,

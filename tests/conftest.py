@@ -1,6 +1,7 @@
 """One tiny home with random weights and one service on it for the whole run, and one on the demo model."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +14,7 @@ from aesthetic.models import checkpoint, loading
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests import original, snapshot
+from tests.cluster.nodes import two_nodes
 from tests.snapshot import ROOT
 
 # The first draw of text reads Unicode's tables, which takes longer than Hypothesis likes.
@@ -47,6 +49,15 @@ def demo() -> Service:
     """A service on the model that comes with the checkout, on the CPU."""
     demo = loading.load(checkpoint.locate("demo", ROOT / "weights"), torch.device("cpu"))
     return Service(demo, Registry(ROOT / "embeddings"))
+
+
+@pytest.fixture(scope="session")
+def address(home: Path) -> Iterator[str]:
+    """The address of a Ray cluster of two nodes, whose workers draw with the model of `home`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AESTHETIC_HOME", str(home))
+        with two_nodes() as found:
+            yield found
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Canceled predictions end, and do not delay others."""
 
+import asyncio
 import gc
 import logging
 import queue
@@ -30,6 +31,28 @@ def test_results_and_errors_reach_the_caller() -> None:
     with pytest.raises(ZeroDivisionError):
         predictions.make(divmod, 7, 0)
     assert predictions.make(threading.get_ident) == predictions.make(threading.get_ident) != threading.get_ident()
+
+
+def test_an_event_loop_waits_for_a_prediction_and_cancels_it_with_its_task() -> None:
+    predictions, steps = Predictions(), []
+
+    def go_on() -> None:
+        while True:
+            steps.append(1)
+            time.sleep(0.001)
+            check()
+
+    async def use() -> None:
+        assert await predictions.make_async(divmod, 7, 2) == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            await predictions.make_async(divmod, 7, 0)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(predictions.make_async(go_on), 0.1)
+        done = len(steps)
+        assert await predictions.make_async(divmod, 7, 2) == (3, 1)  # which waits for the canceled one
+        assert 0 < done <= len(steps) <= done + 1
+
+    asyncio.run(asyncio.wait_for(use(), 60))
 
 
 def test_a_prediction_runs_in_the_callers_context() -> None:

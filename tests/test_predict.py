@@ -219,7 +219,7 @@ def test_the_image_has_the_cog_of_the_requirements() -> None:
 
 
 def test_every_requirement_is_pinned() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-evaluate.txt"):
+    for name in ("requirements.txt", *(f"requirements-{name}.txt" for name in ("cluster", "dev", "evaluate"))):
         for line in (ROOT / name).read_text().splitlines():
             requirement = line.partition("#")[0].strip()
             assert not requirement or "==" in requirement

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import RequestError
 from .arguments import add_ckpt, add_input, aesthetic_input, given_inputs, given_path, prompts_in
+from .cluster import add_cluster, cluster, require_ray
 
 __all__ = ["PROMPTS", "add", "evaluate"]
 
@@ -25,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     for name in (*INPUTS, "seed", "disable_safety_checker"):
         add_input(parser, name)
     parser.set_defaults(seed=42)
+    add_cluster(parser)
     add_ckpt(parser)
 
 
@@ -32,6 +34,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Draw prompts × aesthetics × steps × seeds, have CLIP score each image, and report what the steps do."""
     if importlib.util.find_spec("matplotlib") is None:
         raise RequestError("the plots need matplotlib: python -m pip install -r requirements-evaluate.txt")
+    require_ray(options)
     prompts = prompts_in("--prompts", options.prompts, comment="#")
     aesthetics = None
     if options.aesthetics is not None:
@@ -49,9 +52,7 @@ def evaluate(options: argparse.Namespace) -> None:
         drawing=given_inputs(options),
     )
     try:
-        written = evaluate.run(plan, options.outdir)
+        print(evaluate.run(plan, options.outdir, cluster(options)))
     except KeyboardInterrupt:
         print(f"Stopped: the same command continues in {options.outdir}", file=sys.stderr)
         raise
-    if written is not None:
-        print(written)

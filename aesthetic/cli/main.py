@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..errors import AestheticError
 from ..settings import silence_libraries
-from . import benchmark, download_weights, embeddings, evaluate, predict, recipe, sweep, txt2img
+from . import benchmark, cluster, download_weights, embeddings, evaluate, predict, recipe, sweep, txt2img
 from .arguments import HelpFormatter
 
 __all__ = ["COMMANDS", "exit_status", "main"]
@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], Callable[..., None], str]] = {
     "predict": (predict.add, predict.predict, "draw images, with the inputs of predict.py and the API"),
     "txt2img": (txt2img.add, txt2img.txt2img, "draw images, with the flags of the original script"),
     "sweep": (sweep.add, sweep.sweep, "draw a sheet of aesthetics × steps"),
+    "batch": (cluster.add_batch, cluster.batch, "draw a file of requests on many GPUs"),
+    "serve": (cluster.add_serve, cluster.serve, "answer predictions over HTTP with many GPUs, from one queue"),
     "evaluate": (evaluate.add, evaluate.evaluate, "measure what the steps do, with plots and intervals"),
     "bench": (benchmark.add, benchmark.bench, "measure how fast it is, beside plain diffusers"),
     "download-weights": (download_weights.add, download_weights.run, "fetch Stable Diffusion 1.5, CLIP and aesthetics"),

@@ -4,25 +4,23 @@ The default judge is the model's untouched CLIP, with which aesthetics are made:
 with the steps, and closeness to the prompt should not fall. (This flatters the method, since personalization moves the
 text encoder of the same CLIP.)
 
-A job is a prompt with an aesthetic, at all steps and seeds, or a prompt without one. A job is done once it has a file
-under rows/: a stopped run resumes there, and several processes share the rest (`accelerate launch`; on CPUs
-`torchrun`). Everything else in the folder is made from those files at the end.
+A job is a prompt with an aesthetic, at all steps and seeds, or a prompt without one. The workers of `cluster` draw and
+judge the images of a job, this process writes them. A job is done once it has a file under rows/: a stopped run resumes
+there. Everything else in the folder is made from those files at the end.
 """
 
-import fcntl
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from functools import partial
 from itertools import product
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
+from PIL import Image
 from tqdm import tqdm
 
 from .. import settings
@@ -31,21 +29,24 @@ from ..embeddings.registry import Registry
 from ..embeddings.resolve import resolve
 from ..errors import DrawingError, RequestError
 from ..images import metadata
+from ..images.metadata import Recipe
 from ..models import checkpoint, clip
 from ..models.device import default_device
 from ..request import Request
 from ..service import Service
-from ..writing import whole
+from ..writing import alone, whole
 from . import aesthetic_score, report
 from .judges import Judge, clip_judge
 from .results import Row, read_rows, write_rows
+
+if TYPE_CHECKING:
+    from ..cluster.workers import Cluster
 
 __all__ = ["Job", "Plan", "prepare", "run"]
 
 log = logging.getLogger(__name__)
 
 MAX_SEEDS = 8  # images that one request draws
-PATIENCE = timedelta(days=30)  # how long a process that has done its share waits for the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Job:
 class Plan:
     """Everything to draw.
 
-    model:      as `checkpoint.locate` takes it.
+    snapshot:   the model.
     aesthetics: by their names in the report, each with the inputs that request it.
     steps:      rising; the first is 0.
     seeds:      how many, from drawing["seed"] on.
@@ -74,7 +75,6 @@ class Plan:
     judge:      what scores the images.
     """
 
-    model: str | None
     snapshot: checkpoint.Snapshot
     prompts: tuple[str, ...]
     aesthetics: Mapping[str, tuple[Mapping[str, Any], Aesthetic]]
@@ -98,9 +98,8 @@ class Plan:
 
     def settings(self) -> dict[str, Any]:
         """What rows must share to be compared, as JSON types."""
-        is_local = self.snapshot.revision == "local"
         facts = {
-            "model": str((self.snapshot.file or self.snapshot.folder).resolve()) if is_local else self.snapshot.name,
+            "model": self.snapshot.reference,
             "revision": self.snapshot.revision,
             "device": default_device().type,
             "speed": settings.speed(default_device().type),
@@ -112,6 +111,14 @@ class Plan:
             **self.judge.settings,
         }
         return dict(json.loads(json.dumps(facts)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """What a worker returns of a job: its rows, and its images as files by their names."""
+
+    rows: Sequence[Row]
+    images: Mapping[str, bytes]
 
 
 def prepare(
@@ -126,6 +133,7 @@ def prepare(
 ) -> Plan:
     """The plan of an evaluation, checked before any model is loaded. Arguments as in `Plan`.
 
+    model:      as `checkpoint.locate` takes it.
     aesthetics: the inputs that request each; None takes all named ones that are present and fit the model.
     judge:      None takes the model's CLIP, with LAION's predictor if it is present and fits.
 
@@ -141,7 +149,6 @@ def prepare(
     clip_space, dim = clip.read_clip_space(snapshot)
     head = aesthetic_score.locate(settings.home() / "weights") if clip_space == snapshot.clip_space else None
     plan = Plan(
-        model=model,
         snapshot=snapshot,
         prompts=tuple(dict.fromkeys(prompts)),
         aesthetics=_fitting(clip_space, dim, aesthetics),
@@ -155,49 +162,38 @@ def prepare(
     return plan
 
 
-def run(plan: Plan, folder: Path) -> Path | None:
-    """Draw and score what is not yet in `folder`; returns the report's path in the process that wrote it, else None.
+def run(plan: Plan, folder: Path, cluster: "Cluster") -> Path:
+    """Draw and score what is not yet in `folder` on a cluster; returns the report's path.
 
-    Raises RequestError if the folder holds anything else, or rows of other settings, and CheckpointError if the
-    default judge finds no vision tower.
+    Raises RequestError if the folder holds anything else, or rows of other settings, or while another evaluation is at
+    work there, DrawingError if workers die of a job, and SettingError if they can't load the model or score.
     """
-    on_cpu = default_device().type == "cpu"
-    state = PartialState(cpu=on_cpu, timeout=PATIENCE)  # which also makes each process's GPU its current one
-    with state.main_process_first():
-        plan = _begin(plan, folder)
-    with _alone(folder) if state.is_main_process else nullcontext():
-        _draw(plan, folder, state)
-        if state.is_main_process:
-            rows = [row for job in plan.jobs() for row in read_rows(_done(folder, job))]
-            write_rows(folder / "results.csv", rows)
-            report.write(folder, rows, plan.settings(), plan.judge)
-    state.destroy_process_group()
-    return folder / "report.md" if state.is_main_process else None
+    plan = _begin(plan, folder)
+    with alone(folder / "rows" / "lock"):
+        _draw(plan, folder, cluster)
+        rows = [row for job in plan.jobs() for row in read_rows(_done(folder, job))]
+        write_rows(folder / "results.csv", rows)
+        report.write(folder, rows, plan.settings(), plan.judge)
+    return folder / "report.md"
 
 
-def _draw(plan: Plan, folder: Path, state: PartialState) -> None:
-    """Do this process's share of the jobs left; returns once all processes have done theirs."""
-    jobs = [job for job in plan.jobs() if not _is_done(plan, folder, job)]
-    state.wait_for_everyone()  # all must have made the same list before the first one adds rows
-    mine = jobs[state.process_index :: state.num_processes]
-    if mine:
-        service = Service.load(plan.model)
-        with tqdm(total=len(plan.jobs()), desc="Evaluating", unit=" jobs", disable=not state.is_main_process) as bar:
-            for job in mine:
-                write_rows(_done(folder, job), _work(service, plan, job, folder / "pictures"))
-                bar.update(len(list((folder / "rows").glob("[!.]*.csv"))) - bar.n)  # by all processes
-    state.wait_for_everyone()
+def _draw(plan: Plan, folder: Path, cluster: "Cluster") -> None:
+    """Have the jobs left done, and write their images and rows."""
+    jobs = plan.jobs()
+    left = [job for job in jobs if not _is_done(plan, folder, job)]
+    if not left:
+        return
+    from ..cluster import workers  # a finished evaluation needs no Ray
 
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises RequestError while another evaluation has it: both would draw the same images."""
-    with (folder / "rows" / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, in whatever way
-        except BlockingIOError as error:
-            raise RequestError(f"another evaluation is at work in {folder}: wait for it, or name another") from error
-        yield
+    done = workers.work(partial(_work, plan), left, model=plan.snapshot, cluster=cluster)
+    with tqdm(done, desc="Evaluating", unit=" jobs", total=len(jobs), initial=len(jobs) - len(left)) as bar:
+        for job, scored in bar:
+            if isinstance(scored, DrawingError):
+                raise DrawingError(f"{job.name}: {scored}")
+            for name, data in scored.images.items():
+                with whole(folder / "pictures" / name) as unfinished:
+                    unfinished.write_bytes(data)
+            write_rows(_done(folder, job), scored.rows)
 
 
 def _fitting(
@@ -273,24 +269,37 @@ def _is_done(plan: Plan, folder: Path, job: Job) -> bool:
         return False
 
 
-def _work(service: Service, plan: Plan, job: Job, folder: Path) -> Iterator[Row]:
-    """Draw a job's images, write them to `folder`, and have each scored."""
-    aesthetics = {name: one for name, (_, one) in plan.aesthetics.items() if job.aesthetic in (None, name)}
-    seen: dict[tuple[int, int], tuple[str, Mapping[str, Sequence[float]]]] = {}
+def _work(plan: Plan, service: Service, job: Job) -> _Scored:
+    """Draw a job's images, and have each scored."""
+    drawn: dict[tuple[int, int], tuple[Image.Image, Recipe]] = {}
     try:
         for steps, batch in service.draw_batches(plan.request(job), plan.seeds):
-            for image, recipe in batch:
-                seed = recipe.request["seed"]
-                name = f"{job.name}-{steps:03}-{seed}.png"
-                metadata.write(folder / name, image, recipe)
-                seen[steps, seed] = (name, plan.judge.score(service.model, image, job.prompt, aesthetics))
+            drawn |= {(steps, recipe.request["seed"]): (image, recipe) for image, recipe in batch}
     except DrawingError as error:  # the other jobs may still succeed
         log.warning("%s: %s", job.name, error)
+    names = {key: f"{job.name}-{key[0]:03}-{key[1]}.png" for key in drawn}
+    return _Scored(
+        rows=_judged(plan, service, job, {key: (names[key], image) for key, (image, _) in drawn.items()}),
+        images={names[key]: metadata.encode(image, recipe) for key, (image, recipe) in drawn.items()},
+    )
+
+
+def _judged(
+    plan: Plan, service: Service, job: Job, drawn: Mapping[tuple[int, int], tuple[str, Image.Image]]
+) -> list[Row]:
+    """The rows of a job, given its images and their names by steps and seed."""
+    aesthetics = {name: one for name, (_, one) in plan.aesthetics.items() if job.aesthetic in (None, name)}
     columns = [measure.column for measure in plan.judge.measures]
+    seen: dict[tuple[int, int], tuple[str, Mapping[str, Sequence[float]]]] = {
+        key: (name, plan.judge.score(service.model, image, job.prompt, aesthetics))
+        for key, (name, image) in drawn.items()
+    }
     missing = ("", dict.fromkeys(aesthetics, [math.nan] * len(columns)))
     stops = plan.steps[:1] if job.aesthetic is None else plan.steps[1:]
     seeds = range(plan.drawing["seed"], plan.drawing["seed"] + plan.seeds)
+    rows = []
     for label, steps, seed in product(aesthetics, stops, seeds):
         name, numbers = seen.get((steps, seed), missing)
         scores = dict(zip(columns, numbers[label], strict=True))
-        yield Row(prompt=job.prompt, aesthetic=label, steps=steps, seed=seed, image=name, numbers=scores)
+        rows.append(Row(prompt=job.prompt, aesthetic=label, steps=steps, seed=seed, image=name, numbers=scores))
+    return rows

@@ -44,6 +44,11 @@ class Snapshot:
     file: Path | None = None
     digests: Mapping[Path, str] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def reference(self) -> str:
+        """What `locate` finds it by, from any folder: its name, or the path of a local one."""
+        return str((self.file or self.folder).resolve()) if self.revision == "local" else self.folder.name
+
 
 def locate(model: str | None = None, weights: Path | None = None) -> Snapshot:
     """The snapshot to draw with.

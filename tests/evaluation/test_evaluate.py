@@ -7,8 +7,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,26 +19,31 @@ from transformers import CLIPModel
 
 from aesthetic.cli.evaluate import PROMPTS
 from aesthetic.cli.main import main
+from aesthetic.cluster import workers
 from aesthetic.embeddings import embedding
 from aesthetic.evaluation import aesthetic_score, evaluate
 from aesthetic.evaluation.judges import clip_judge
-from aesthetic.evaluation.results import Row, read_rows
+from aesthetic.evaluation.results import read_rows
 from aesthetic.images.metadata import read_recipe
 from aesthetic.models.checkpoint import Snapshot
 from aesthetic.personalizer import Personalizer
 from aesthetic.pipeline import sampling
 from aesthetic.service import Service
+from aesthetic.writing import alone
 from tests import snapshot
+from tests.cluster import in_process
 from tests.models import sd2
 
 SMALL = ["--width=128", "--height=128", "--num_inference_steps=2", "--scheduler=DDIM", "--aesthetic_lr=0.01"]
 FEW = ["--prompts=prompts.txt", "--aesthetics", "fantasy", "gloomcore", "--steps", "0", "1", "3", "--seeds=2"]
 ARGUMENTS = ["evaluate", *FEW, *SMALL]
+RAY = workers.work
 
 
 @pytest.fixture(autouse=True)
 def _tiny(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AESTHETIC_HOME", str(home))
+    monkeypatch.setattr(workers, "work", in_process.work)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("# of animals\nthe cat\n\nthe dog\nthe cat\n", encoding="utf-8")
 
@@ -62,6 +65,7 @@ def run(home: Path, folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AESTHETIC_HOME", str(home))
         patch.setenv("TQDM_DISABLE", "")  # else the command sets it for the tests of other files
+        patch.setattr(workers, "work", in_process.work)
         patch.chdir(folder)
         assert main([*ARGUMENTS, "--outdir=out"]) == 0
     return folder / "out"
@@ -257,14 +261,13 @@ def test_one_personalization_serves_all_steps_and_seeds(monkeypatch: pytest.Monk
 def test_a_stopped_run_resumes_to_the_same_files(
     whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    work, begun = evaluate._work, []
+    done, begun = evaluate._work, []
 
-    def stopped(service: Service, plan: evaluate.Plan, job: evaluate.Job, pictures: Path) -> Iterator[Row]:
+    def stopped(plan: evaluate.Plan, service: Service, job: evaluate.Job) -> Any:
         begun.append(job.name)
-        for i, row in enumerate(work(service, plan, job, pictures)):
-            if len(begun) == 4 and i == 1:
-                raise KeyboardInterrupt
-            yield row
+        if len(begun) == 4:
+            raise KeyboardInterrupt
+        return done(plan, service, job)
 
     monkeypatch.setattr(evaluate, "_work", stopped)
     assert main([*ARGUMENTS, "--outdir=out"]) == 130
@@ -284,8 +287,8 @@ def test_a_truncated_row_file_is_redone(whole: Path) -> None:
 
 
 def test_a_second_evaluation_in_the_same_folder_is_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with evaluate._alone(whole):
-        assert "another evaluation is at work in " in complaint(capsys, *ARGUMENTS, f"--outdir={whole}")
+    with alone(whole / "rows" / "lock"):
+        assert "another process is at work in " in complaint(capsys, *ARGUMENTS, f"--outdir={whole}")
     assert main([*ARGUMENTS, f"--outdir={whole}"]) == 0
 
 
@@ -297,16 +300,10 @@ def test_a_finished_run_reports_again_without_a_model(whole: Path, monkeypatch: 
     assert contents(whole) == before
 
 
-def test_two_processes_write_the_files_of_one(whole: Path, tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launch, "-m", "aesthetic", *ARGUMENTS, "--outdir=out"]
-    # As many threads as here: sums round by how they are split.
-    settings = {"PYTHONPATH": str(snapshot.ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **settings}, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout.decode().count("out/report.md") == 1
-    assert b"Evaluating" in done.stderr
-    assert contents(tmp_path / "out") == contents(whole)
+def test_two_workers_write_the_files_of_one(whole: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "work", RAY)
+    assert main([*ARGUMENTS, "--outdir=out", f"--address={address}", "--workers=2"]) == 0
+    assert contents(Path("out")) == contents(whole)
 
 
 def test_missing_images_are_counted_and_stop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +341,6 @@ def test_models_in_single_files_are_told_apart() -> None:
     )
     plans = [
         evaluate.Plan(
-            model=None,
             snapshot=snapshot,
             prompts=(),
             aesthetics={},
@@ -400,8 +396,10 @@ def test_bad_arguments_are_refused_before_the_model_is_loaded(
     ):
         assert message in complaint(capsys, *ARGUMENTS, "--outdir=out", *arguments), arguments
     assert not Path("out").exists()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert "python -m pip install -r requirements-evaluate.txt" in complaint(capsys, *ARGUMENTS)
+    for name in ("evaluate", "cluster"):
+        module = {"evaluate": "matplotlib", "cluster": "ray"}[name]
+        monkeypatch.setattr(importlib.util, "find_spec", lambda one, module=module: None if one == module else one)
+        assert f"python -m pip install -r requirements-{name}.txt" in complaint(capsys, *ARGUMENTS)
 
 
 def test_all_aesthetics_that_fit_are_the_default() -> None:

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aesthetic.cluster import workers
 from aesthetic.errors import DrawingError
 from aesthetic.evaluation.results import read_rows
 from aesthetic.images.metadata import Recipe
 from aesthetic.request import Request
 from aesthetic.service import Service
+from tests.cluster import in_process
 from tests.snapshot import ROOT
 from weights.training import evaluate, lora, options, sheets
 from weights.training.captions import AESTHETICS
@@ -89,6 +91,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("AESTHETIC_HOME", str(ROOT))
     fake = FakeService()
     monkeypatch.setattr(Service, "load", lambda model: fake)
+    monkeypatch.setattr(workers, "work", in_process.work)
     monkeypatch.setattr(lora, "make", lambda style: style.encode())  # tests/test_effects.py makes a true one
     return fake
 

@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
+from aesthetic.cli.cluster import add_cluster, cluster
 from aesthetic.cli.main import exit_status
 from aesthetic.embeddings.embedding import Aesthetic
 from aesthetic.evaluation import evaluate
@@ -140,9 +141,9 @@ def _run(options: argparse.Namespace) -> None:
         drawing=drawing,
         judge=trained_judge(judges),
     )
-    written = evaluate.run(plan, options.outdir)
+    evaluate.run(plan, options.outdir, cluster(options))
     path = options.outdir / "words.md"
-    if written is not None and not path.is_file():
+    if not path.is_file():
         path.write_text(words(Service.load("demo"), judges, drawing, options.seeds), encoding="utf-8")
 
 
@@ -162,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     add_drawing_flags(parser, seed=0)
     parser.add_argument("--outdir", type=Path, default=Path("outputs/demo"), help="where to write, and to resume")
     parser.add_argument("--seeds", type=int, default=4, help="images of each prompt, 1 to 8; a subject gets one")
+    add_cluster(parser)
     return parser
 
 

@@ -1,0 +1,102 @@
+"""Files by path or URL: what requests name is fetched within limits, results are written whole.
+
+data: and http(s): go through urllib; s3:, gs:, abfs: and hdfs: through pyarrow, which has all of them in its wheel.
+"""
+
+from collections.abc import Callable
+from io import BufferedReader
+from pathlib import Path, PurePosixPath
+from reprlib import repr as brief
+from typing import IO
+from urllib.request import urlopen
+
+from pyarrow.fs import FileSelector, FileSystem, FileType
+
+from ..cancellation import check
+from ..errors import RequestError
+from ..models.lora_file import MAX_BYTES
+
+__all__ = ["Folder", "Opener", "fetch", "open_url"]
+
+SECONDS = 60  # that a server may stay silent
+PIECE = 2**20  # bytes to read between two checks for cancellation
+STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+Opener = Callable[[str], IO[bytes]]  # for a file that a request names; raises RequestError, OSError, ValueError
+
+
+def open_url(url: str) -> IO[bytes]:
+    """Open a data: or http(s) URL. Raises RequestError for any other: file: would read the server's own files."""
+    if url.partition(":")[0].lower() not in ("data", "http", "https"):
+        raise RequestError(f"must be a data: or http(s) URL, not {brief(url)}")
+    return urlopen(url, timeout=SECONDS)  # type: ignore[no-any-return]
+
+
+def fetch(name: str, value: str, folder: Path, opened: Opener) -> Path:
+    """The file that the input `name` names, copied to `folder`. Raises RequestError."""
+    path = folder / name
+    try:
+        with opened(value) as source, path.open("wb") as copy:
+            while piece := source.read(min(PIECE, MAX_BYTES + 1 - copy.tell())):
+                check()
+                copy.write(piece)
+                if copy.tell() > MAX_BYTES:
+                    raise RequestError(f"is larger than {MAX_BYTES:,} bytes")
+    except RequestError as error:
+        raise RequestError(f"{name} {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a malformed URL
+        raise RequestError(f"{name}: {brief(value)} can't be read: {error}") from error
+    return path
+
+
+class Folder:
+    """A folder on this machine, or in a store that pyarrow knows."""
+
+    def __init__(self, place: str) -> None:
+        """place: a path, or a URL such as s3://bucket/folder. Raises RequestError for any other."""
+        self.place = place if "://" in place else str(Path(place).absolute())
+        uri = self.place if "://" in place else Path(self.place).as_uri()
+        try:
+            self._files, self._path = FileSystem.from_uri(uri)
+        except (ValueError, OSError) as error:
+            raise RequestError(f"{place} is neither a path nor a URL that pyarrow knows: {error}") from error
+
+    @property
+    def local(self) -> Path | None:
+        """Its path on this machine; None in a store."""
+        return Path(self._path) if self._files.type_name == "local" else None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file completely or not at all."""
+        path = PurePosixPath(self._path, name)
+        unfinished = str(path.with_name(f".{path.name}"))
+        self._files.create_dir(str(path.parent))
+        with self._files.open_output_stream(unfinished) as file:
+            file.write(data)
+        self._files.move(unfinished, str(path))
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError."""
+        with self._files.open_input_stream(f"{self._path}/{name}") as file:
+            return bytes(file.read())
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        self._files.delete_file(f"{self._path}/{name}")
+
+    def names(self, folder: str) -> list[str]:
+        """The files in a folder in it, without hidden ones."""
+        found = self._files.get_file_info(FileSelector(f"{self._path}/{folder}", allow_not_found=True))
+        return [one.base_name for one in found if one.type is FileType.File and not one.base_name.startswith(".")]
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file that a line of a batch names: one in this folder, or any URL. Raises RequestError."""
+        scheme, colon, _ = name.partition(":")
+        if colon and scheme.lower() in STORES:
+            files, path = FileSystem.from_uri(name)
+            return BufferedReader(files.open_input_stream(path))
+        if colon:
+            return open_url(name)
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise RequestError(f"must be beside the requests, or a URL, not {brief(name)}")
+        return BufferedReader(self._files.open_input_stream(f"{self._path}/{name}"))

@@ -1,0 +1,1 @@
+"""aesthetic/cluster, on a small cluster in processes of this machine."""

@@ -1,0 +1,116 @@
+"""What a worker does with a request, in this process."""
+
+import os
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from aesthetic.cancellation import Canceled
+from aesthetic.cluster import files, prediction, workers
+from aesthetic.cluster.files import Folder, fetch, open_url
+from aesthetic.cluster.prediction import predict
+from aesthetic.errors import DrawingError, RequestError
+from aesthetic.service import Service
+
+QUICK: dict[str, Any] = {
+    "prompt": "the cat",
+    "width": 128,
+    "height": 128,
+    "num_inference_steps": 3,
+    "scheduler": "DDIM",
+}
+
+
+class Died(BaseException):
+    """In place of the end of the process."""
+
+
+def died(_: int) -> None:
+    raise Died
+
+
+@pytest.mark.parametrize(("begun", "kind"), [(3, str), (4, DrawingError)])
+def test_an_item_that_took_three_workers_down_has_failed(
+    begun: int, kind: type, monkeypatch: pytest.MonkeyPatch, service: Service
+) -> None:
+    monkeypatch.setattr(workers, "load", lambda *_: service)
+    monkeypatch.setattr(ray, "get", int)
+    attempts = SimpleNamespace(begin=SimpleNamespace(remote=lambda _: begun))
+    worker = workers._Worker(lambda _, item: item, "model", {}, attempts)
+    row = worker({"index": 0, "item": pickle.dumps("drawn")})
+    assert type(pickle.loads(row["outcome"])) is kind
+
+
+def test_a_worker_ends_where_its_device_fails_and_goes_on_where_it_does_not(
+    monkeypatch: pytest.MonkeyPatch, service: Service
+) -> None:
+    monkeypatch.setattr(os, "_exit", died)
+    monkeypatch.setattr(service, "predict", lambda *_: 1 / 0)
+    made = predict(service, QUICK, open_url)
+    assert (made.error, made.is_final) == ("ZeroDivisionError: division by zero", False)
+    monkeypatch.setattr(service, "is_healthy", lambda: False)
+    with pytest.raises(Died):
+        predict(service, QUICK, open_url)
+
+
+def test_a_canceled_prediction_is_no_failure(monkeypatch: pytest.MonkeyPatch, service: Service) -> None:
+    def canceled(*_: object) -> None:
+        raise Canceled
+
+    monkeypatch.setattr(service, "predict", canceled)
+    with pytest.raises(Canceled):
+        predict(service, QUICK, open_url)
+
+
+def test_inputs_are_checked_before_files_are_fetched(service: Service) -> None:
+    made = predict(service, {**QUICK, "seed": -1, "image": "data:,"}, lambda _: pytest.fail("fetched"))
+    assert made.error == "RequestError: seed must be 0 to 4294967295, not -1"
+
+
+def test_what_is_drawn_is_final_and_what_is_refused_is_not(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert predict(service, QUICK, open_url).is_final
+    assert not predict(service, {**QUICK, "image": "data:,text"}, open_url).is_final
+
+    def blocked(*_: object) -> None:
+        raise DrawingError("the safety checker blocked every image")
+
+    monkeypatch.setattr(service, "predict", blocked)
+    assert predict(service, QUICK, open_url).is_final
+
+
+def test_a_file_that_is_too_large_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_BYTES", 10)
+    assert fetch("lora", "data:,1234567890", tmp_path, open_url).read_bytes() == b"1234567890"
+    with pytest.raises(RequestError, match="lora is larger than 10 bytes"):
+        fetch("lora", "data:,12345678901", tmp_path, open_url)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1/x", "file:///etc/passwd", "FILE:///etc/passwd", "x", "http://[", "data:x"]
+)
+def test_other_urls_are_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"^image"):
+        fetch("image", url, tmp_path, open_url)
+
+
+def test_a_folder_is_a_path_or_a_url(tmp_path: Path) -> None:
+    for place in (str(tmp_path / "new"), (tmp_path / "new").as_uri()):
+        folder = Folder(place)
+        folder.write("a/b.txt", b"text")
+        assert folder.read("a/b.txt") == b"text"
+        assert folder.names("a") == ["b.txt"]
+        assert folder.local == tmp_path / "new"
+    assert folder.names("nothing") == []
+    with pytest.raises(FileNotFoundError):
+        folder.read("nothing")
+    with pytest.raises(RequestError, match="neither a path nor a URL that pyarrow knows"):
+        Folder("nonsense://bucket")
+    assert Folder("s3://bucket/out?region=us-east-1").local is None
+
+
+def test_files_of_inputs_are_all_fetched() -> None:
+    assert set(prediction.FILES) == {"aesthetic_embedding_file", "aesthetic_images", "image", "mask", "lora"}
