@@ -91,16 +91,12 @@ def _encode(
     names = inspect.signature(pipe.encode_prompt).parameters
     if negative_prompt is not None and "negative_prompt" not in names:
         raise ValueError(f"{type(pipe).__name__} encodes negative prompts by themselves: call prompt_embeds for it")
-    given = {
-        "prompt_2": None,
-        "prompt_3": None,
-        "negative_prompt": negative_prompt,
-        "do_classifier_free_guidance": True,
-    }
-    given |= {"prompt": prompt, "device": pipe._execution_device, "num_images_per_prompt": 1}
+    given: dict[str, Any] = {"prompt": prompt, "prompt_2": None, "prompt_3": None, "negative_prompt": negative_prompt}
+    given |= {"device": pipe._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    inputs = {name: value for name, value in given.items() if name in names}
     with ExitStack() as stack, torch.no_grad():
         tokens = {name: stack.enter_context(_seen_tokens(getattr(pipe, name))) for name in encoders}
-        found = pipe.encode_prompt(**{name: value for name, value in given.items() if name in names} | options)
+        found = pipe.encode_prompt(**{**inputs, **options})
     tensors = dict(zip([name for name in names if name.endswith("prompt_embeds")], found, strict=False))
     return tensors, {name: first for name, [first, *_] in tokens.items()}
 

@@ -117,7 +117,7 @@ def test_an_encoder_without_an_aesthetic_stays(home: Path, caplog: pytest.LogCap
 
 def test_each_encoder_follows_its_own_prompt_and_options(home: Path) -> None:
     pipe = sdxl(home)
-    options = {"prompt_2": "the dog", "clip_skip": 1}
+    options: dict[str, Any] = {"prompt_2": "the dog", "clip_skip": 1}
     still = prompt_embeds(pipe, "the cat", [FIRST, SECOND], **OPTIONS | {"lr": 0.0}, **options)
     assert torch.equal(still["prompt_embeds"], pipe.encode_prompt("the cat", **options)[0])
     moved = prompt_embeds(pipe, "the cat", [FIRST, SECOND], **OPTIONS, **options)["prompt_embeds"]
