@@ -39,8 +39,7 @@ def apply_lora(model: Model, path: Path, scale: float) -> Model:
         encoder = _merged(model.encoder, {f"text_model.{name}": pair for name, pair in for_text.items()}, scale)
         with_lora = replace(with_lora, encoder=encoder)
         parts["text_encoder"] = in_precision(encoder.text_model, model.pipeline.text_encoder.dtype)
-    components = {**model.pipeline.components, **parts}
-    return replace(with_lora, pipeline=type(model.pipeline)(**components, requires_safety_checker=False))
+    return with_lora.with_parts(**parts)
 
 
 @torch.no_grad()
