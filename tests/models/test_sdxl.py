@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
+from aesthetic.benchmark import benchmark
+from aesthetic.benchmark.roofline import Rates
 from aesthetic.embeddings.registry import Registry
 from aesthetic.errors import CheckpointError, RequestError
 from aesthetic.images import init_image, metadata
 from aesthetic.models import checkpoint, loading
+from aesthetic.models.lora import apply_lora
 from aesthetic.pipeline import img2img, sampling, schedulers
 from aesthetic.pipeline.conditioning import condition
 from aesthetic.pipeline.prompt_embeds import prompt_embeds
@@ -241,6 +245,104 @@ def test_what_is_not_supported_is_refused(folder: Path, home: Path, tmp_path: Pa
     index.write_text(index.read_text().replace("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"))
     with pytest.raises(CheckpointError, match=r"is a StableDiffusionXLImg2ImgPipeline; Stable Diffusion 1\.x or 2\.x"):
         load(tmp_path / "xl", home)
+
+
+# Names in kohya's files, as of sd-scripts' sdxl_train_network.py, and those of diffusers; of the tiny UNet's layers.
+KOHYA = {
+    "unet.down_blocks.0.resnets.1.conv1": "lora_unet_input_blocks_2_0_in_layers_2",
+    "unet.down_blocks.0.downsamplers.0.conv": "lora_unet_input_blocks_3_0_op",
+    "unet.down_blocks.1.resnets.0.conv_shortcut": "lora_unet_input_blocks_4_0_skip_connection",
+    "unet.down_blocks.1.attentions.1.transformer_blocks.0.attn1.to_q": (
+        "lora_unet_input_blocks_5_1_transformer_blocks_0_attn1_to_q"
+    ),
+    "unet.down_blocks.2.attentions.0.transformer_blocks.1.attn2.to_k": (
+        "lora_unet_input_blocks_7_1_transformer_blocks_1_attn2_to_k"
+    ),
+    "unet.mid_block.resnets.1.conv2": "lora_unet_middle_block_2_out_layers_3",
+    "unet.mid_block.attentions.0.proj_in": "lora_unet_middle_block_1_proj_in",
+    "unet.up_blocks.0.attentions.2.transformer_blocks.1.ff.net.2": (
+        "lora_unet_output_blocks_2_1_transformer_blocks_1_ff_net_2"
+    ),
+    "unet.up_blocks.0.upsamplers.0.conv": "lora_unet_output_blocks_2_2_conv",
+    "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0": (
+        "lora_unet_output_blocks_3_1_transformer_blocks_0_attn2_to_out_0"
+    ),
+    "unet.up_blocks.2.resnets.0.time_emb_proj": "lora_unet_output_blocks_6_0_emb_layers_1",
+    "text_encoder.text_model.encoder.layers.0.self_attn.out_proj": (
+        "lora_te1_text_model_encoder_layers_0_self_attn_out_proj"
+    ),
+    "text_encoder_2.text_model.encoder.layers.1.self_attn.out_proj": (
+        "lora_te2_text_model_encoder_layers_1_self_attn_out_proj"
+    ),
+    "text_encoder_2.text_model.encoder.layers.1.mlp.fc1": "lora_te2_text_model_encoder_layers_1_mlp_fc1",
+}
+OWN = {name: name for name in KOHYA}  # as diffusers and peft write them
+
+
+def weight_of(pipe: Any, layer: str) -> torch.Tensor:
+    part, _, name = layer.partition(".")
+    if part == "text_encoder":
+        name = name.removeprefix("text_model.")
+    weight: torch.Tensor = getattr(pipe, part).get_submodule(name).weight
+    return weight
+
+
+def write_lora(path: Path, model: loading.Model, names: dict[str, str], down: str, up: str) -> Path:
+    """A LoRA of rank 2 for these layers of diffusers, under these names."""
+    dice, tensors = torch.Generator().manual_seed(3), {}
+    for layer, name in names.items():
+        weight = weight_of(model.pipeline, layer)
+        tensors[f"{name}.{down}.weight"] = torch.randn(2, *weight.shape[1:], generator=dice)
+        tensors[f"{name}.{up}.weight"] = 0.1 * torch.randn(len(weight), 2, *[1] * (weight.ndim - 2), generator=dice)
+        if down == "lora_down":
+            tensors[f"{name}.alpha"] = torch.tensor(2.0)
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize(("names", "sides"), [(KOHYA, ("lora_down", "lora_up")), (OWN, ("lora_A", "lora_B"))])
+def test_a_lora_draws_what_it_draws_in_plain_diffusers(
+    xl: Service, plain: Any, quick: Request, tmp_path: Path, names: dict[str, str], sides: tuple[str, str]
+) -> None:
+    path = write_lora(tmp_path / "x.safetensors", xl.model, names, *sides)
+    request, found = replace(quick, aesthetic_steps=0), apply_lora(xl.model, path, 1.0).pipeline
+    plain.load_lora_weights(path)
+    plain.fuse_lora(components=["unet", "text_encoder", "text_encoder_2"])
+    plain.unload_lora_weights()
+    for layer in KOHYA:
+        assert difference(weight_of(found, layer), weight_of(plain, layer)) < 1e-6, layer
+    theirs = plainly(plain, xl, request, prompt="the cat", width=128, height=128)
+    [ours], [without] = drawn(xl, replace(request, lora=path)), drawn(xl, request)
+    pixels = [np.frombuffer(one, np.uint8).astype(int) for one in (theirs, ours, without)]
+    assert np.abs(pixels[1] - pixels[0]).max() <= 1
+    assert np.abs(pixels[2] - pixels[0]).max() > 20
+
+
+def test_a_lora_is_personalized_on_top_of_and_leaves_the_model(xl: Service, quick: Request, tmp_path: Path) -> None:
+    path = write_lora(tmp_path / "x.safetensors", xl.model, KOHYA, "lora_down", "lora_up")
+    before, request = drawn(xl, quick), replace(quick, lora=path, aesthetic_lr=0.01)
+    assert drawn(xl, request) != drawn(xl, replace(request, aesthetic_steps=0))
+    assert drawn(xl, replace(request, lora_scale=0, aesthetic_lr=1e-4)) == before == drawn(xl, quick)
+
+
+def test_loras_for_other_models_say_for_which(xl: Service, service: Service, quick: Request, tmp_path: Path) -> None:
+    path = write_lora(tmp_path / "x.safetensors", xl.model, KOHYA, "lora_down", "lora_up")
+    with pytest.raises(CheckpointError, match="the file is a LoRA for Stable Diffusion XL"):
+        service.draw(replace(quick, lora=path))
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    wide = {f"unet.{layer}.lora_A.weight": torch.ones(2, 768), f"unet.{layer}.lora_B.weight": torch.ones(64, 2)}
+    save_file(wide, tmp_path / "wide.safetensors")
+    with pytest.raises(CheckpointError, match=r"is for Stable Diffusion 1\.x, whose text encoder is 768"):
+        xl.draw(replace(quick, lora=tmp_path / "wide.safetensors"))
+
+
+def test_it_is_measured_beside_plain_diffusers(xl: Service, quick: Request) -> None:
+    rates = Rates(flops={torch.float32: 1e12}, bytes=1e10)
+    case = benchmark.compare(xl.model, xl, replace(quick, aesthetic_lr=1e-4), rates, repeats=1)
+    assert case.difference["conditioning"] <= 1e-5
+    assert case.difference["latents"] <= 1e-4
+    assert "safety check" not in case.seconds
+    assert 0 < case.floor["personalization"] < case.floor["whole"]
 
 
 def test_deep_copies_are_as_good(xl: Service) -> None:
