@@ -306,7 +306,7 @@ def _original(layer: str) -> str:
 
 
 def _require_width(lora: Lora, cross: int, texts: Sequence[int]) -> None:
-    """Raise CheckpointError for a LoRA of a model whose text encoders have other widths than `texts`, or another sum."""
+    """Raise CheckpointError for a LoRA of a model with text encoders of other widths than `texts`, or another sum."""
     for name, pair in lora.pairs.items():
         is_cross = "attn2" in name and name.endswith(("to_k", "to_v"))
         is_text = "self_attn" in name and name.endswith(("q_proj", "k_proj", "to_q", "to_k"))
