@@ -6,6 +6,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -15,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
+from aesthetic.acceleration import modules
 from aesthetic.benchmark import benchmark
 from aesthetic.benchmark.roofline import Rates
 from aesthetic.embeddings.registry import Registry
@@ -27,6 +29,7 @@ from aesthetic.pipeline.conditioning import condition
 from aesthetic.pipeline.prompt_embeds import prompt_embeds
 from aesthetic.request import Request
 from aesthetic.service import Service
+from tests.acceleration.recorder import EagerRecorder
 from tests.original import difference
 from tests.pipeline.families import sdxl
 
@@ -83,7 +86,7 @@ def plainly(pipe: Any, service: Service, request: Request, **inputs: Any) -> byt
 
 @pytest.mark.parametrize("scheduler", ["PNDM", "K_EULER_ANCESTRAL", "KarrasDPM"])
 def test_without_steps_it_is_plain_diffusers(xl: Service, plain: Any, quick: Request, scheduler: str) -> None:
-    request = replace(quick, aesthetic_steps=0, num_inference_steps=5, scheduler=scheduler)
+    request = replace(quick, aesthetic_steps=0, scheduler=scheduler)
     assert drawn(xl, request) == [plainly(plain, xl, request, prompt="the cat", width=128, height=128)]
 
 
@@ -91,7 +94,7 @@ def test_without_steps_it_is_plain_diffusers(xl: Service, plain: Any, quick: Req
 def test_personalized_it_is_plain_diffusers_on_the_same_tensors(
     xl: Service, plain: Any, quick: Request, negative: str
 ) -> None:
-    request = replace(quick, negative_prompt=negative, num_outputs=2, aesthetic_lr=0.01)
+    request = replace(quick, negative_prompt=negative, num_outputs=2, aesthetic_lr=0.01, num_inference_steps=2)
     theirs = prompt_embeds(
         plain, "the cat", xl.registry.load("sac_8plus"), steps=3, lr=0.01, negative_prompt=negative or None,
         projection=xl.model.encoder.text_projection.weight,
@@ -159,7 +162,7 @@ def test_with_a_mask_it_is_diffusers_inpainting(
 
 
 def test_a_sweep_and_its_recipes(xl: Service, quick: Request, tmp_path: Path) -> None:
-    request = replace(quick, aesthetic_sweep="0,2,3", aesthetic_lr=0.01)
+    request = replace(quick, aesthetic_sweep="0,2,3", aesthetic_lr=0.01, num_inference_steps=2)
     paths, result = xl.predict(request, tmp_path)
     assert len(paths) == 4
     assert len({image.tobytes() for image, _ in result.images}) == 3
@@ -336,9 +339,24 @@ def test_loras_for_other_models_say_for_which(xl: Service, service: Service, qui
         xl.draw(replace(quick, lora=tmp_path / "wide.safetensors"))
 
 
+def test_accelerated_parts_draw_the_same(
+    xl: Service, folder: Path, home: Path, over: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in test_modules.py; the kernels are compared in test_written_out.py and in test_gpu.py."""
+    stream = SimpleNamespace(record_event=lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(modules, "Recorder", lambda _: EagerRecorder())
+    monkeypatch.setattr(modules, "_runs_triton", lambda _: False)
+    model = load(folder, home).model
+    fast = Service(model, xl.registry, modules.accelerate(model, "fast"))
+    # The second differs from the first in its size alone, and the third in the pooled embedding, too.
+    for request in (replace(over, image=None), replace(over, image=None, height=192), replace(over, prompt="the dog")):
+        assert drawn(fast, request) == drawn(Service(model, xl.registry), request)
+
+
 def test_it_is_measured_beside_plain_diffusers(xl: Service, quick: Request) -> None:
     rates = Rates(flops={torch.float32: 1e12}, bytes=1e10)
-    case = benchmark.compare(xl.model, xl, replace(quick, aesthetic_lr=1e-4), rates, repeats=1)
+    case = benchmark.compare(xl.model, xl, replace(quick, num_inference_steps=2), rates, repeats=1)
     assert case.difference["conditioning"] <= 1e-5
     assert case.difference["latents"] <= 1e-4
     assert "safety check" not in case.seconds
