@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COGLET = LocalPath("/tmp/coglet/predictions")  # noqa: S108  Cog makes a folder for each prediction there
-SIZES = [128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024]
+SIZES = [
+    128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152, 1216, 1280, 1344, 1408, 1472,
+    1536,
+]  # fmt: skip
 
 
 class Predictor(BasePredictor):
@@ -81,9 +84,9 @@ class Predictor(BasePredictor):
         prompt_strength: float = Input(default=0.8, ge=0, le=1,
             description="How much of image to redraw: below 0.3 changes little, 1 draws from noise alone."),
         width: int = Input(default=512, choices=SIZES,
-            description="Width in pixels. width × height must be at most 1024 × 768."),
+            description="Width in pixels: at most 1024, and width × height at most 1024 × 768. Stable Diffusion XL draws best at 1024 × 1024 or in as many pixels, up to 1536 wide."),
         height: int = Input(default=512, choices=SIZES,
-            description="Height in pixels. width × height must be at most 1024 × 768."),
+            description="Height in pixels: at most 1024, and width × height at most 1024 × 768. Stable Diffusion XL draws best at 1024 × 1024 or in as many pixels, up to 1536 high."),
         num_outputs: int = Input(default=1, ge=1, le=8,
             description="How many images to draw. Each uses the seed after the one before it."),
         num_inference_steps: int = Input(default=50, ge=1, le=500,

@@ -24,9 +24,11 @@ __all__ = [
     "FORMATS",
     "MAX_AREA",
     "MAX_SEED",
+    "MAX_SIDE",
     "RENAMED",
     "SCHEDULERS",
     "SIZES",
+    "XL_AREA",
     "Request",
     "base_type",
     "checked",
@@ -57,8 +59,9 @@ SCHEDULERS: Mapping[str, Scheduler] = {
     "HeunDiscrete": Scheduler("HeunDiscreteScheduler", "Heun", 5),
     "KarrasDPM": Scheduler("DPMSolverMultistepScheduler", "DPM++ 2M Karras", 1, {"use_karras_sigmas": True}),
 }
-SIZES = tuple(range(128, 1025, 64))  # pixels; Stable Diffusion's UNet halves latents of 1/8 three times
-MAX_AREA = 1024 * 768  # pixels
+SIZES = tuple(range(128, 1537, 64))  # pixels; Stable Diffusion's UNet halves latents of 1/8 three times
+MAX_SIDE, MAX_AREA = 1024, 1024 * 768  # pixels
+XL_AREA = 1024 * 1024  # pixels, with Stable Diffusion XL, and then of all SIZES
 MAX_SEED = 2**32 - 1
 FORMATS = ("png", "webp", "jpg")
 RENAMED = {  # the original model's inputs
@@ -133,8 +136,12 @@ class Request:
         (usually Stable Diffusion 1.5). The aesthetic works on top of it.""")
     lora_scale: float = _input(1.0, ge=0.0, le=2.0, description="""
         Strength of the LoRA: 1 is as trained, less softens it, 0 leaves it out.""")
-    width: int = _input(512, choices=SIZES, description="Width in pixels. width × height must be at most 1024 × 768.")
-    height: int = _input(512, choices=SIZES, description="Height in pixels. width × height must be at most 1024 × 768.")
+    width: int = _input(512, choices=SIZES, description="""
+        Width in pixels: at most 1024, and width × height at most 1024 × 768. Stable Diffusion XL draws best at
+        1024 × 1024 or in as many pixels, up to 1536 wide.""")
+    height: int = _input(512, choices=SIZES, description="""
+        Height in pixels: at most 1024, and width × height at most 1024 × 768. Stable Diffusion XL draws best at
+        1024 × 1024 or in as many pixels, up to 1536 high.""")
     num_outputs: int = _input(1, ge=1, le=8, description="""
         How many images to draw. Each uses the seed after the one before it.""")
     num_inference_steps: int = _input(50, ge=1, le=500, description="""
@@ -228,12 +235,22 @@ class Request:
         """
         return int(Fraction(str(self.prompt_strength)) * self.num_inference_steps)
 
-    def _check_together(self) -> None:
-        if self.width * self.height > MAX_AREA:
+    def require_size(self, *, is_xl: bool) -> None:
+        """Raise RequestError if the image is too large for a model: Stable Diffusion XL, or another."""
+        if not is_xl and max(self.width, self.height) > MAX_SIDE:
             raise RequestError(
-                f"width × height must be at most {MAX_AREA} pixels (1024 × 768), "
+                f"width and height must be at most {MAX_SIDE} pixels with this model, "
+                f"not {self.width} × {self.height}: only Stable Diffusion XL draws wider"
+            )
+        most, sides = (XL_AREA, "1024 × 1024") if is_xl else (MAX_AREA, "1024 × 768")
+        if self.width * self.height > most:
+            raise RequestError(
+                f"width × height must be at most {most} pixels ({sides}), "
                 f"and {self.width} × {self.height} are {self.width * self.height}"
             )
+
+    def _check_together(self) -> None:
+        self.require_size(is_xl=True)
         if self.mask is not None and self.image is None:
             raise RequestError("mask needs image: it marks the part of the image to redraw")
         self._check_steps()

@@ -118,6 +118,8 @@ class Service:
             "Model: %s (revision %s) on %s, CLIP space %s, speed %s",
             *(snapshot.name, snapshot.revision, device, loaded.clip_space, speed),
         )
+        if loaded.is_xl:
+            log.info("Stable Diffusion XL has no safety checker: images are not checked")
         return cls(loaded, Registry(), modules.accelerate(loaded, speed))
 
     @property
@@ -154,6 +156,7 @@ class Service:
         Raises RequestError, EmbeddingError, ImageError or CheckpointError before the personalization, and DrawingError
         if that diverges or if all images are blocked or overflow.
         """
+        request.require_size(is_xl=self.model.is_xl)
         request = request.seeded()
         log.info("Seed: %s", request.seed)
         init_image = load_init_image(request)
@@ -222,6 +225,7 @@ class Service:
         One personalization serves all of them. The request's image and mask are not used. Blocked images are left out,
         and a stop may be left without images. Otherwise raises what `draw` raises.
         """
+        request.require_size(is_xl=self.model.is_xl)
         stopwatch = Stopwatch(self.model.device)
         batch = replace(request.seeded(), aesthetic_sweep=None, num_outputs=count)
         with_lora = self._with_lora(request, stopwatch)

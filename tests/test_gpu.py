@@ -132,6 +132,55 @@ def test_the_decoder_is_as_near_to_fp32_as_that_of_diffusers(full: Model, height
     assert difference(ours, wanted) <= difference(plain, wanted)
 
 
+@pytest.fixture(scope="module")
+def full_xl() -> Model:
+    """Random weights in the shapes of Stable Diffusion XL."""
+    return random_model.build("sdxl", GPU)
+
+
+@pytest.mark.parametrize(("images", "height", "width"), [(2, 128, 128), (2, 80, 192)])
+@torch.no_grad()
+def test_xls_unet_is_as_near_to_fp32_as_that_of_diffusers(full_xl: Model, images: int, height: int, width: int) -> None:
+    fast = modules.Accelerated(full_xl, Recorder(GPU)).wrap(full_xl).pipeline.unet
+    dice = torch.Generator("cuda").manual_seed(0)
+    sample, embeds, pooled = (
+        torch.randn(images, *shape, generator=dice, device=GPU).half()
+        for shape in ((4, height, width), (77, 2048), (1280,))
+    )
+    sizes = torch.tensor([[8.0 * height, 8 * width, 0, 0, 8 * height, 8 * width]] * images, device=GPU)
+
+    def noise(unet: Any, dtype: torch.dtype, pooled: torch.Tensor) -> torch.Tensor:
+        added = {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(dtype)}
+        options = {"encoder_hidden_states": embeds.to(dtype), "added_cond_kwargs": added, "return_dict": False}
+        found: torch.Tensor = unet(sample.to(dtype), torch.tensor(500.0, device=GPU), **options)[0]
+        return found.float()
+
+    half, theirs = torch.float16, full_xl.pipeline.unet
+    wanted = noise(copy.deepcopy(theirs).float(), torch.float32, pooled)
+    ours, again, plain = (noise(unet, half, pooled) for unet in (fast, fast, theirs))
+    assert torch.equal(ours, again)
+    assert difference(ours, wanted) <= 1.1 * difference(plain, wanted)
+    assert difference(noise(fast, half, 2 * pooled), ours) > 1e-3  # other words, another noise
+
+
+def test_xl_is_personalized_as_by_the_plain_loop(full_xl: Model) -> None:
+    fast = FastPersonalizer(full_xl.encoder, Recorder(GPU))
+    tokens = prompt.tokenize_prompt(full_xl.pipeline.tokenizer, "the cat", GPU).input_ids
+    target = embedding.unit(torch.randn(1, 768)).to(GPU)
+    assert supports(full_xl.encoder)
+    (*_, ours), (*_, theirs) = (run(tokens, target, steps=5, lr=1e-4) for run in (fast, Personalizer(full_xl.encoder)))
+    assert difference(ours.conditioning, theirs.conditioning) < 1e-3  # products in TF32 or not
+
+
+def test_xl_is_drawn_by_the_fast_parts_as_by_the_plain(full_xl: Model, quick: Request) -> None:
+    nhwc = replace(full_xl, pipeline=copy.deepcopy(full_xl.pipeline))
+    registry = Registry(ROOT / "embeddings")
+    fast, plain = Service(nhwc, registry, modules.accelerate(nhwc, "fast")), Service(full_xl, registry)
+    request = replace(quick, width=512, height=640, aesthetic_steps=0)
+    [(ours, _)], [(theirs, _)] = (one.draw(request).images for one in (fast, plain))
+    assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).mean() < 3
+
+
 @pytest.mark.parametrize(
     "options", [{"down_block_types": ("AttnDownBlock2D", "DownBlock2D")}, {"class_embed_type": None}]
 )
@@ -184,9 +233,9 @@ def test_a_failed_capture_does_not_affect_the_next() -> None:
 
 def test_running_out_of_memory_does_not_change_the_next_prediction(home: Path, nhwc: Model, quick: Request) -> None:
     service = Service(nhwc, Registry(home / "embeddings"), modules.accelerate(nhwc, "fast"))
-    expected = service.draw(quick).images[0][0].tobytes()
     large = replace(quick, width=1024, height=768, num_outputs=8)
-    torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # of other tests; what is reserved from here on is what the small image needs
+    expected = service.draw(quick).images[0][0].tobytes()
     total = torch.cuda.get_device_properties(GPU).total_memory
     torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
     try:

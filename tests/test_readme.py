@@ -11,6 +11,7 @@ from PIL import Image
 
 from aesthetic.cli.main import _parser
 from script import schema
+from tests.pipeline.families import sdxl
 from tests.snapshot import MODEL, ROOT
 
 FOLDERS = ("aesthetic", "embeddings", "script", "weights")
@@ -37,11 +38,13 @@ def test_the_diffusers_examples_run(home: Path, tmp_path: Path, monkeypatch: pyt
         Image.linear_gradient("L").resize((128, 128)).convert("RGB").save(f"{name}.png")
     unet = diffusers.UNet2DConditionModel.from_pretrained(home / "weights" / MODEL / "unet", variant="fp16")
     diffusers.ControlNetModel.from_unet(unet).save_pretrained("your/controlnet")
+    sdxl(home).save_pretrained("your/xl")
     found: dict[str, Any] = {}
-    [readme], [others] = python_blocks("README.md"), python_blocks("aesthetic/pipeline/README.md")
+    [readme], others = python_blocks("README.md"), python_blocks("aesthetic/pipeline/README.md")
     exec(readme.replace("steps=10))", "steps=10), num_inference_steps=3)"), found)  # noqa: S102
-    exec(others.replace("num_inference_steps=20", "num_inference_steps=3"), found)  # noqa: S102
-    for name, size in {"image": 512, "redrawn": 128, "inpainted": 512, "controlled": 128}.items():
+    for block in others:
+        exec(block.replace("num_inference_steps=20", "num_inference_steps=3"), found)  # noqa: S102
+    for name, size in {"image": 512, "redrawn": 128, "inpainted": 512, "controlled": 128, "castle": 128}.items():
         assert found[name].size == (size, size)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aesthetic.errors import RequestError
-from aesthetic.request import MAX_AREA, MAX_SEED, SIZES, Request
+from aesthetic.request import MAX_SEED, SIZES, XL_AREA, Request
 
 
 def test_defaults_are_a_request() -> None:
@@ -34,7 +34,7 @@ def test_defaults_are_a_request() -> None:
         ({"aesthetic_lr": -0.1}, "aesthetic_lr must be 0.0 to 0.1, not -0.1"),
         ({"aesthetic_embedding_file": "x.pt"}, "aesthetic_embedding_file must be a file, not 'x.pt'"),
         ({"width": 100}, "width must be one of 128, 192, 256"),
-        ({"width": 1024, "height": 832}, "at most 786432 pixels (1024 × 768), and 1024 × 832 are 851968"),
+        ({"width": 1024, "height": 1088}, "at most 1048576 pixels (1024 × 1024), and 1024 × 1088 are 1114112"),
         ({"num_outputs": 0}, "num_outputs must be 1 to 8, not 0"),
         ({"num_inference_steps": 501}, "num_inference_steps must be 1 to 500, not 501"),
         ({"guidance_scale": 0.5}, "guidance_scale must be 1.0 to 30.0, not 0.5"),
@@ -126,7 +126,7 @@ def test_anything_is_a_valid_request_or_refused(inputs: dict[str, Any]) -> None:
     except RequestError:
         return
     assert request.width in SIZES
-    assert request.width * request.height <= MAX_AREA
+    assert request.width * request.height <= XL_AREA
     assert isinstance(request.seeded().seed, int)
     assert Request(**dataclasses.asdict(request)) == request
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..gradient import Step
+from ..models.penultimate import PenultimateTextModel
 from ..personalizer import Personalizer
 from . import personalization_kernels as kernels
 from .cuda_graphs import Graph, LRUCache, Recorder
@@ -132,6 +133,7 @@ class TrainedEncoder:
 
     def __init__(self, encoder: Any) -> None:
         self.config, device = encoder.config, encoder.device
+        self._is_penultimate = isinstance(encoder.text_model, PenultimateTextModel)
         self._trained = [Parameters(self.config, device) for _ in range(3)]
         self._weights = self._trained[0].layers
         self._projection = encoder.text_projection.weight.detach()
@@ -167,7 +169,7 @@ class TrainedEncoder:
         self._aesthetic.copy_(aesthetic)
 
     def forward(self, tape: Tape) -> tuple[Tensor, Tensor]:
-        """Similarity [chunks], and conditioning [T, H]."""
+        """Similarity [chunks], and conditioning [T, H]: the last hidden state, or that before the last layer."""
         first, last, add_norm = tape.layers[0], tape.layers[-1], kernels.add_norm
         lookup, ends = self._parts(tape)
         torch.mm(lookup.T, self._trained[0].embeddings[: len(lookup)], out=first.h)
@@ -187,7 +189,7 @@ class TrainedEncoder:
         cosine = unit @ self._aesthetic
         # The gradient of minus the mean cosine.
         torch.div(cosine[:, None] * unit - self._aesthetic, length * tape.chunks, out=tape.d_embeds)
-        return cosine, last.attention_in
+        return cosine, tape.layers[-2].h if self._is_penultimate else last.attention_in
 
     def backward(self, tape: Tape) -> None:
         """After a forward pass: Adam's step with the gradients of minus the similarity."""

@@ -21,12 +21,16 @@ __all__ = ["Resnet", "Transformer", "Upsampling", "attention", "conv", "others"]
 def others(part: Any, free: Sequence[str], **blocks: set[str]) -> dict[str, Any]:
     """The options of a model of diffusers, with their values, that are neither `free` nor at their defaults.
 
-    blocks: options that list kinds of blocks, and the kinds that they may list.
+    blocks: options that name or list kinds, such as those of blocks, and the kinds that they may name.
     """
     defaults = {name: one.default for name, one in inspect.signature(type(part)).parameters.items()}
     changed = {name: part.config[name] for name in defaults if part.config[name] != defaults[name]}
-    allowed = {name for name in changed if name in free or (name in blocks and set(changed[name]) <= blocks[name])}
+    allowed = {name for name in changed if name in free or (name in blocks and _kinds(changed[name]) <= blocks[name])}
     return {name: value for name, value in changed.items() if name not in allowed}
+
+
+def _kinds(value: Any) -> set[Any]:
+    return {value} if isinstance(value, str) else set(value)
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:

@@ -8,9 +8,8 @@ modules, except for rounding.
 import copy
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +26,7 @@ __all__ = ["Accelerated", "accelerate"]
 
 log = logging.getLogger(__name__)
 AHEAD = 2  # UNet calls that Python may launch before the GPU has run them
+ADDED = ("text_embeds", "time_ids")  # what Stable Diffusion XL's UNet takes beside the words
 
 
 def accelerate(model: Model, speed: str) -> "Accelerated | None":
@@ -56,11 +56,11 @@ class Accelerated:
             "vae": _Vae(parts["vae"], decoder, recorder),
             "text_encoder": _TextEncoder(parts["text_encoder"], recorder),
         }
-        if parts["safety_checker"] is not None:
+        if model.safety_checker is not None:
             # Only the vision tower can be captured: the checker's decision is Python code.
-            tower = parts["safety_checker"].vision_model
+            tower = model.safety_checker.vision_model
             wrapped = {id(tower): _VisionModel(tower, recorder)}
-            self._wrapped["safety_checker"] = copy.deepcopy(parts["safety_checker"], wrapped)
+            self._wrapped["safety_checker"] = copy.deepcopy(model.safety_checker, wrapped)
         self._personalizer: Any = None
         if _runs_triton(model.device):
             from .fast_personalizer import FastPersonalizer
@@ -98,7 +98,7 @@ class Accelerated:
                 parts[name] = wrapped
             elif name == "unet":
                 parts[name] = _Unet(parts[name], _written_out(parts[name]), self._recorder)
-        return replace(model, pipeline=type(model.pipeline)(**parts, requires_safety_checker=False))
+        return model.with_parts(**parts)
 
 
 class _Wrapped(nn.Module):
@@ -120,28 +120,39 @@ class _Wrapped(nn.Module):
 
 
 class _Unet(_Wrapped):
-    """Computes what depends on the prompts alone, `words`, once for all steps.
+    """Computes what depends on the prompts alone once for all steps.
 
     Keeps Python at most AHEAD calls ahead of the GPU. Otherwise Python would launch all steps at once: the progress bar
     would be wrong, and after a canceled prediction the next one would wait for the launched steps.
     """
 
     def __init__(self, part: Any, written_out: Any, recorder: Recorder) -> None:
-        def noise(sample: Tensor, timestep: Tensor, embeds: Tensor) -> Any:
-            return part(sample, timestep, encoder_hidden_states=embeds, return_dict=False)[0]
+        def noise(sample: Tensor, timestep: Tensor, embeds: Tensor, *added: Tensor) -> Any:
+            added_cond_kwargs = dict(zip(ADDED, added, strict=True)) if added else None
+            options = {"encoder_hidden_states": embeds, "added_cond_kwargs": added_cond_kwargs}
+            return part(sample, timestep, **options, return_dict=False)[0]
 
         super().__init__(part, written_out or noise, recorder)
-        self._to_words = written_out.words if written_out else lambda embeds: embeds
-        self._embeds = self._words = torch.empty(0)
+        self._prepare = written_out.prepare if written_out else lambda *prompts: prompts
+        self._prompts: tuple[Tensor, ...] = ()
+        self._prepared: tuple[Tensor, ...] = ()
         self._launched: deque[torch.Event] = deque()
 
     @torch.no_grad()
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        **others: Any,
+    ) -> tuple[Tensor]:
         unknown = {name: value for name, value in others.items() if value is not None and name != "return_dict"}
         assert not unknown, f"not captured: {unknown}"
-        if self._embeds is not encoder_hidden_states:
-            self._embeds, self._words = encoder_hidden_states, self._to_words(encoder_hidden_states)
-        noise = self.function(sample, timestep.float(), self._words)  # integers in some samplers
+        prompts = (encoder_hidden_states, *(added_cond_kwargs[name] for name in ADDED if added_cond_kwargs))
+        if [*map(id, prompts)] != [*map(id, self._prompts)]:
+            self._prompts, self._prepared = prompts, self._prepare(*prompts)
+        noise = self.function(sample, timestep.float(), *self._prepared)  # integers in some samplers
         self._launched.append(torch.cuda.current_stream().record_event())
         while len(self._launched) > AHEAD:
             self._launched.popleft().synchronize()

@@ -14,16 +14,17 @@ from .layers import Resnet, Transformer, Upsampling, conv, others
 
 __all__ = ["Unet"]
 
-# Options that the code below reads from the modules themselves; blocks have one of two kinds.
+# Options that the code below reads from the modules themselves; blocks have one of two kinds, and XL adds embeddings.
 SIZES = (
     "sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups",
     "norm_eps", "dropout", "cross_attention_dim", "attention_head_dim", "num_attention_heads",
     "transformer_layers_per_block", "use_linear_projection", "upcast_attention", "flip_sin_to_cos", "freq_shift",
-    "time_embedding_dim",
+    "time_embedding_dim", "addition_time_embed_dim", "projection_class_embeddings_input_dim",
 )  # fmt: skip
 BLOCKS = {
     "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D"},
     "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D"},
+    "addition_embed_type": {"text_time"},
 }
 
 
@@ -55,12 +56,24 @@ class Unet:
         """Keys and values of the prompts [N, tokens, hidden] for all transformers, side by side: [N, tokens, …]."""
         return functional.linear(embeds, self.keys_values)
 
-    def __call__(self, sample: Tensor, timestep: Tensor, words: Tensor) -> Tensor:
-        """The noise in latents [N, channels, height, width] at a timestep [], given `words`."""
+    def added(self, text_embeds: Tensor, time_ids: Tensor) -> Tensor:
+        """XL's part of the embedding of the time, [N, …]: pooled prompts [N, D] and the sizes of images [N, 6]."""
+        times = self.unet.add_time_proj(time_ids.flatten()).view(len(text_embeds), -1)
+        added: Tensor = self.unet.add_embedding(torch.cat([text_embeds, times.to(text_embeds.dtype)], -1))
+        return added
+
+    def prepare(self, embeds: Tensor, *added: Tensor) -> tuple[Tensor, ...]:
+        """What a call takes behind the timestep: the `words`, and for Stable Diffusion XL what is `added`."""
+        return (self.words(embeds), self.added(*added)) if added else (self.words(embeds),)
+
+    def __call__(self, sample: Tensor, timestep: Tensor, words: Tensor, added: Tensor | None = None) -> Tensor:
+        """The noise in latents [N, channels, height, width] at a timestep []; the rest is from `prepare`."""
         unet, factor = self.unet, 2 ** (len(self.down) - 1)
         if sample.shape[2] % factor or sample.shape[3] % factor:
             raise ValueError(f"latents of {sample.shape[3]} × {sample.shape[2]} can't be halved to {factor} times less")
         time = unet.time_embedding(unet.time_proj(timestep.expand(len(sample))).to(sample.dtype))
+        if added is not None:
+            time = time + added
         times = iter(
             torch.split(functional.linear(functional.silu(time), self.time, self.time_bias), self.time_sizes, -1)
         )

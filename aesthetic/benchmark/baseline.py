@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 import transformers
 from PIL import Image
@@ -50,10 +49,13 @@ class Original:
     Its weights stay in memory, where the original reads them from the disk for each prompt.
     """
 
-    def __init__(self, pipeline: Any, encoder: Any, scheduler: Any) -> None:
-        """encoder: CLIPTextModelWithProjection in fp32; not changed."""
-        components = {**pipeline.components, "scheduler": scheduler}
-        self.pipeline = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
+    def __init__(self, pipeline: Any, encoder: Any, vae: Any) -> None:
+        """pipeline: of its own, since it is set up here.
+
+        encoder:  CLIPTextModelWithProjection in fp32; not changed.
+        vae:      in the precision to decode in; the pipeline converts its own, if it has to.
+        """
+        self.pipeline, self.vae = pipeline, vae
         self.pipeline.set_progress_bar_config(disable=True)
         self.encoder = encoder
         self.clip = _whole(encoder)
@@ -64,12 +66,12 @@ class Original:
         return conditioning(self.clip, tokens, target, steps=steps, lr=lr)
 
     def denoise(self, embeds: Tensor, latents: Tensor, **options: Any) -> Any:
-        """The pipeline's images for a conditioning and noise, guided away from the empty prompt."""
-        with torch.no_grad():
-            [empty, _] = self.pipeline.encode_prompt("", embeds.device, 1, False)
+        """The pipeline's images for a conditioning and noise, guided away from the empty prompt or from another."""
+        if "negative_prompt_embeds" not in options:
+            with torch.no_grad():
+                options["negative_prompt_embeds"] = self.pipeline.encode_prompt("", embeds.device, 1, False)[0]
         return self.pipeline(
             prompt_embeds=embeds.to(latents.dtype),
-            negative_prompt_embeds=empty,
             num_images_per_prompt=len(latents),
             latents=latents,
             **options,
@@ -78,8 +80,8 @@ class Original:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> tuple[Tensor, list[Image.Image]]:
         """The images [n, 3, height, width] of latents, also in 8 bits."""
-        vae = self.pipeline.vae
-        images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        images = self.vae.decode(scaled, return_dict=False)[0]
         return images, self.pipeline.image_processor.postprocess(images, output_type="pil")
 
     def check(self, images: Tensor) -> None:

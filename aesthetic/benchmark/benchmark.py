@@ -76,7 +76,7 @@ def run(
     peaks = [_peak(service, request) for request in requests]
     if speed != "plain":
         model = load()  # plain diffusers on weights as they are stored: acceleration changes their memory order
-    rates = roofline.measure(model.device, {model.pipeline.dtype, model.encoder.dtype})
+    rates = roofline.measure(model.device, {model.dtype, model.pipeline.vae.dtype, model.encoder.dtype})
     facts = _facts(model)
     facts |= {f"{_name(dtype)} TFLOP/s": f"{rate / 1e12:.4g}" for dtype, rate in rates.flops.items()}
     facts |= {"copy GB/s": f"{rates.bytes / 1e9:.4g}"}
@@ -107,7 +107,7 @@ def _facts(model: Model) -> dict[str, str]:
         "model": model.snapshot.name,
         "device": torch.cuda.get_device_name(model.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         "cuda": str(torch.version.cuda) if on_gpu else "none",
-        "precision": _name(model.pipeline.dtype),
+        "precision": _name(model.dtype),
         "python": platform.python_version(),
         **{library: version(library) for library in LIBRARIES},
     }

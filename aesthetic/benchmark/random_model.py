@@ -1,9 +1,10 @@
-"""Models with random weights, in the shapes of Stable Diffusion 1.5 or of a tiny model with the same layers.
+"""Models with random weights, in the shapes of Stable Diffusion 1.5 or XL, or of a tiny model with the layers of 1.5.
 
 Speed and memory do not depend on the values of weights, so benchmarks need no download. The images are noise.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +17,43 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from ..models import clip, loading
 from ..models.checkpoint import Snapshot
 from ..models.loading import Model
+from ..models.penultimate import PenultimateTextModel, PenultimateTextModelWithProjection
 
 __all__ = ["SD15", "TINY", "build", "vocabulary"]
 
 Config = dict[str, Any]
 # Stable Diffusion 1.5 as in the files of its snapshot, plus the vision tower of the safety checker, which is CLIP's;
-# and how the tiny model differs. The tiny one's CLIP space is narrower than its hidden states, to tell the two apart.
+# and how XL and the tiny model differ. The tiny one's CLIP space is narrower than its hidden states, to tell the two
+# apart.
 SHAPES: dict[str, dict[str, Config]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 SD15, TINY = SHAPES["sd15"], SHAPES["tiny"]
 
 
 @clip.quiet_loading()
 def build(size: str, device: torch.device) -> Model:
-    """A model of size "sd15" or "tiny", in the precisions of `loading.load`: always the same on one kind of device."""
+    """A model of size "sd15", "sdxl" or "tiny", in the precisions of `loading.load`.
+
+    Always the same on one kind of device.
+    """
     torch.manual_seed(0)
-    shapes = {part: config | (TINY.get(part, {}) if size == "tiny" else {}) for part, config in SD15.items()}
+    own, is_xl = SHAPES[size], size == "sdxl"
+    shapes = {part: SD15.get(part, {}) | own.get(part, {}) for part in SD15 | own}
     dtype = loading.precision(device)
     tokens, merges = vocabulary()
-    text, vision = shapes["text_encoder"], shapes["vision"]
-    side = vision["image_size"]
-    both = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=vision["projection_dim"])
-    config = transformers.CLIPTextConfig(**text)
+    config = transformers.CLIPTextConfig(**shapes["text_encoder"])
     encoder = _made(transformers.CLIPTextModelWithProjection, config, torch.float32, device)
-    pipeline = diffusers.StableDiffusionPipeline(
+    if is_xl:
+        encoder.text_model = _made(PenultimateTextModel, config, torch.float32, device)
+    tokenizer = transformers.CLIPTokenizer(
+        vocab=tokens, merges=[tuple(pair.split()) for pair in merges], model_max_length=77
+    )
+    pipeline = (diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline)(
         unet=_made(diffusers.UNet2DConditionModel.from_config, shapes["unet"], dtype, device),
-        vae=_made(diffusers.AutoencoderKL.from_config, shapes["vae"], dtype, device),
-        # Its thresholds are all 1, which no cosine exceeds: it flags nothing.
-        safety_checker=_made(StableDiffusionSafetyChecker, both, dtype, device),
+        vae=_made(diffusers.AutoencoderKL.from_config, shapes["vae"], torch.float32 if is_xl else dtype, device),
         text_encoder=loading.in_precision(encoder.text_model, dtype),
-        scheduler=diffusers.PNDMScheduler.from_config(shapes["scheduler"]),
-        tokenizer=transformers.CLIPTokenizer(
-            vocab=tokens, merges=[tuple(pair.split()) for pair in merges], model_max_length=77
-        ),
-        feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side),
+        scheduler=getattr(diffusers, shapes["scheduler"]["_class_name"]).from_config(shapes["scheduler"]),
+        tokenizer=tokenizer,
+        **(_second_encoder if is_xl else _safety_checker)(shapes, tokenizer, dtype, device),
     )
     return Model(
         snapshot=Snapshot(
@@ -77,6 +82,23 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
     ends = ["<|startoftext|>", "<|endoftext|>"]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *words, *ends]
     return {token: i for i, token in enumerate(tokens)}, merges
+
+
+def _safety_checker(shapes: Mapping[str, Config], _: Any, dtype: torch.dtype, device: torch.device) -> Config:
+    """Its thresholds are all 1, which no cosine exceeds: it flags nothing."""
+    vision, side = shapes["vision"], shapes["vision"]["image_size"]
+    text, dim = shapes["text_encoder"], vision["projection_dim"]
+    both = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=dim)
+    checker = _made(StableDiffusionSafetyChecker, both, dtype, device)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side)
+    return {"safety_checker": checker, "feature_extractor": processor}
+
+
+def _second_encoder(shapes: Mapping[str, Config], tokenizer: Any, dtype: torch.dtype, device: torch.device) -> Config:
+    """That of Stable Diffusion XL."""
+    config = transformers.CLIPTextConfig(**shapes["text_encoder_2"])
+    encoder = _made(PenultimateTextModelWithProjection, config, dtype, device)
+    return {"text_encoder_2": encoder, "tokenizer_2": tokenizer, "add_watermarker": False}
 
 
 def _made(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:

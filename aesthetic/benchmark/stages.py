@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..embeddings import embedding
 from ..gradient import Step
 from ..images import metadata
-from ..models.loading import Model
+from ..models.loading import Model, in_precision
 from ..personalizer import Personalizer
 from ..pipeline import conditioning, prompt, sampling, schedulers
 from ..request import Request
@@ -44,7 +44,9 @@ class Stages:
         self.request = with_random_aesthetic(request, model, folder)
         self.target = embedding.load_aesthetic(folder / AESTHETIC).vector.to(model.device)
         self.tokens = prompt.tokenize_prompt(model.pipeline.tokenizer, request.prompt, model.device)
-        self.original = Original(model.pipeline, model.encoder, schedulers.build(request.scheduler, model.scheduler))
+        vae, scheduler = model.pipeline.vae, schedulers.build(request.scheduler, model.scheduler)
+        plain = {"vae": in_precision(vae, model.dtype), "scheduler": scheduler}
+        self.original = Original(model.pipeline_of(type(model.pipeline), **plain), model.encoder, vae)
         # One drawing from end to end gives the inputs of each stage.
         _, [stop] = conditioning.condition(model, Personalizer(model.encoder), self.request, self.target)
         self.conditioning = stop.conditioning
@@ -54,6 +56,8 @@ class Stages:
         self.drawn = service.draw(self.request).images
         ways = {PLAIN: self._plain(), service.speed: self._ours(service)}
         self.ways = {stage: {way: actions[stage] for way, actions in ways.items()} for stage in ways[PLAIN]}
+        if model.safety_checker is None:
+            del self.ways["safety check"]
         self.work = self._work()
 
     def _plain(self) -> Actions:
@@ -92,18 +96,27 @@ class Stages:
         [last] = deque(run, maxlen=1)
         return last.conditioning
 
-    def _step(self, count: int) -> dict[str, Tensor]:
+    def _step(self, count: int) -> dict[str, Any]:
         """The UNet's inputs in a step of the denoising: with guidance, for twice as many images."""
-        latents, both = self.noise[:count], self.conditioning
-        embeds = [both.positive] if self.request.guidance_scale <= 1 else [both.negative, both.positive]
-        return {
-            "sample": latents.repeat(len(embeds), 1, 1, 1),
+        latents, given = self.noise[:count], self.conditioning.arguments
+        ways = [""] if self.request.guidance_scale <= 1 else ["negative_", ""]
+
+        def both(name: str) -> Tensor:
+            return torch.cat([given[way + name].repeat_interleave(count, 0) for way in ways])
+
+        step: dict[str, Any] = {
+            "sample": latents.repeat(len(ways), 1, 1, 1),
             "timestep": torch.tensor(500, device=latents.device),
-            "encoder_hidden_states": torch.cat([one.expand(count, -1, -1) for one in embeds]),
+            "encoder_hidden_states": both("prompt_embeds"),
         }
+        if self.model.is_xl:
+            sizes = latents.new_tensor([self.request.height, self.request.width, 0, 0] * 2)[:6]
+            added = {"text_embeds": both("pooled_prompt_embeds"), "time_ids": sizes.repeat(count * len(ways), 1)}
+            step["added_cond_kwargs"] = added
+        return step
 
     @torch.no_grad()
-    def _unet(self, model: Model, step: Mapping[str, Tensor], steps: int = 10) -> None:
+    def _unet(self, model: Model, step: Mapping[str, Any], steps: int = 10) -> None:
         for _ in range(steps):  # in a row, as in the denoising
             model.pipeline.unet(**step, return_dict=False)
 
@@ -111,8 +124,12 @@ class Stages:
         request = self.request
         # Noise for ancestral samplers comes from the same generators, after the initial noise.
         sources = sampling.generators(request)
+        given = self.conditioning
+        if embeds is not None:
+            given = replace(given, positive=embeds.to(given.positive.dtype))
+        others = given.arguments if self.model.is_xl else {}
         return self.original.denoise(
-            self.conditioning.positive if embeds is None else embeds,
+            others.pop("prompt_embeds", given.positive),
             sampling.starting_noise(self.model, request, sources),
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
@@ -120,6 +137,7 @@ class Stages:
             height=request.height,
             generator=sources,
             output_type=output_type,
+            **others,
         )
 
     def _decoding(self, model: Model) -> list[object]:
@@ -127,8 +145,6 @@ class Stages:
         return [sampling.to_pil(model, image) for image in images if image is not None]
 
     def _check(self, model: Model) -> list[bool]:
-        if model.pipeline.safety_checker is None:
-            return []
         return [sampling.is_unsafe(model, sampling.checker_pixels(model, image)) for image, _ in self.drawn]
 
     def _plain_whole(self) -> tuple[bytes, ...]:
@@ -154,7 +170,7 @@ class Stages:
 
         def of(module: nn.Module, action: Callable[[], object]) -> Work:
             operations = count * roofline.operations(action)
-            return Work(flops=operations, bytes=roofline.bytes_of(module), dtype=parts.dtype)
+            return Work(flops=operations, bytes=roofline.bytes_of(module), dtype=next(module.parameters()).dtype)
 
         unet = of(parts.unet, lambda: self._unet(self.model, self._step(1), 1))
         work = {
@@ -163,7 +179,7 @@ class Stages:
             "denoising": unet.times(self._calls()),
             "decoding": of(parts.vae.decoder, lambda: self.original.decode(self.latents[:1])),
         }
-        if parts.safety_checker is not None:
+        if self.model.safety_checker is not None:
             work["safety check"] = of(parts.safety_checker, lambda: self.original.check(self.images[0]))
         return work
 

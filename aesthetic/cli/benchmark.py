@@ -22,7 +22,7 @@ PROMPT = "the cat the dog the cat the dog"
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags of bench."""
     flag = parser.add_argument
-    flag("--random", choices=["sd15", "tiny"], help="random weights of these shapes, in place of a model")
+    flag("--random", choices=["sd15", "sdxl", "tiny"], help="random weights of these shapes, in place of a model")
     flag("--sizes", type=_size, nargs="+", default=[(512, 512)], metavar="WIDTHxHEIGHT", help="pixels")
     flag("--outputs", type=int, nargs="+", default=[1], metavar="COUNT", help="images at once")
     add_input(parser, "num_inference_steps", "--steps")

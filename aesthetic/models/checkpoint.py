@@ -19,7 +19,8 @@ __all__ = ["CLIP", "OPENAI_SPACE", "Snapshot", "locate", "verified"]
 BASE = "stable-diffusion-v1-5"  # gives a model in a single file its configuration, tokenizer and safety checker
 CLIP = "clip-vit-large-patch14"  # gives all models of the Stable Diffusion 1.x family projection and vision tower
 OPENAI_SPACE = "openai/clip-vit-large-patch14"  # the CLIP space of `CLIP`
-KINDS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # the second has the same parts
+# The second has the same parts as the first. XL's image-to-image pipeline is its refiner's, which has one text encoder.
+KINDS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionXLPipeline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,9 @@ def _require_folder(folder: Path, models: Iterable[str]) -> None:
     except (ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"{index} names no pipeline of diffusers: {error}") from error
     if kind not in KINDS:
-        raise CheckpointError(f"{folder} is a {kind}; Stable Diffusion 1.x or 2.x, a {KINDS[0]}, was expected")
+        raise CheckpointError(
+            f"{folder} is a {kind}; Stable Diffusion 1.x or 2.x, a {KINDS[0]}, or XL, a {KINDS[-1]}, was expected"
+        )
 
 
 def _require(folder: Path, name: str, source: Source) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-__all__ = ["CONVERT", "LORA", "MODEL", "NUMBERED", "SIGNS", "TEXTUAL_INVERSION", "kind_of"]
+__all__ = ["CONVERT", "LORA", "MODEL", "NUMBERED", "SIGNS", "TEXTUAL_INVERSION", "XL", "XL_LORA", "kind_of"]
 
 CONVERT = (
     "only .safetensors files are opened, since a pickle may run any program. If you trust it, convert it on a "
@@ -15,7 +15,8 @@ LORA = "a LoRA: give it as the input lora, beside a model"
 MODEL = "a whole model: give it as AESTHETIC_MODEL"
 NUMBERED = "a LoRA of cloneofsimo's lora, which has numbers in place of the names of layers"
 TEXTUAL_INVERSION = "a textual inversion"
-XL_LORA = "a LoRA for Stable Diffusion XL"
+XL = "Stable Diffusion XL"
+XL_LORA = f"a LoRA for {XL}"
 # Parts of a tensor's name, and the kind of file that has them. The surer signs come first.
 SIGNS = {
     "hada_w": "a LoHa",
@@ -31,7 +32,7 @@ SIGNS = {
     "lora_unet_output_blocks_": XL_LORA,
     "lora_controlnet": "a Control-LoRA",
     "control_model.": "a ControlNet",
-    "conditioner.embedders.": "Stable Diffusion XL",
+    "conditioner.embedders.": XL,
     "cond_stage_model.model.": "Stable Diffusion 2",
     "joint_blocks": "for Stable Diffusion 3",
     "double_blocks": "for Flux",

@@ -2,14 +2,15 @@
 
 Snapshots of the Stable Diffusion 1.x family have neither CLIP projection nor vision tower and use those of OpenAI's
 CLIP. A snapshot with its own (`text_projection.weight` in text_encoder, and image_encoder) has its own CLIP space.
-Stable Diffusion 2.x needs them, since its text encoder is from another CLIP.
+Stable Diffusion 2.x needs them, since its text encoder is from another CLIP. Of Stable Diffusion XL's two text
+encoders, the first is OpenAI's, and is the one that is personalized.
 """
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -30,6 +31,7 @@ from .clip import (
     variant_for,
 )
 from .device import require_kernels
+from .penultimate import PenultimateTextModel, PenultimateTextModelWithProjection
 
 __all__ = ["Model", "in_precision", "load", "precision"]
 
@@ -38,7 +40,9 @@ __all__ = ["Model", "in_precision", "load", "precision"]
 class Model:
     """A snapshot in memory, perhaps with a LoRA. Nothing in it changes after loading.
 
-    pipeline:   diffusers' StableDiffusionPipeline, fp16 on a GPU, fp32 on a CPU; Any, since diffusers is hardly typed.
+    pipeline:   diffusers' StableDiffusionPipeline or StableDiffusionXLPipeline, fp16 on a GPU, fp32 on a CPU; Any,
+                since diffusers is hardly typed. XL's text encoders give the last hidden state but one as the last, and
+                its VAE is in fp32 if it overflows in fp16.
     encoder:    CLIPTextModelWithProjection in fp32, the weights that every personalization starts from.
     scheduler:  the snapshot's own scheduler configuration.
     clip_space: of the projection: a name on the hub, or "clip-" and a digest for the snapshot's own.
@@ -70,6 +74,28 @@ class Model:
     def dim(self) -> int:
         """Dimensions of the CLIP space."""
         return int(self.encoder.text_projection.weight.shape[0])
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether this is Stable Diffusion XL."""
+        return isinstance(self.pipeline, diffusers.StableDiffusionXLPipeline)
+
+    @property
+    def safety_checker(self) -> Any:
+        """The safety checker; None for a model without."""
+        return getattr(self.pipeline, "safety_checker", None)
+
+    def with_parts(self, **parts: Any) -> Self:
+        """This model with other components in its pipeline; the first one's pipeline stays as it is."""
+        return replace(self, pipeline=self.pipeline_of(type(self.pipeline), **parts))
+
+    def pipeline_of(self, kind: Any, **parts: Any) -> Any:
+        """Another pipeline of the model's family, with the same components but for `parts`."""
+        options = {"requires_safety_checker": False}
+        if self.is_xl:
+            empty = self.pipeline.config.force_zeros_for_empty_prompt
+            options = {"force_zeros_for_empty_prompt": empty, "add_watermarker": False}
+        return kind(**{**self.pipeline.components, **parts}, **options)
 
 
 @quiet_loading()
@@ -129,28 +155,36 @@ def in_precision(module: Any, dtype: torch.dtype) -> Any:
 
 def _load_folder(folder: Path, projection: Tensor, device: torch.device) -> tuple[Any, Any]:
     """Encoder and pipeline of a model in diffusers' layout."""
-    text_encoder = load_tower(transformers.CLIPTextModel, folder / "text_encoder")
+    is_xl = "XL" in diffusers.DiffusionPipeline.load_config(folder)["_class_name"]
+    text_encoder = load_tower(PenultimateTextModel if is_xl else transformers.CLIPTextModel, folder / "text_encoder")
     encoder = project(text_encoder, projection, folder / "text_encoder").to(device)
     dtype = precision(device)
     components: dict[str, Any] = {
         "image_encoder": None,  # the pipeline doesn't use the vision tower
         "text_encoder": in_precision(encoder.text_model, dtype),
     }
-    if not (folder / "safety_checker").is_dir():
-        components["safety_checker"] = None
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+    if is_xl:
+        second = load_tower(PenultimateTextModelWithProjection, folder / "text_encoder_2").to(dtype)
+        components |= {"text_encoder_2": second, "add_watermarker": False}
+    else:
+        has_checker = (folder / "safety_checker").is_dir()
+        components |= {"requires_safety_checker": has_checker} | ({} if has_checker else {"safety_checker": None})
+    pipeline = (diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline).from_pretrained(
         folder,
         dtype=dtype,
         variant=variant_for(folder.glob("*/*.safetensors"), dtype),
         use_safetensors=True,
         local_files_only=True,
-        requires_safety_checker="safety_checker" not in components,
         **components,
     )
     if pipeline.feature_extractor is not None:
         pipeline.register_modules(feature_extractor=load_processor(folder / "feature_extractor"))
     for name in ("unet", "vae"):
         _require_weights(getattr(pipeline, name), f"the weights in {folder / name}")
+    if is_xl and pipeline.vae.config.force_upcast:
+        pipeline.vae.float()
+    if pipeline.vae.config.latents_mean is not None:
+        raise CheckpointError(f"the latents of {folder} have a mean (latents_mean in {folder / 'vae'}): not supported")
     return encoder, pipeline.to(device)
 
 

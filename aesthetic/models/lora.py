@@ -27,8 +27,10 @@ def apply_lora(model: Model, path: Path, scale: float) -> Model:
 
     Raises CheckpointError, before anything is copied, if the file does not fit.
     """
-    added = lora_file.load_lora(path)
-    for_unet, for_text = lora_file.fit(added, model.pipeline.unet, model.encoder.text_model)
+    added = lora_file.load_lora(path, is_xl=model.is_xl)
+    second = getattr(model.pipeline, "text_encoder_2", None)  # Stable Diffusion XL's
+    towers = [encoder.text_model for encoder in (model.encoder, second) if encoder is not None]
+    for_unet, for_text, *for_second = lora_file.fit(added, model.pipeline.unet, *towers)
     with_lora = replace(model, lora=added.sha256)
     if scale == 0:
         return with_lora
@@ -36,11 +38,16 @@ def apply_lora(model: Model, path: Path, scale: float) -> Model:
     if for_unet:
         parts["unet"] = _merged(model.pipeline.unet, for_unet, scale)
     if for_text:
-        encoder = _merged(model.encoder, {f"text_model.{name}": pair for name, pair in for_text.items()}, scale)
+        encoder = _merged(model.encoder, _of_encoder(for_text), scale)
         with_lora = replace(with_lora, encoder=encoder)
         parts["text_encoder"] = in_precision(encoder.text_model, model.pipeline.text_encoder.dtype)
-    components = {**model.pipeline.components, **parts}
-    return replace(with_lora, pipeline=type(model.pipeline)(**components, requires_safety_checker=False))
+    if any(for_second):
+        parts["text_encoder_2"] = _merged(second, _of_encoder(for_second[0]), scale)
+    return with_lora.with_parts(**parts)
+
+
+def _of_encoder(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    return {f"text_model.{name}": pair for name, pair in pairs.items()}
 
 
 @torch.no_grad()

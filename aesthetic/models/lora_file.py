@@ -4,7 +4,8 @@
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685. A file names layers
 in one of two ways: lora_unet_, lora_te_ and lora_te1_ with underscores (kohya's scripts, OneTrainer, LyCORIS), or with
-dots (diffusers, peft), where the part of the model, unet. or text_encoder., may be left out.
+dots (diffusers, peft), where the part of the model, unet. or text_encoder., may be left out. For Stable Diffusion XL,
+kohya's have the original code's names of the UNet's layers.
 
 The file is untrusted: its header is checked before weights are read, and `fit` returns factors for layers that the
 model has, without the file's names and notes. diffusers' lora_state_dict is not used, since it loses the alpha of
@@ -15,7 +16,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from ..embeddings import torch_pickle
 from ..errors import CheckpointError, naming_input
-from .file_kind import CONVERT, LORA, NUMBERED, TEXTUAL_INVERSION, kind_of
+from .file_kind import CONVERT, LORA, NUMBERED, TEXTUAL_INVERSION, XL_LORA, kind_of
 
 __all__ = ["Lora", "Pair", "fit", "load_lora"]
 
@@ -42,8 +43,12 @@ KEY = re.compile(  # peft may write the adapter's name, usually "default", after
     r"(?P<layer>.+?)(?:(?:[._]lora\.|\.lora_linear_layer\.|\.lora_)(?P<side>down|up|A|B)(?:\.[^.]+)?\.weight|\.alpha)"
 )
 SIDES = {"down": "down", "A": "down", "up": "up", "B": "up", None: "alpha"}
-# Prefixes of layers' names in the UNet and in the text encoder.
-PREFIXES = ("lora_unet_", "unet.", ""), ("lora_te_", "lora_te1_", "text_encoder.", "")
+# Prefixes of layers' names in the UNet, in the text encoder, and in Stable Diffusion XL's second one.
+PREFIXES = (
+    ("lora_unet_", "unet.", ""),
+    ("lora_te_", "lora_te1_", "text_encoder.", ""),
+    ("lora_te2_", "text_encoder_2."),
+)
 # Parts that the model's own names lack: peft's wrapper, CLIP's of transformers 4, diffusers' processors of 2023.
 WRAPPERS = re.compile(r"base_model\.model\.|text_model[._]|\.processor(?=\.)")
 PICKLED = {  # kinds that start like a pickle and that a conversion would not make readable
@@ -59,9 +64,31 @@ MADE_FOR = {
     2048: "Stable Diffusion XL",
 }
 EXPECTED = "a LoRA in .safetensors was expected, with the names of kohya's scripts, of diffusers or of peft"
-NOTED = ("unet.", "text_encoder.", "")  # parts in diffusers' metadata and names; save_lora_adapter writes no part
+NOTED = (
+    "unet.",
+    "text_encoder.",
+    "text_encoder_2.",
+    "",
+)  # parts in diffusers' metadata and names; save_lora_adapter writes no part
 UNREAD = ("alpha_pattern", "use_rslora", "use_dora")  # settings in diffusers' metadata that are refused
 OLD_NAMES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}  # diffusers' of 2023
+# The original code's names in Stable Diffusion XL's UNet, for layers of a resnet and for those outside of all blocks.
+BLOCK = re.compile(r"(down|mid|up)_blocks?\.(?:(\d)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.+)")
+PLACES = {"resnets": 0, "attentions": 1, "downsamplers": 0, "upsamplers": 2}
+ORIGINAL = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
 
 _short = Repr()
 _short.maxstring = 100  # kohya's names have up to 80 characters
@@ -91,13 +118,16 @@ class Lora:
 
 
 @naming_input("lora")
-def load_lora(path: Path) -> Lora:
-    """The LoRA in a file. Raises CheckpointError, with the kind of the file, for anything else."""
+def load_lora(path: Path, *, is_xl: bool = False) -> Lora:
+    """The LoRA in a file, which may be one for Stable Diffusion XL if `is_xl`.
+
+    Raises CheckpointError, with the kind of the file, for anything else.
+    """
     _require_small(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            _require_lora(names, list(file.get_slice(names[0]).get_shape()) if names else [])
+            _require_lora(names, list(file.get_slice(names[0]).get_shape()) if names else [], is_xl=is_xl)
             layers = _layers(names)
             for sides in layers.values():
                 _require_shapes(file, sides)
@@ -112,14 +142,16 @@ def load_lora(path: Path) -> Lora:
 
 
 @naming_input("lora")
-def fit(lora: Lora, unet: Any, text_encoder: Any) -> tuple[dict[str, Pair], dict[str, Pair]]:
-    """The changes to the UNet and to the text encoder (CLIPTextModel), by the names and in the shapes of their layers.
+def fit(lora: Lora, unet: Any, *text_encoders: Any) -> tuple[dict[str, Pair], ...]:
+    """The changes to the UNet and to text encoders (CLIPTextModel), by the names and in the shapes of their layers.
 
     Raises CheckpointError unless the model has every layer of the file, in the same shape.
     """
-    _require_width(lora, text_encoder.config.hidden_size)
-    places = dict(_places(unet, text_encoder))
-    parts: tuple[dict[str, Pair], dict[str, Pair]] = {}, {}
+    modules = (unet, *text_encoders)
+    widths = [encoder.config.hidden_size for encoder in text_encoders]
+    _require_width(lora, sum(widths), widths)
+    places = dict(_places(modules))
+    parts: tuple[dict[str, Pair], ...] = tuple({} for _ in modules)
     for name, pair in lora.pairs.items():
         part, layer = places.get(WRAPPERS.sub("", name), (None, ""))
         if part is None:
@@ -128,7 +160,7 @@ def fit(lora: Lora, unet: Any, text_encoder: Any) -> tuple[dict[str, Pair], dict
             )
         if layer in parts[part]:
             raise CheckpointError(f"the file changes one layer under two names, the second being {brief(name)}")
-        parts[part][layer] = _fitted(name, pair, (unet, text_encoder)[part].get_submodule(layer).weight)
+        parts[part][layer] = _fitted(name, pair, modules[part].get_submodule(layer).weight)
     return parts
 
 
@@ -156,12 +188,12 @@ def _require_small(path: Path) -> None:
         )
 
 
-def _require_lora(names: list[str], shape: list[int]) -> None:
+def _require_lora(names: list[str], shape: list[int], *, is_xl: bool) -> None:
     """Raise CheckpointError if the names of the tensors, or the shape of the first, show another kind of file."""
     if not 0 < len(names) <= MAX_TENSORS:
         raise CheckpointError(f"the file holds {len(names)} tensors, and a LoRA 2 to {MAX_TENSORS}; {EXPECTED}")
     kind = kind_of(names)
-    if kind not in (None, LORA):
+    if kind not in (None, LORA, *[XL_LORA] * is_xl):
         raise CheckpointError(f"the file is {kind}; {EXPECTED}")
     if names == ["aesthetic"]:
         raise CheckpointError("the file is an aesthetic: give it as aesthetic_embedding_file")
@@ -248,11 +280,14 @@ def _noted_alphas(notes: Mapping[str, str]) -> dict[str, float]:
     return alphas
 
 
-def _places(unet: nn.Module, text_encoder: nn.Module) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Every name that a file may use for a layer, with the part (0: UNet, 1: text encoder) and the layer's own name."""
-    for part, module in enumerate((unet, text_encoder)):
+def _places(modules: Sequence[nn.Module]) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Every name that a file may use for a layer, with the part (0: UNet, then text encoders) and the layer's own."""
+    for part, module in enumerate(modules):
         for layer in [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]:
-            for prefix, spelling in product(PREFIXES[part], _spellings(layer)):
+            spellings = _spellings(layer)
+            if part == 0 and len(modules) > 2:
+                spellings.add(_original(layer))
+            for prefix, spelling in product(PREFIXES[part], spellings):
                 yield prefix + (spelling.replace(".", "_") if prefix.endswith("_") else spelling), (part, layer)
 
 
@@ -262,16 +297,33 @@ def _spellings(layer: str) -> set[str]:
     return {layer, layer.removesuffix(".0"), layer.removesuffix(last) + OLD_NAMES.get(last, last)}
 
 
-def _require_width(lora: Lora, own: int) -> None:
-    """Raise CheckpointError for a LoRA of a model whose text encoder has another width."""
+def _original(layer: str) -> str:
+    """The name of a layer of Stable Diffusion XL's UNet in the original code, where a level has three blocks."""
+    found = BLOCK.fullmatch(layer)
+    if found is None:
+        return ORIGINAL.get(layer, layer)
+    way, level, kind, index, rest = found[1], int(found[2] or 0), found[3], int(found[4]), found[5]
+    if kind == "downsamplers":
+        rest = "op"
+    inner = ORIGINAL.get(rest, rest)
+    if way == "mid":
+        return f"middle_block.{2 * index + PLACES[kind]}.{inner}"
+    number = 3 * level + (2 if kind.endswith("samplers") else index)
+    block = f"input_blocks.{number + 1}" if way == "down" else f"output_blocks.{number}"
+    return f"{block}.{PLACES[kind]}.{inner}"
+
+
+def _require_width(lora: Lora, cross: int, texts: Sequence[int]) -> None:
+    """Raise CheckpointError for a LoRA of a model with text encoders of other widths than `texts`, or another sum."""
     for name, pair in lora.pairs.items():
         is_cross = "attn2" in name and name.endswith(("to_k", "to_v"))
         is_text = "self_attn" in name and name.endswith(("q_proj", "k_proj", "to_q", "to_k"))
         width = pair.down.shape[1]
-        if (is_cross or is_text) and width != own:
+        own = cross if is_cross else texts[0]
+        if (is_cross and width != own) or (is_text and width not in texts):
             raise CheckpointError(
                 f"the file is for {MADE_FOR.get(width, 'another model')}, whose text encoder is {width} wide, "
-                f"and this model's is {own} wide: it needs a LoRA for {MADE_FOR.get(own, 'its own kind')}"
+                f"and this model's is {own} wide: it needs a LoRA for {MADE_FOR.get(cross, 'its own kind')}"
             )
 
 

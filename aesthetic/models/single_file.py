@@ -7,7 +7,7 @@ from reprlib import repr as brief
 import safetensors
 
 from ..errors import CheckpointError, printable
-from .file_kind import CONVERT, MODEL, kind_of
+from .file_kind import CONVERT, MODEL, XL, kind_of
 
 __all__ = ["require_stable_diffusion_1"]
 
@@ -30,7 +30,13 @@ def require_stable_diffusion_1(path: Path) -> None:
     lacking = [part for part, name in NEEDED.items() if name not in shapes]
     kind = kind_of(name for name in shapes if not name.startswith((VAE, TEXT)))
     if lacking and kind not in (None, MODEL):
-        raise CheckpointError(f"{path} is {kind}; Stable Diffusion 1.x was expected")
+        remedy = ""
+        if kind == XL:
+            remedy = (
+                f". With diffusers, StableDiffusionXLPipeline.from_single_file({str(path)!r}).save_pretrained('xl') "
+                "writes a folder that can be given instead"
+            )
+        raise CheckpointError(f"{path} is {kind}; Stable Diffusion 1.x was expected{remedy}")
     if lacking:
         raise CheckpointError(
             f"{path} is not Stable Diffusion 1.x in the original layout: it holds no {' and no '.join(lacking)} "

@@ -18,7 +18,7 @@ from ..errors import DrawingError
 from ..gradient import Step
 from ..models.loading import Model
 from ..request import Request
-from .prompt import Conditioning, encode_prompts
+from .prompt import Conditioning, encode_for
 
 __all__ = ["PersonalizedConditioning", "blend", "condition"]
 
@@ -52,10 +52,7 @@ def condition(
     An empty prompt is not personalized, as in the original code. If the personalization diverges, a sweep ends with the
     stop before; raises DrawingError if it has none.
     """
-    pipeline, long = model.pipeline, request.long_prompt
-    plain = encode_prompts(
-        pipeline.tokenizer, pipeline.text_encoder, request.prompt, request.negative_prompt, model.device, long=long
-    )
+    plain = encode_for(model, request.prompt, request.negative_prompt, long=request.long_prompt)
     if plain.is_empty and target is not None:
         log.warning("The prompt is empty, so there is nothing to personalize")
     if plain.is_empty or target is None:

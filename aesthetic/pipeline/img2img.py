@@ -19,7 +19,16 @@ from ..images.init_image import HALF, InitImage
 from ..models.loading import Model
 from . import schedulers
 
-__all__ = ["Img2ImgPipeline", "InitLatents", "OneDevice", "encode_init_image", "paste_kept_pixels", "run_vae"]
+__all__ = [
+    "FromImage",
+    "Img2ImgPipeline",
+    "InitLatents",
+    "OneDevice",
+    "XLImg2ImgPipeline",
+    "encode_init_image",
+    "paste_kept_pixels",
+    "run_vae",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +55,17 @@ class OneDevice:
         return device
 
 
-class Img2ImgPipeline(OneDevice, diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
-    """diffusers' pipeline with our latents of the image, our noise (equal on every device) and our timesteps."""
+class FromImage(OneDevice):
+    """For diffusers' pipelines: our latents of the image, our noise (equal on every device) and our timesteps."""
+
+    scheduler: Any
 
     def begin(self, start: InitLatents, noise: Tensor, steps: int) -> dict[str, Any]:
         """Set up one call; returns arguments for it. noise: [images, channels, height / f, width / f]; steps: ≥ 1."""
         self.start, self.noise, self.steps = start, noise, steps
         return {"image": start.init_image.image}
 
-    def get_timesteps(self, num_inference_steps: int, *_: object) -> tuple[Tensor, int]:
+    def get_timesteps(self, num_inference_steps: int, *_: object, **__: object) -> tuple[Tensor, int]:
         """The timesteps of the last steps, and their number."""
         self.from_noise = self.steps == num_inference_steps
         self.timesteps = schedulers.skip_to_last(self.scheduler, self.steps)
@@ -77,6 +88,14 @@ class Img2ImgPipeline(OneDevice, diffusers.StableDiffusionImg2ImgPipeline):  # t
         latents = self.start.latents.expand_as(self.noise)
         noisy: Tensor = self.scheduler.add_noise(latents, self.noise, timestep)
         return noisy
+
+
+class Img2ImgPipeline(FromImage, diffusers.StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
+    """That of Stable Diffusion 1.x and 2.x."""
+
+
+class XLImg2ImgPipeline(FromImage, diffusers.StableDiffusionXLImg2ImgPipeline):  # type: ignore[misc]
+    """That of Stable Diffusion XL."""
 
 
 def encode_init_image(model: Model, init: InitImage) -> InitLatents:

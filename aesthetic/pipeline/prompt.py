@@ -6,7 +6,7 @@ own, and the diffusion model is conditioned on the concatenation of all.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,16 @@ from ..errors import DrawingError
 from ..gradient import Step
 from ..models.loading import Model
 
-__all__ = ["Conditioning", "Tokens", "embed", "encode", "encode_prompts", "tokenize_prompt", "warn_of_truncation"]
+__all__ = [
+    "Conditioning",
+    "Tokens",
+    "embed",
+    "encode",
+    "encode_for",
+    "encode_prompts",
+    "tokenize_prompt",
+    "warn_of_truncation",
+]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +57,9 @@ class Conditioning:
     empty:              [1, 77, hidden]: that of an empty prompt.
     tokens:             of the positive prompt.
     is_empty:           whether the positive prompt has no tokens.
+    pooled:             text embeddings [1, dim] of the first chunk of positive and negative prompt, if the text encoder
+                        has a projection.
+    second:             that of Stable Diffusion XL's second text encoder, which is not personalized.
     """
 
     positive: Tensor
@@ -55,6 +67,20 @@ class Conditioning:
     empty: Tensor
     tokens: Tokens
     is_empty: bool
+    pooled: tuple[Tensor, Tensor] | None = None
+    second: "Conditioning | None" = None
+
+    @property
+    def arguments(self) -> dict[str, Tensor]:
+        """For a call of the pipeline."""
+        if self.second is None or self.second.pooled is None:
+            return {"prompt_embeds": self.positive, "negative_prompt_embeds": self.negative}
+        return {
+            "prompt_embeds": torch.cat([self.positive, self.second.positive], -1),
+            "negative_prompt_embeds": torch.cat([self.negative, self.second.negative], -1),
+            "pooled_prompt_embeds": self.second.pooled[0],
+            "negative_pooled_prompt_embeds": self.second.pooled[1],
+        }
 
     def personalized(self, step: Step, remedy: str) -> Tensor:
         """The positive conditioning after a step of the personalization: [1, m × 77, hidden] in the step's precision.
@@ -106,6 +132,26 @@ def _chunk_end(tokens: Sequence[str], room: int) -> int:
     return next(phrase_ends, None) or next(word_ends, room)
 
 
+def encode_for(model: Model, prompt: str, negative_prompt: str, *, long: bool) -> Conditioning:
+    """The conditioning of two prompts for a model; logs truncated text. Raises RequestError as `tokenize_prompt` does.
+
+    Stable Diffusion XL has learned zeros for a blank negative prompt, if its configuration says so.
+    """
+    parts, device = model.pipeline, model.device
+    first = encode_prompts(parts.tokenizer, parts.text_encoder, prompt, negative_prompt, device, long=long)
+    if not model.is_xl:
+        return first
+    texts = (tokenize_prompt(parts.tokenizer_2, text, device, long=long) for text in (prompt, negative_prompt, ""))
+    second = encode(parts.text_encoder_2, *texts)
+    if not negative_prompt and parts.config.force_zeros_for_empty_prompt:
+        assert second.pooled is not None
+        positive, pooled = second.pooled
+        zeros = torch.zeros_like
+        second = replace(second, negative=zeros(second.negative), pooled=(positive, zeros(pooled)))
+        first = replace(first, negative=zeros(first.negative))
+    return replace(first, second=second)
+
+
 def encode_prompts(
     tokenizer: Any, text_encoder: Any, prompt: str, negative_prompt: str, device: torch.device, *, long: bool
 ) -> Conditioning:
@@ -128,19 +174,23 @@ def encode(text_encoder: Any, positive: Tokens, negative: Tokens, empty: Tokens)
            guidance needs both of equal length.
     """
 
-    def hidden(tokens: Tokens) -> Tensor:
+    def read(tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Hidden states of all chunks, and the pooled embedding of the first."""
         # One by one: the last bits of results may depend on the batch size.
-        return torch.cat([text_encoder(chunk).last_hidden_state for chunk in tokens.input_ids.unsqueeze(1)])
+        outputs = [text_encoder(chunk) for chunk in tokens.input_ids.unsqueeze(1)]
+        return torch.cat([one.last_hidden_state for one in outputs]), getattr(outputs[0], "text_embeds", None)
 
-    nothing = hidden(empty)
-    other = nothing if torch.equal(negative.input_ids, empty.input_ids) else hidden(negative)
+    nothing, pooled_nothing = read(empty)
+    is_blank = torch.equal(negative.input_ids, empty.input_ids)
+    (hidden, pooled), (other, other_pooled) = read(positive), (nothing, pooled_nothing) if is_blank else read(negative)
     length = max(positive.input_ids.numel(), negative.input_ids.numel())
     return Conditioning(
-        positive=_join(hidden(positive), positive.weights, nothing, length),
+        positive=_join(hidden, positive.weights, nothing, length),
         negative=_join(other, negative.weights, nothing, length),
         empty=nothing,
         tokens=positive,
         is_empty=torch.equal(positive.input_ids, empty.input_ids),
+        pooled=None if pooled is None or other_pooled is None else (pooled, other_pooled),
     )
 
 

@@ -2,97 +2,136 @@
 
     pipe(**prompt_embeds(pipe, "a castle", "fantasy", steps=5), num_inference_steps=20)
 
-The pipeline is not changed: the result is the tensors that it takes in place of prompts.
+The pipeline is not changed: the result is the tensors that it takes in place of prompts. Its own `encode_prompt` makes
+them, from personalized copies of its CLIP text encoders.
 """
 
-import copy
-from pathlib import Path
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
-from accelerate.hooks import remove_hook_from_module
+import torch
 from torch import Tensor
 
 from .. import gradient
-from ..embeddings.embedding import Aesthetic, require_fit, unit
-from ..embeddings.resolve import load_aesthetic
-from ..models import clip
-from ..models.checkpoint import OPENAI_SPACE
+from ..errors import DrawingError
+from ..gradient import Step
 from .prompt import encode_prompts
+from .text_encoders import Source, Target, clip_encoders, exchanged, projected_copy, targets
 
 __all__ = ["prompt_embeds"]
+
+log = logging.getLogger(__name__)
 
 
 def prompt_embeds(
     pipe: Any,
     prompt: str,
-    aesthetic: Aesthetic | str | Path | Tensor,
+    aesthetic: Source | Sequence[Source],
     *,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     steps: int = 10,
     lr: float = 1e-4,
     projection: Tensor | None = None,
     long_prompt: bool = False,
+    **options: Any,
 ) -> dict[str, Tensor]:
     """The arguments that replace prompt and negative_prompt in a call of `pipe`, personalized towards `aesthetic`.
 
-    pipe:       any diffusers pipeline with one CLIP text encoder, such as all of the Stable Diffusion 1.x family.
-    aesthetic:  an Aesthetic, a name or a path as in `load_aesthetic`, or a vector [1, dim] of any length.
+    pipe:       a diffusers pipeline with one or more CLIP text encoders: Stable Diffusion 1, 2, XL and 3, FLUX, and
+                those for img2img, inpainting and ControlNet of each.
+    aesthetic:  an Aesthetic, a name or a path as in `load_aesthetic`, or a vector [1, dim] of any length. Each is of
+                one CLIP space: give one for each text encoder that shall be personalized. The log says which were.
     steps, lr:  as in `gradient.personalize`; 0 steps, or an empty prompt, give the pipeline's own encoding.
-    projection: CLIP's text projection [dim, hidden]; None takes that of OpenAI's CLIP ViT-L/14, if downloaded.
+    projection: CLIP's text projection [dim, hidden], for an encoder without one of its own; None takes that of OpenAI's
+                CLIP ViT-L/14, if downloaded.
     long_prompt: read both prompts in chunks, with weights as in (red:1.3), as `tokenize_prompt` does, instead of one
-                chunk of each.
+                chunk of each. For Stable Diffusion 1 and 2.
+    options:    of the pipeline's `encode_prompt`, such as prompt_2 or clip_skip.
 
-    Returns prompt_embeds and negative_prompt_embeds, [1, tokens, hidden] each, on the pipeline's device and in its
-    precision. The negative prompt is encoded by the untouched encoder.
+    Returns the tensors of the pipeline's `encode_prompt` by their names in a call, on its device and in its precision:
+    prompt_embeds [1, tokens, hidden], and negative_prompt_embeds, pooled_prompt_embeds [1, dim] and
+    negative_pooled_prompt_embeds where it has them. The negative prompt is encoded by the untouched encoders.
 
     Not for use inside torch.inference_mode. Raises CheckpointError if no projection is given or downloaded;
-    EmbeddingError if the aesthetic is of another CLIP space (a given projection is known by its dimensions and digest);
-    ValueError if the projection does not fit text encoder and vector, if that has no direction, or if steps or lr are
-    negative; RequestError if a weight can't be read; DrawingError if the personalization diverges; and what
-    `load_aesthetic` raises.
+    EmbeddingError if an aesthetic fits none of the encoders (a projection in memory is known by its dimensions and
+    digest); ValueError for a pipeline without a CLIP text encoder, if projection, text encoder and vector do not belong
+    together, if a vector has no direction, or if steps or lr are negative; RequestError if a weight can't be read;
+    DrawingError if the personalization diverges; and what `load_aesthetic` raises.
     """
     if steps < 0 or not lr >= 0:
         raise ValueError(f"steps and lr must be 0 or more, not {steps} and {lr}")
-    device = pipe._execution_device  # also if the text encoder is offloaded
+    encoders, is_plain = clip_encoders(pipe), steps == 0 or not prompt.strip()
+    sources = [] if is_plain else [aesthetic] if isinstance(aesthetic, Source) else aesthetic
+    found = targets(encoders, sources, projection)
+    personalize = partial(_personalize, steps=steps, lr=lr)
+    if long_prompt:
+        if len(encoders) > 1 or options:
+            raise ValueError(f"long_prompt is for one text encoder, and takes no options: {[*encoders, *options]}")
+        return _long(pipe, prompt, negative_prompt or "", found, personalize)
+    plain, tokens = _encode(pipe, encoders, prompt, negative_prompt, options)
+    for name in encoders.keys() - found.keys() if found else ():
+        log.info("%s stays as it is: no aesthetic of its CLIP space was given", name)
+    copies = {name: personalize(name, encoders[name], tokens[name], target)[0] for name, target in found.items()}
+    if copies:
+        moved, _ = _encode(exchanged(pipe, copies), copies, prompt, negative_prompt, options)
+        plain |= {name: moved[name].to(plain[name].dtype) for name in plain if not name.startswith("negative")}
+    if not all(tensor.isfinite().all() for tensor in plain.values()):
+        raise DrawingError(f"the personalization diverged: lower lr ({lr}) or steps ({steps})")
+    return plain
+
+
+def _encode(
+    pipe: Any, encoders: Mapping[str, Any], prompt: str, negative_prompt: str | None, options: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the pipeline's `encode_prompt` returns, by name, and the tokens [1, 77] that it gives each text encoder."""
+    names = inspect.signature(pipe.encode_prompt).parameters
+    if negative_prompt is not None and "negative_prompt" not in names:
+        raise ValueError(f"{type(pipe).__name__} encodes negative prompts by themselves: call prompt_embeds for it")
+    given: dict[str, Any] = {"prompt": prompt, "prompt_2": None, "prompt_3": None, "negative_prompt": negative_prompt}
+    given |= {"device": pipe._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    inputs = {name: value for name, value in given.items() if name in names}
+    with ExitStack() as stack, torch.no_grad():
+        tokens = {name: stack.enter_context(_seen_tokens(getattr(pipe, name))) for name in encoders}
+        found = pipe.encode_prompt(**{**inputs, **options})
+    tensors = dict(zip([name for name in names if name.endswith("prompt_embeds")], found, strict=False))
+    return tensors, {name: first for name, [first, *_] in tokens.items()}
+
+
+@contextmanager
+def _seen_tokens(encoder: Any) -> Iterator[list[Tensor]]:
+    """Collects what a text encoder is called with: the prompt's tokens come first."""
+    seen: list[Tensor] = []
+    handle = encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _personalize(name: str, encoder: Any, tokens: Tensor, target: Target, *, steps: int, lr: float) -> tuple[Any, Step]:
+    """A personalized copy of a text encoder, and its last step. Logs the similarity before and after."""
+    copied = projected_copy(encoder, target.projection).to(tokens.device)
+    first, *_, last = gradient.personalize(copied, tokens, target.vector.to(tokens.device), steps=steps, lr=lr)
+    log.info(
+        "%s: similarity to %s %.4f before, %.4f after %d steps",
+        *(name, target.name, first.similarity.mean().item(), last.similarity.mean().item(), steps),
+    )
+    return copied if isinstance(copied, type(encoder)) else copied.text_model, last
+
+
+def _long(
+    pipe: Any, prompt: str, negative: str, found: Mapping[str, Target], personalize: Callable[..., tuple[Any, Step]]
+) -> dict[str, Tensor]:
+    """Both prompts in chunks, which the pipeline's own `encode_prompt` does not read."""
     # A textual inversion of several vectors becomes as many tokens.
-    prompt, negative_prompt = pipe.maybe_convert_prompt([prompt, negative_prompt], pipe.tokenizer)
-    plain = encode_prompts(pipe.tokenizer, pipe.text_encoder, prompt, negative_prompt, device, long=long_prompt)
+    prompt, negative = pipe.maybe_convert_prompt([prompt, negative], pipe.tokenizer)
+    plain = encode_prompts(pipe.tokenizer, pipe.text_encoder, prompt, negative, pipe._execution_device, long=True)
     positive = plain.positive
-    if steps > 0 and not plain.is_empty:
-        weight = clip.read_projection() if projection is None else projection
-        vector = aesthetic if isinstance(aesthetic, Tensor) else _fitting(aesthetic, weight, projection is None)
-        encoder = _projected_copy(pipe.text_encoder, weight, vector).to(device)
-        target = unit(vector).to(device)
-        *_, last = gradient.personalize(encoder, plain.tokens.input_ids, target, steps=steps, lr=lr)
-        positive = plain.personalized(last, f"lr ({lr}) or steps ({steps})").to(positive.dtype)
+    for name, target in found.items():
+        _, last = personalize(name, pipe.text_encoder, plain.tokens.input_ids, target)
+        positive = plain.personalized(last, "lr or steps").to(positive.dtype)
     return {"prompt_embeds": positive, "negative_prompt_embeds": plain.negative}
-
-
-def _fitting(aesthetic: Aesthetic | str | Path, projection: Tensor, is_openai: bool) -> Tensor:
-    """The vector [1, dim] of an aesthetic of the projection's CLIP space. Raises EmbeddingError."""
-    found = aesthetic if isinstance(aesthetic, Aesthetic) else load_aesthetic(aesthetic)
-    if is_openai:
-        clip_space = OPENAI_SPACE
-    else:
-        clip_space = clip.name_clip_space(projection.detach().float().cpu())
-        if found.clip_space is None or not found.clip_space.startswith("clip-"):
-            clip_space = found.clip_space or clip_space  # a hub's name, which a projection does not have
-    require_fit(found, clip_space=clip_space, dim=len(projection))
-    return found.vector
-
-
-def _projected_copy(text_encoder: Any, projection: Tensor, aesthetic: Tensor) -> Any:
-    """A copy of a text encoder in fp32 with CLIP's projection on top, as `gradient.personalize` takes it."""
-    dim, hidden = projection.shape
-    if hidden != text_encoder.config.hidden_size or aesthetic.shape != (1, dim):
-        raise ValueError(
-            f"the text encoder is {text_encoder.config.hidden_size} wide, the projection is {dim} × {hidden} "
-            f"and the aesthetic {list(aesthetic.shape)}: they don't belong together"
-        )
-    if not aesthetic.isfinite().all() or not aesthetic.any():
-        raise ValueError("the aesthetic must be finite, and not zero")
-    # Removing accelerate's hooks brings back the weights of an offloaded text encoder, in the copy only.
-    copied = remove_hook_from_module(copy.deepcopy(text_encoder), recurse=True).float()
-    encoder = clip.project(copied, projection)
-    encoder.text_model.requires_grad_(True)
-    return encoder

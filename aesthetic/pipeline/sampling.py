@@ -7,7 +7,7 @@ each prediction gets a scheduler of its own.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +66,17 @@ class Txt2ImgPipeline(img2img.OneDevice, diffusers.StableDiffusionPipeline):  # 
     """diffusers' pipeline, which the service never offloads."""
 
 
+class XLTxt2ImgPipeline(img2img.OneDevice, diffusers.StableDiffusionXLPipeline):  # type: ignore[misc]
+    """The same of Stable Diffusion XL."""
+
+
+# Text to image, and image to image; for Stable Diffusion XL or not.
+PIPELINES: Mapping[bool, tuple[Any, Any]] = {
+    False: (Txt2ImgPipeline, img2img.Img2ImgPipeline),
+    True: (XLTxt2ImgPipeline, img2img.XLImg2ImgPipeline),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """An image, its place in the batch, and whether the safety checker blocks it."""
@@ -91,7 +102,7 @@ def sample(
     """
     with stopwatch("denoise"):
         latents = denoise(model, conditioning, request, init)
-    is_checked = not request.disable_safety_checker and model.pipeline.safety_checker is not None
+    is_checked = not request.disable_safety_checker and model.safety_checker is not None
     decoded: list[tuple[int, Image.Image, Future[Tensor] | None]] = []
     for index, image in _images(model, latents, init, stopwatch):
         ready(index, image)
@@ -167,20 +178,16 @@ def _denoise(
 ) -> Tensor:
     """The latents of one batch, which has one source of noise for each image."""
     scheduler = schedulers.on_cpu(schedulers.build(request.scheduler, model.scheduler, eta=request.ddim_eta))
-    components = {**model.pipeline.components, "scheduler": scheduler}
     noise = starting_noise(model, request, sources)
-    pipeline: Any
+    pipeline = model.pipeline_of(PIPELINES[model.is_xl][init is not None], scheduler=scheduler)
     if init is not None:
-        pipeline = img2img.Img2ImgPipeline(**components, requires_safety_checker=False)
         given = pipeline.begin(init, noise, request.img2img_steps)
     else:
-        pipeline = Txt2ImgPipeline(**components, requires_safety_checker=False)
         given = {"latents": noise, "width": request.width, "height": request.height}
     # diffusers passes `disable` to tqdm, which then ignores the environment.
     pipeline.set_progress_bar_config(desc=title, disable=bool(os.environ.get("TQDM_DISABLE")))
     latents: Tensor = pipeline(
-        prompt_embeds=conditioning.positive,
-        negative_prompt_embeds=conditioning.negative,
+        **conditioning.arguments,
         num_images_per_prompt=len(sources),
         generator=list(sources),
         num_inference_steps=request.num_inference_steps,
@@ -196,7 +203,7 @@ def _denoise(
 def _after_step(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The callback that diffusers calls after each step. The returned tensors replace the pipeline's."""
     check()
-    if isinstance(pipeline, img2img.Img2ImgPipeline):
+    if isinstance(pipeline, img2img.FromImage):
         return pipeline.restore_kept_latents(step, timestep, tensors)
     return {}
 

@@ -17,6 +17,7 @@ from aesthetic.acceleration import fast_personalizer
 from aesthetic.acceleration.cuda_graphs import Graph, Result
 from aesthetic.acceleration.fast_personalizer import FastPersonalizer, Parameters, TrainedEncoder, supports
 from aesthetic.gradient import Step, similarity
+from aesthetic.models.penultimate import PenultimateTextModel
 from aesthetic.personalizer import Personalizer
 from tests.acceleration.recorder import EagerRecorder
 from tests.original import difference
@@ -230,6 +231,19 @@ def test_encoders_of_other_shapes_take_the_plain_loop(name: str, value: Any) -> 
         for run in (FastPersonalizer(other, EagerRecorder()), Personalizer(other))
     )
     assert torch.equal(ours.conditioning, theirs.conditioning)
+
+
+def test_stable_diffusion_xl_is_conditioned_on_the_state_before_the_last_layer() -> None:
+    xl, plain = make(), encoder()
+    weights, xl.text_model = xl.text_model.state_dict(), PenultimateTextModel(xl.config).requires_grad_(False)
+    xl.text_model.load_state_dict(weights)
+    ours, theirs, others = (
+        last(run(prompt(7), target(), steps=1, lr=1e-3))
+        for run in (FastPersonalizer(xl, DirectRecorder()), Personalizer(xl), Personalizer(plain))
+    )
+    assert torch.allclose(ours.similarity, others.similarity, rtol=0, atol=1e-6)
+    assert difference(ours.conditioning, theirs.conditioning) < 1e-5
+    assert difference(ours.conditioning, others.conditioning) > 0.1
 
 
 def test_a_long_prompt_in_chunks_with_another_gelu() -> None:

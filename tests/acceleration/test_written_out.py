@@ -27,7 +27,18 @@ UNETS: dict[str, dict[str, Any]] = {
     "Stable Diffusion 2": {"attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True},
     "the demo": {"in_channels": 8, "out_channels": 8, "layers_per_block": (2, 1), "block_out_channels": (64, 96)},
     "two transformers": {"transformer_layers_per_block": 2},
+    "Stable Diffusion XL": {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (1, 2),
+        "transformer_layers_per_block": (1, 3),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+    },
 }
+ADDED = {"text_embeds": torch.randn(2, 16), "time_ids": torch.tensor([[64.0, 96, 0, 0, 64, 96], [128, 1, 2, 3, 4, 5]])}
 
 
 def random_(part: Any) -> Any:
@@ -49,8 +60,10 @@ def test_a_unet_equals_diffusers(kind: str) -> None:
     sample, embeds = torch.randn(2, unet.config.in_channels, 4, 6, device=DEVICE), torch.randn(2, 5, 24, device=DEVICE)
     timestep, ours = torch.tensor(500.0, device=DEVICE), Unet(nhwc(unet))
     assert not Unet.unknown(unet)
-    noise = ours(sample, timestep, ours.words(embeds))
-    assert difference(noise, unet(sample, timestep, embeds, return_dict=False)[0]) < 1e-5
+    added = {name: one.to(DEVICE) for name, one in ADDED.items() if "XL" in kind}
+    noise = ours(sample, timestep, *ours.prepare(embeds, *added.values()))
+    theirs = unet(sample, timestep, embeds, added_cond_kwargs=added, return_dict=False)[0]
+    assert difference(noise, theirs) < 1e-5
 
 
 def test_latents_that_do_not_halve_evenly_are_refused() -> None:
@@ -77,6 +90,7 @@ def test_a_decoder_equals_diffusers(options: dict[str, Any]) -> None:
             {"down_block_types": ("AttnDownBlock2D", "DownBlock2D")},
             "{'down_block_types': ('AttnDownBlock2D', 'DownBlock2D')}",
         ),
+        ({"addition_embed_type": "text", "cross_attention_dim": 64}, "{'addition_embed_type': 'text'}"),
         ({"class_embed_type": "timestep", "act_fn": "gelu"}, "{'act_fn': 'gelu', 'class_embed_type': 'timestep'}"),
     ],
 )

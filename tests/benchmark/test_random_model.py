@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from aesthetic.acceleration.fast_personalizer import supports
+from aesthetic.acceleration.unet import Unet
 from aesthetic.benchmark import random_model
 from aesthetic.embeddings.registry import Registry
 from aesthetic.models.loading import Model
@@ -29,6 +31,21 @@ def test_the_tiny_model_is_built_as_it_would_be_loaded(model: Model) -> None:
     for module in (built.encoder, built.pipeline.unet, built.pipeline.vae, built.pipeline.safety_checker):
         assert not module.training
         assert not any(weight.requires_grad for weight in module.parameters())
+
+
+def test_stable_diffusion_xl_has_as_many_weights_as_the_published_one() -> None:
+    built = random_model.build("sdxl", torch.device("meta"))
+    parts = {name: getattr(built.pipeline, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    assert {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()} == {
+        "unet": 2_567_463_684,
+        "vae": 83_653_863,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+    }
+    assert built.is_xl
+    assert built.encoder.text_model is parts["text_encoder"]
+    assert not Unet.unknown(parts["unet"])
+    assert supports(built.encoder)
 
 
 def test_it_draws(quick: Request) -> None:

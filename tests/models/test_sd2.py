@@ -249,7 +249,10 @@ def test_pipelines_of_ones_own_take_its_projection(service: Service, plain: Stab
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({"_class_name": "StableDiffusionXLPipeline"}, "is a StableDiffusionXLPipeline; Stable Diffusion 1.x or 2.x"),
+        (
+            {"_class_name": "FluxPipeline"},
+            "is a FluxPipeline; Stable Diffusion 1.x or 2.x, a Stab",
+        ),
         ({"_class_name": "StableDiffusionInpaintPipeline"}, "is a StableDiffusionInpaintPipeline; "),
         ({"_class_name": "StableDiffusionDepth2ImgPipeline"}, "is a StableDiffusionDepth2ImgPipeline; "),
         ({"_class_name": ["x"]}, r"is a \['x'\]; "),
