@@ -51,31 +51,31 @@ def _measure(model: str, count: int, images: int) -> dict[str, float]:
     from aesthetic.cluster.workers import Cluster, work
     from aesthetic.models import checkpoint
 
-    outcomes: list[tuple[float, int, float]] = []  # when it came, by which worker, after how many seconds
-    drawn = work(_draw, range(count * images), model=checkpoint.locate(model), cluster=Cluster(workers=count))
-    for _, outcome in drawn:
-        assert isinstance(outcome, tuple), outcome
-        outcomes.append((time.perf_counter(), *outcome))
-    firsts = {worker: moment for moment, worker, _ in reversed(outcomes)}
-    assert len(firsts) == count, f"{len(firsts)} of {count} workers drew"
-    start, end = max(firsts.values()), outcomes[-1][0]
-    counted = [seconds for moment, _, seconds in outcomes if moment > start]
+    items = work(_draw, range(count * images), model=checkpoint.locate(model), cluster=Cluster(workers=count))
+    drawn = [outcome for _, outcome in items if isinstance(outcome, tuple)]
+    ends: dict[int, list[float]] = {}
+    for worker, _, end in drawn:
+        ends.setdefault(worker, []).append(end)
+    assert len(ends) == count, f"{len(ends)} of {count} workers drew"
+    first, last = max(map(min, ends.values())), max(map(max, ends.values()))
+    counted = [(max(start, first), end) for _, start, end in drawn if end > first]
+    inside = sum(end - start for start, end in counted)
     return {
-        "images/s": len(counted) / (end - start),
-        "prediction": statistics.median(counted),
-        "share of Ray": 1 - sum(counted) / (end - start) / count,
+        "images/s": len(counted) / (last - first),
+        "prediction": statistics.median(end - start for _, start, end in drawn),
+        "share of Ray": 1 - inside / (last - first) / count,
     }
 
 
-def _draw(service: Any, index: int) -> tuple[int, float]:
-    """Draw an image in a worker, with all that a batch does but the writing."""
+def _draw(service: Any, index: int) -> tuple[int, float, float]:
+    """Draw an image in a worker, with all that a batch does but the writing: which process, and from when to when."""
     from aesthetic.cluster.files import open_url
     from aesthetic.cluster.prediction import predict
 
-    start = time.perf_counter()
+    start = time.time()  # which processes share
     made = predict(service, {**INPUTS, "seed": index}, open_url)
     assert made.error is None, made.error
-    return os.getpid(), time.perf_counter() - start
+    return os.getpid(), start, time.time()
 
 
 def _show(found: list[dict[str, float]]) -> None:
