@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 import socket
+import sys
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -14,19 +15,23 @@ from .arguments import add_ckpt
 if TYPE_CHECKING:
     from ..cluster.workers import Cluster
 
+ADDRESS = "of a Ray cluster, as HOST:6379, or auto on one of its nodes; blank: this machine alone"
+
 __all__ = ["add_batch", "add_cluster", "add_serve", "batch", "cluster", "require_ray", "serve"]
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where to work."""
     flag = parser.add_argument
-    flag("--address", help="of a Ray cluster, as auto or ray://HOST:10001; blank: this machine alone")
+    flag("--address", help=ADDRESS)
     flag("--workers", type=int, metavar="COUNT", help="blank: one for each GPU, or without GPUs for each machine")
 
 
 def cluster(options: argparse.Namespace) -> "Cluster":
-    """Where the flags say to work. Raises SettingError if Ray is not installed."""
+    """Where the flags say to work. Raises RequestError, and SettingError if Ray is not installed."""
     require_ray(options)
+    if options.workers is not None and options.workers < 1:
+        raise RequestError(f"--workers must be 1 or more, not {options.workers}")
     from ..cluster.workers import Cluster
 
     return Cluster(address=options.address, workers=options.workers)
@@ -69,7 +74,7 @@ def batch(options: argparse.Namespace) -> None:
     try:
         found = batch.run(lines, requests, out, model=model, cluster=cluster(options))
     except KeyboardInterrupt:
-        print(f"Stopped: the same command continues in {options.outdir}")
+        print(f"Stopped: the same command continues in {options.outdir}", file=sys.stderr)
         raise
     print(f"{found.succeeded} requests succeeded with {found.images} images, {found.failed} failed.")
     print(f"Drawn now: {found.drawn} images in {found.seconds:.0f} s, {found.drawn / found.seconds:.2f} images/s")
@@ -90,7 +95,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         help="as 4, or 1-4 to follow the queue; auto: one for each GPU",
     )
     flag("--queue", type=int, default=100, help="predictions to take at once, waiting or being drawn; others get 503")
-    flag("--address", help="of a Ray cluster, as auto or ray://HOST:10001; blank: this machine alone")
+    flag("--address", help=ADDRESS)
     add_ckpt(parser)
 
 

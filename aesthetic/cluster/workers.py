@@ -17,7 +17,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
-from ..errors import DrawingError, RequestError, SettingError
+from ..errors import DrawingError, SettingError
 from ..models import checkpoint
 from ..service import Service
 from ..settings import silence_libraries
@@ -62,10 +62,8 @@ def connected(cluster: Cluster) -> Iterator[None]:
 def shares(workers: int | None) -> tuple[int, dict[str, Any]]:
     """How many workers to start, and what each takes of the cluster: a GPU, or its part of the cores.
 
-    Raises RequestError, and SettingError if the cluster has neither.
+    Raises SettingError if the cluster has neither.
     """
-    if workers is not None and workers < 1:
-        raise RequestError(f"--workers must be 1 or more, not {workers}")
     if gpus := int(ray.cluster_resources().get("GPU", 0)):
         return workers or gpus, {"num_gpus": 1}
     cores = [int(node["Resources"]["CPU"]) for node in ray.nodes() if node["Resources"].get("CPU")]
