@@ -26,6 +26,11 @@ hypothesis.settings.load_profile("here")
 TEST_DATA = Path(os.environ.get("TEST_DATA") or "none")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests together, in their order: script/mutants names the tests it wants in any order."""
+    items.sort(key=lambda item: item.reportinfo()[:2])
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for AESTHETIC_HOME; tests don't change it."""

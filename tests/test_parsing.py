@@ -99,9 +99,9 @@ def test_invalid_weights_are_refused(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["(" * 2000, "(a" * 1000, "(:" * 1000, "\\(" * 1000, "(" + "\\" * 1999, ":1 " * 666])
 def test_hostile_prompts_take_no_time(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     parse_weights(text)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 @given(st.text(alphabet="a (:1.)\\", max_size=30))

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from aesthetic.cli.main import COMMANDS, main
+from aesthetic.cli.evaluate import PROMPTS
+from aesthetic.cli.main import COMMANDS, _parser, main
 from aesthetic.embeddings import embedding
 from aesthetic.images import metadata
 from aesthetic.models import clip, loading
@@ -439,6 +440,37 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
             main([command, "--help"])
         assert exit_.value.code == 0
         assert "(default: None)" not in capsys.readouterr().out
+
+
+NEEDED = {"sweep": "--aesthetics x", "embed": "x -o y", "convert": "x -o y", "recipe": "x"}
+# Those of Request, but for these. txt2img's are the original script's.
+DEFAULTS: dict[str, dict[str, object]] = {
+    "txt2img": {"num_outputs": 3, "n_iter": 2, "seed": 42, "scheduler": None, "outdir": "outputs/txt2img-samples"},
+    "sweep": {"steps": [0, 2, 5, 10, 20], "seed": 42, "output": "sweep.png", "aesthetics": ["x"]},
+    "evaluate": {
+        "steps": [0, 1, 2, 3, 5, 10, 20],
+        "seeds": 4,
+        "seed": 42,
+        "prompts": str(PROMPTS),
+        "outdir": "outputs/evaluation",
+    },
+    "bench": {"sizes": [(512, 512)], "outputs": [1], "repeats": 5},
+    "embeddings": {"num_inference_steps": 20},
+    "embed": {"images": "x", "output": "y"},
+    "convert": {"aesthetic": "x", "output": "y"},
+    "recipe": {"image": "x"},
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_flag_that_is_not_given_has_its_default(command: str) -> None:
+    options = vars(_parser().parse_args([command, *NEEDED.get(command, "").split()]))
+    assert options.pop("run") == COMMANDS[command][1]
+    expected = {name: FIELDS[name].default for name in options.keys() & FIELDS.keys()} | DEFAULTS.get(command, {})
+    found = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    assert {name: value for name, value in found.items() if value} == {
+        name: value for name, value in expected.items() if value
+    }
 
 
 def test_txt2img_has_a_flag_for_each_input(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,10 +47,10 @@ def test_all_published_embeddings_load(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(768,), (1, 768)])
+@pytest.mark.parametrize("shape", [(768,), (1, 768), (1,), (8192,)])
 def test_any_float_type_and_either_shape_load(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     vector = embedding.load_aesthetic(saved(tmp_path / "a.pt", torch.randn(shape).to(dtype))).vector
-    assert vector.shape == (1, 768)
+    assert vector.shape == (1, shape[-1])
     assert vector.dtype == torch.float32
     assert vector.norm().item() == pytest.approx(1, abs=1e-6)
 
@@ -100,6 +100,7 @@ class Bomb:
         (torch.randn(2, 768), "a tensor [2, 768]"),
         (torch.tensor(1.0), "a tensor []"),
         (torch.randn(0), "a tensor [0]"),
+        (torch.randn(8193), "a tensor [8193]"),
         (torch.randn(1, 1, 768), "a tensor [1, 1, 768]"),
         (torch.zeros(1).expand(10**9), "a tensor [1000000000]"),
         (torch.arange(768), "a tensor of torch.int64"),

@@ -3,11 +3,9 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from aesthetic.evaluation import report
 from aesthetic.evaluation.judges import CLIP_MEASURES, SCORE
 from aesthetic.evaluation.results import Effect, Interval, Row, effects, interval, read_rows, write_rows
 
@@ -122,13 +120,3 @@ def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_rows(tmp_path / "x.csv", stopped())  # type: ignore[arg-type]
     assert not list(tmp_path.glob("*.csv"))
-
-
-def test_each_of_many_aesthetics_has_its_own_color() -> None:
-    found = effects([replace(one, aesthetic=f"{i}") for i in range(15) for one in ROWS], CLIP_MEASURES)
-    for figure in (report._tradeoff(found, CLIP_MEASURES), report._by_steps(found, CLIP_MEASURES)):
-        for axes in figure.axes:
-            bars: list[Any] = list(axes.containers)
-            assert len({tuple(one.lines[0].get_color()) for one in bars}) == len(bars) == 16
-        [legend] = figure.legends
-        assert len(legend.get_texts()) == 16

@@ -41,22 +41,22 @@ def test_zipfile_reads_the_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [None, 1])
 def test_refuses_a_large_directory_before_it_is_parsed(tmp_path: Path, zip64: bool, count: int | None) -> None:
     data = directory(1_000_000, zip64=zip64, count=count)
-    began = time.perf_counter()
+    began = time.process_time()
     tracemalloc.start()
     message = refusal(tmp_path, data)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert message == "file needs 51,000,000 bytes to list its files; 2,560,000 are read, for at most 5000 files"
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert peak < 5 * 10**6
 
 
 @pytest.mark.parametrize("claimed", [0, 51, 2**31, 2**62])
 def test_a_directory_of_another_length_than_it_claims_is_not_parsed(tmp_path: Path, claimed: int) -> None:
     data = directory(1_000_000, claimed, zip64=True)
-    began = time.perf_counter()
+    began = time.process_time()
     refusal(tmp_path, data)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_a_full_upload_fits(tmp_path: Path) -> None:

@@ -113,9 +113,9 @@ def test_other_primaries_are_converted(tmp_path: Path) -> None:
 
 
 def test_a_profile_that_asks_for_minutes_and_gigabytes_is_ignored(tmp_path: Path) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     colors(tmp_path / "a", Image.new("RGB", (8, 8)), "TIFF", icc_profile=icc.bomb(300))
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(icc.bomb(2))), ImageCms.createProfile("sRGB"), "RGB", "RGB"
     )  # littleCMS accepts a smaller one

@@ -17,7 +17,6 @@ from PIL import Image, ImageChops, PngImagePlugin
 from aesthetic.errors import AestheticError, ImageError, RequestError
 from aesthetic.images import metadata
 from aesthetic.images.metadata import Recipe
-from aesthetic.images.sheet import grid, steps_label
 from aesthetic.request import FORMATS, MAX_SEED, SCHEDULERS, Request
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -112,23 +111,40 @@ def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_parameters_are_as_the_web_uis_write_them(tmp_path: Path) -> None:
     request = Request(
-        prompt="a cat,\nin Köln", negative_prompt="a dog", seed=5, scheduler="DDIM", ddim_eta=0.5, aesthetic_steps=3
+        prompt="a cat,\nin Köln",
+        negative_prompt="a dog",
+        seed=5,
+        scheduler="DDIM",
+        ddim_eta=0.5,
+        prompt_strength=0.6,
+        lora_scale=0.7,
+        aesthetic_steps=3,
+        aesthetic_weight=0.4,
+        aesthetic_slerp=True,
+        aesthetic_text="bright, blue",
+        aesthetic_text_angle=0.3,
+        aesthetic_text_negative=True,
     )
-    path = written(tmp_path / "a.png", recipe(request, name="fantasy", source="name", sha256="abc"))
-    with Image.open(path) as image:
+    content = recipe(request, name="fantasy", source="name", sha256="abc")
+    content = replace(content, files={"image": "def", "lora": "012"}, versions={"torch": "2", "diffusers": "3"})
+    with Image.open(written(tmp_path / "a.png", content)) as image:
         assert image.info["parameters"] == (
             "a cat,\nin Köln\n"
             "Negative prompt: a dog\n"
             "Steps: 50, Sampler: DDIM, CFG scale: 7.5, Seed: 5, Size: 512x512, Model: tiny, Model revision: local, "
-            "Eta: 0.5, Aesthetic embedding: fantasy, Aesthetic sha256: abc, Aesthetic steps: 3, Aesthetic LR: 0.0001, "
-            "Version: torch 2.13.0"
+            "Eta: 0.5, Denoising strength: 0.6, LoRA sha256: 012, LoRA scale: 0.7, "
+            "Aesthetic embedding: fantasy, Aesthetic sha256: abc, Aesthetic steps: 3, Aesthetic LR: 0.0001, "
+            'Aesthetic weight: 0.4, Aesthetic slerp: True, Aesthetic text: "bright, blue", Aesthetic text scale: 0.3, '
+            'Aesthetic text negative: True, Version: "torch 2, diffusers 3"'
         )
 
 
-def test_values_with_commas_are_quoted(tmp_path: Path) -> None:
-    content = replace(recipe(Request(seed=1)), versions={"torch": "2", "diffusers": "3"})
-    with Image.open(written(tmp_path / "a.png", content)) as image:
-        assert image.info["parameters"].endswith('Version: "torch 2, diffusers 3"')
+def test_parameters_leave_out_what_was_not_used(tmp_path: Path) -> None:
+    with Image.open(written(tmp_path / "a.png", recipe(Request(prompt="a cat", seed=5, height=256)))) as image:
+        assert image.info["parameters"] == (
+            "a cat\nSteps: 50, Sampler: PLMS, CFG scale: 7.5, Seed: 5, Size: 512x256, Model: tiny, "
+            "Model revision: local, Version: torch 2.13.0"
+        )
 
 
 def test_every_scheduler_has_its_name_in_the_web_uis() -> None:
@@ -201,16 +217,3 @@ def test_a_tampered_request_is_refused(tmp_path: Path) -> None:
         metadata.read_recipe(path)
     with pytest.raises(ImageError, match="has no recipe"):
         metadata.read_recipe(forged(tmp_path / "a.png", "[" * 100_000))
-
-
-def test_grid() -> None:
-    sheet = grid([RED] * 5, columns=3)
-    assert sheet.size == (3 * 6 + 2, 2 * 6 + 2)
-    assert sheet.getpixel((0, 0)) == (0, 0, 0)
-    assert sheet.getpixel((2, 2)) == (255, 0, 0)
-    assert sheet.getpixel((2 + 2 * 6, 2 + 6)) == (0, 0, 0)
-    assert grid([RED], columns=3).size == (8, 8)
-
-
-def test_labels_of_steps() -> None:
-    assert [steps_label(steps) for steps in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]

@@ -78,6 +78,7 @@ def test_channels_are_right_or_refused(tmp_path: Path, kind: str, planes: str, c
         (RAMP.astype("u4"), "32-bit unsigned integers have no known range"),
         (RAMP.astype("f4"), "its floats go from 0 to 4095; those from 0 to 1 are read"),
         (RAMP.astype("f4") / 4095 - 0.5, "its floats go from -0.5 to 0.5"),
+        (RAMP.astype("f4") / 4095 * 1.01, "its floats go from 0 to 1.01"),
         (np.full((8, 8), np.nan, "f4"), "its floats go from nan to nan"),
         (RAMP.astype("f8"), "unknown pixel mode; save it with 8 bits a sample, or as PNG"),
     ],
