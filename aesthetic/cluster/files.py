@@ -15,6 +15,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from ..cancellation import check
 from ..errors import RequestError
 from ..models.lora_file import MAX_BYTES
+from ..writing import whole
 
 __all__ = ["Folder", "Opener", "fetch", "open_url"]
 
@@ -66,13 +67,15 @@ class Folder:
         return Path(self._path) if self._files.type_name == "local" else None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file completely or not at all."""
-        path = PurePosixPath(self._path, name)
-        unfinished = str(path.with_name(f".{path.name}"))
-        self._files.create_dir(str(path.parent))
-        with self._files.open_output_stream(unfinished) as file:
-            file.write(data)
-        self._files.move(unfinished, str(path))
+        """Write a file, on this machine completely or not at all, as object stores do."""
+        if self.local is None:
+            with self._files.open_output_stream(f"{self._path}/{name}") as file:
+                file.write(data)
+            return
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as unfinished:
+            unfinished.write_bytes(data)
 
     def read(self, name: str) -> bytes:
         """The content of a file. Raises FileNotFoundError."""
