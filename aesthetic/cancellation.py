@@ -9,6 +9,7 @@ The threads communicate through queues, whose locks are in C. The worker thread 
 starts a thread, the new thread has the id of the starting one, and Cog's exception could reach it.
 """
 
+import asyncio
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -65,8 +66,22 @@ class Predictions:
         """
         wait, answer = _Wait(), SimpleQueue[Future[Result]]()
         try:
-            self._jobs.put((copy_context(), wait, predict, arguments, answer))
+            self._jobs.put((copy_context(), wait, predict, arguments, answer.put))
             return _taken(answer).result()
+        finally:
+            wait.over = True
+
+    async def make_async(self, predict: Callable[..., Result], *arguments: object) -> Result:
+        """As `make`, in an event loop: to cancel the prediction, cancel the task that awaits this."""
+        wait, loop = _Wait(), asyncio.get_running_loop()
+        answer: asyncio.Future[Future[Result]] = loop.create_future()
+
+        def give(made: Future[Result]) -> None:
+            loop.call_soon_threadsafe(lambda: None if answer.done() else answer.set_result(made))
+
+        self._jobs.put((copy_context(), wait, predict, arguments, give))
+        try:
+            return (await answer).result()
         finally:
             wait.over = True
 
@@ -81,15 +96,16 @@ def _taken(answer: "SimpleQueue[Future[Result]]") -> Future[Result]:
 def _work(jobs: "SimpleQueue[Any]", busy: Event) -> None:
     while (job := jobs.get()) is not None:
         busy.set()
-        context, wait, predict, arguments, answer = job
+        context, wait, predict, arguments, give = job
         made: Future[Any] = Future()
         try:
             made.set_result(context.run(_predict, wait, predict, arguments))
         except BaseException as error:  # any, or the caller would wait forever
             made.set_exception(error)
         busy.clear()
-        answer.put(made)
-        del job, context, wait, predict, arguments, answer, made  # free the memory before the next job
+        with suppress(RuntimeError):  # the event loop is closed
+            give(made)
+        del job, context, wait, predict, arguments, give, made  # free the memory before the next job
 
 
 def _predict(wait: _Wait, predict: Callable[..., Result], arguments: tuple[object, ...]) -> Result:
