@@ -19,7 +19,18 @@ from typing import Any, Self, get_args
 from . import parsing
 from .errors import RequestError
 
-__all__ = ["FIELDS", "FORMATS", "MAX_AREA", "MAX_SEED", "RENAMED", "SCHEDULERS", "SIZES", "SOURCES", "Request", "base_type"]
+__all__ = [
+    "FIELDS",
+    "FORMATS",
+    "MAX_AREA",
+    "MAX_SEED",
+    "RENAMED",
+    "SCHEDULERS",
+    "SIZES",
+    "SOURCES",
+    "Request",
+    "base_type",
+]
 
 
 @dataclass(frozen=True)

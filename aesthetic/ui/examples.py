@@ -7,7 +7,9 @@ __all__ = ["HERE", "OPENING", "STOPS", "STRIP", "thumbnail"]
 HERE = Path(__file__).parent
 OPENING = {"prompt": "a cat", "aesthetic_embedding": "night", "aesthetic_steps": 5, "seed": 5}
 OPENING |= {"num_inference_steps": 20, "scheduler": "DPMSolverMultistep"}
-STOPS = [(0, 0.1, 0.0), (1, 0.2, 0.1), (2, 0.3, 0.2), (3, 0.4, 0.3), (5, 0.5, 0.4), (10, 0.6, 0.5), (20, 0.7, 0.6)]
+# Steps, similarity and drift at each stop of the strip.
+STOPS: list[tuple[int, float | None, float]] = [(0, -0.045, 0.0), (1, 0.028, 0.093), (2, 0.104, 0.184)]
+STOPS += [(3, 0.183, 0.275), (5, 0.341, 0.453), (10, 0.695, 0.837), (20, 0.977, 1.282)]
 STRIP = [(str(HERE / "opening" / f"{steps}.webp"), f"{steps} steps") for steps, _, _ in STOPS]
 
 

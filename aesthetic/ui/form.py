@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +19,49 @@ def component(name: str, value: Any = None) -> Any:
     spec = FIELDS[name]
     kind, limits, label = base_type(spec), spec.metadata, name.replace("_", " ").capitalize()
     if kind is Path:
-        return gr.File(label=f"{label}: {limits['help']}", height=120)
-    shown = {"label": label, "info": limits["help"], "value": spec.default if value is None else value}
+        gr.Markdown(f"{label}: {limits['help']}")
+        return gr.File(show_label=False, height=120, elem_id=name)
+    shown = {"elem_id": name, "label": label, "info": limits["help"], "value": spec.default if value is None else value}
     if "choices" in limits:
         return gr.Dropdown(list(limits["choices"]), **shown)
     if kind is int and spec.default is not None:
         return gr.Slider(limits["ge"], limits["le"], step=1, **shown)
-    return {bool: gr.Checkbox, str: gr.Textbox, int: gr.Number, float: gr.Number}[kind](**shown)
+    if kind in (int, float) and spec.default is not None:
+        return gr.Number(**shown)  # which shows None as 0
+    return (gr.Checkbox if kind is bool else gr.Textbox)(**shown)
 
 
-def request(raw: Mapping[str, Any], aesthetic: Mapping[str, Any], editor: Any, folder: Path, **own: Any) -> Request:
+def request(raw: Mapping[str, Any], aesthetic: Mapping[str, Any], editor: Any, **own: Any) -> Request:
     """The request of the form's raw values. Raises RequestError or ImageError.
 
     aesthetic: the input for what was chosen in the gallery, which counts unless the form names another source.
-    editor:    the bytes of an image and of the layer painted over it, which become files in `folder`; or None.
+    editor:    an image and the layers painted over it, or None.
     """
     values = {name: _value(name, value) for name, value in raw.items()}
     if not any(values.get(name) for name in SOURCES):
         values |= aesthetic
-    return Request(**values | _painted(editor, folder) | own)
+    return Request(**values | _painted(editor) | own)
 
 
 def _value(name: str, raw: Any) -> Any:
-    if base_type(FIELDS[name]) is Path and isinstance(raw, dict):
+    kind = base_type(FIELDS[name])
+    if kind is Path and isinstance(raw, dict):
         return Path(raw["path"])
-    return None if raw == "" and FIELDS[name].default is None else raw
+    if isinstance(raw, str) and FIELDS[name].default is None:
+        with suppress(ValueError):
+            return kind(raw) if raw else None
+    return raw
 
 
-def _painted(editor: Any, folder: Path) -> dict[str, Path]:
+def _painted(editor: Any) -> dict[str, Path]:
     """The inputs image and mask; a layer without paint is no mask."""
-    files = {}
-    if editor and editor.background:
-        for name, data in (("image", editor.background), ("mask", next(filter(None, editor.layers), None))):
-            if data:
-                files[name] = folder / name
-                files[name].write_bytes(data)
-        if "mask" in files and not read_mask(files["mask"], UPLOAD, label="the file").image.getchannel("A").getbbox():
-            del files["mask"]
+    if not editor or not editor["background"]:
+        return {}
+    files = {"image": Path(editor["background"]["path"])}
+    for layer in editor["layers"]:
+        path = Path(layer["path"])
+        if read_mask(path, UPLOAD, label="the mask").image.getchannel("A").getbbox():
+            files["mask"] = path
     return files
 
 

@@ -1,8 +1,9 @@
 """The page: what is where, and what its buttons do."""
 
 import html
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import rmtree
@@ -12,13 +13,13 @@ import gradio as gr
 import pandas as pd
 
 from ..cancellation import Predictions
-from ..errors import AestheticError
-from ..images.sheet import steps_label
-from ..request import FIELDS, SOURCES, Request
+from ..errors import AestheticError, RequestError
+from ..images.user_images import UPLOAD, UserImage, read_images
+from ..pipeline.make_aesthetic import average
+from ..request import FIELDS, Request
 from ..service import Result, Service
-from .examples import OPENING, STOPS, STRIP, thumbnail
-from .form import component, culprit, request
-from .make import Made, make
+from . import form
+from .examples import STOPS, STRIP, thumbnail
 
 __all__ = ["CSS", "Page"]
 
@@ -33,15 +34,16 @@ LOOK: dict[str, Any] = {
     "interactive": False,
     "buttons": ["download", "fullscreen"],
 }
+Own = list[tuple[str, str, Path]]  # thumbnail, name and file of each aesthetic that was made in this tab
 
 
 class Page:
     """One page for everybody: what differs between browser tabs is in its components."""
 
-    def __init__(self, service: Service, check: Callable[[Request], None]) -> None:
+    def __init__(self, service: Service, check: Callable[[Request], None], opening: Mapping[str, Any]) -> None:
         self.service, self.refuse, self.predictions = service, check, Predictions()
         self.names = service.registry.present(service.model.clip_space or "")
-        self.opening = {"aesthetic_sweep": "0,1,2,3,5,10,20"} | (OPENING if service.model.snapshot.bundled else {})
+        self.opening = {"aesthetic_sweep": ",".join(str(stop[0]) for stop in STOPS), **opening}
         self.fields: dict[str, Any] = {}
         self.cancels: list[gr.Button] = []
         self.folder = Path(tempfile.mkdtemp())
@@ -50,9 +52,7 @@ class Page:
             self._connect()
 
     def _place(self) -> None:
-        gr.Markdown(
-            f"# Aesthetic gradients\nDraw in the style of images that you like. Model: {self.service.model.snapshot.name}"
-        )
+        gr.Markdown("# Aesthetic gradients\nSay what to draw, choose an aesthetic, and press Draw.")
         self._add("prompt")
         with gr.Row():
             with gr.Column(scale=3), gr.Tabs() as self.tabs:
@@ -68,7 +68,6 @@ class Page:
     def _place_draw(self) -> None:
         self.draw_button = self._action("Draw")
         self.drawn = gr.Gallery(STRIP, label="Images", height=440, **LOOK)
-        self.facts = gr.Textbox("a cat, 0 to 20 steps towards night", label="How it was drawn", interactive=False)
         self.again = gr.Button("Start from this image")
         with gr.Accordion("Recipe: what draws it again", open=False):
             self.recipe = gr.JSON(show_label=False)
@@ -76,14 +75,14 @@ class Page:
     def _place_sweep(self) -> None:
         self.sweep_button, self.stops = self._action("Draw the strip"), gr.State(STOPS)
         self.steps = gr.Slider(0, STOPS[-1][0], 5, step=1, label="Drag: steps towards the aesthetic")
-        with gr.Row():
-            self.strips = [gr.Gallery(STRIP, label="night", height=360, visible=show, **LOOK) for show in (True, False)]
-        self.curve = gr.LinePlot(_curve({"night": STOPS}), x="steps", y="value", color="what", height=200)
-        self.beside = gr.Dropdown(["", *self.names], value="", label="Beside it: a second aesthetic")
+        self.strip = gr.Gallery(STRIP, label="A cat, towards the aesthetic night", height=420, **LOOK)
+        self.curve = gr.LinePlot(_curve(STOPS), x="steps", y="value", color="what", y_title=" ", height=200)
         self._add("aesthetic_sweep")
 
     def _place_own(self) -> None:
-        self.files = gr.File(label="Images that you like, or one zip or tar of them", file_count="multiple", height=160)
+        self.files = gr.File(
+            elem_id="likes", label="Images that you like, or one zip or tar of them", file_count="multiple", height=160
+        )
         self.name = gr.Textbox("mine", label="Name of the aesthetic", max_length=60)
         self.make_button = self._action("Make the aesthetic")
         self.report = gr.Textbox(label="What was read", lines=4, interactive=False)
@@ -94,13 +93,13 @@ class Page:
         first = self.opening.get("aesthetic_embedding") or next(iter(self.names), None)
         self.chosen, self.own = gr.State({"aesthetic_embedding": first}), gr.State([])
         look: dict[str, Any] = {
-            "columns": 4,
+            "columns": 3,
             "height": 340,
             "allow_preview": False,
             "interactive": False,
             "buttons": [],
         }
-        selected = self.names.index(first) if first else None
+        selected = self.names.index(first) if first in self.names else None
         self.choice = gr.Gallery(self._choice([]), label="Aesthetic", selected_index=selected, **look)
         self._add("aesthetic_steps", "seed")
         with gr.Accordion("Start from an image", open=False) as self.start:
@@ -118,49 +117,48 @@ class Page:
 
     def _add(self, *names: str) -> None:
         """Place the fields that the page does not have yet."""
-        self.fields |= {name: component(name, self.opening.get(name)) for name in names if name not in self.fields}
+        self.fields |= {name: form.component(name, self.opening.get(name)) for name in names if name not in self.fields}
 
     def _connect(self) -> None:
-        inputs = [self.chosen, self.editor, *self.fields.values(), self.beside]
+        inputs = [self.chosen, self.editor, *self.fields.values()]
         clicks = [self.draw_button.click, self.try_button.click, self.fields["prompt"].submit]
-        check, outputs = lambda *raw: self._check(raw, DRAW), [self.drawn, self.facts, self.recipe]
+        check, outputs = (lambda *raw: self._check(raw, DRAW)), [self.drawn, self.recipe]
         draw = gr.on(clicks, self.draw, inputs, outputs, validator=check, show_progress_on=self.drawn, **TURN)
         self.try_button.click(lambda: gr.Tabs(selected="draw"), None, self.tabs, **QUICK)
-        check, outputs = lambda *raw: self._check(raw, SWEEP), [*self.strips, self.curve, self.stops, self.steps]
+        check, outputs = (lambda *raw: self._check(raw, SWEEP)), [self.strip, self.curve, self.stops, self.steps]
         click = self.sweep_button.click
-        sweep = click(self.sweep, inputs, outputs, validator=check, show_progress_on=self.strips, **TURN)
+        sweep = click(self.sweep, inputs, outputs, validator=check, show_progress_on=self.strip, **TURN)
         outputs = [self.report, self.download, self.try_button, self.own, self.choice, self.chosen]
         make = self.make_button.click(self.make, [self.files, self.name, self.own], outputs, **TURN)
         gr.on([button.click for button in self.cancels], None, cancels=[draw, sweep, make])
         self.choice.select(self.choose, self.own, self.chosen, **QUICK)
-        self.steps.change(_nearest, [self.steps, self.stops], self.strips, **QUICK)
+        self.steps.change(_nearest, [self.steps, self.stops], self.strip, **QUICK)
         self.again.click(_reuse, self.drawn, [self.editor, self.start], preprocess=False, **QUICK)
 
-    def _choice(self, own: list[Made]) -> list[tuple[str, str]]:
+    def _choice(self, own: Own) -> list[tuple[str, str]]:
         named = [(thumbnail(self.service.registry.folder, name), name) for name in self.names]
-        return named + [(str(made.thumbnail), made.name) for made in own]
+        return named + [(image, name) for image, name, _ in own]
 
-    def choose(self, own: list[Made], event: gr.SelectData) -> dict[str, Any]:
+    def choose(self, own: Own, event: gr.SelectData) -> dict[str, Any]:
         """The input for the image that was clicked."""
         if event.index < len(self.names):
             return {"aesthetic_embedding": self.names[event.index]}
-        return {"aesthetic_embedding_file": own[event.index - len(self.names)].file}
+        return {"aesthetic_embedding_file": own[event.index - len(self.names)][2]}
 
-    def _request(self, blob: Callable[..., Any], inputs: Any, folder: Path, **own: Any) -> Request:
+    def _request(self, inputs: Any, own: dict[str, Any]) -> Request:
         aesthetic, editor, *raw = inputs
-        sent = blob(editor["id"], None) if editor and editor["id"] else None
-        return request(dict(zip(self.fields, raw, strict=False)), aesthetic, sent, folder, **own)
+        return form.request(dict(zip(self.fields, raw, strict=True)), aesthetic, editor, **own)
 
     def _check(self, inputs: Any, own: dict[str, Any]) -> list[Any]:
-        """For each input, whether it can be drawn: the message appears beside it."""
-        places, message, place = ["aesthetic_embedding", "image", *self.fields, "beside"], "", None
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                self.refuse(self._request(self.editor.blob_storage.get, inputs, Path(folder), **own))
-            except AestheticError as error:
-                message, named = str(error), culprit(str(error))
-                place = "image" if named == "mask" else named if named in places[1:] else "prompt"
-        return [gr.validate(name != place, message) for name in places]
+        """For each input, whether it can be drawn. The message is put on it, and on the prompt if it may be folded."""
+        places, message, wrong = ["aesthetic_embedding", "image", *self.fields], "", set[str | None]()
+        try:
+            self.refuse(self._request(inputs, own))
+        except AestheticError as error:
+            message, place = str(error), form.culprit(str(error))
+            place = "image" if place == "mask" else place
+            wrong = {place} if place in ("prompt", "aesthetic_steps") else {place, "prompt"}
+        return [gr.validate(name not in wrong, message) for name in places]
 
     async def _turn(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -168,62 +166,85 @@ class Page:
         except AestheticError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
-    def _draw(self, inputs: Any, own: dict[str, Any], beside: str = "") -> list[tuple[list[Path], Result]]:
-        """The files and facts of a request, and of another aesthetic beside it, until the next drawing."""
+    def _draw(self, inputs: Any, own: dict[str, Any]) -> tuple[list[Path], Result]:
+        """The images, in files that are there until the next drawing."""
         rmtree(self.folder, ignore_errors=True)
         self.folder = Path(tempfile.mkdtemp())
-        first = self._request(self.editor.blob_storage.pop, inputs, self.folder, **own).seeded()
-        second = replace(first, **dict.fromkeys(SOURCES) | {"aesthetic_embedding": beside}) if beside else None
-        folders = (Path(tempfile.mkdtemp(dir=self.folder)) for _ in range(2))
-        return [self.service.predict(one, next(folders)) for one in (first, second) if one]
+        return self.service.predict(self._request(inputs, own), self.folder)
 
     async def draw(self, progress: Any = gr.Progress(track_tqdm=True), *inputs: Any) -> Any:  # noqa: B008
-        """Images, how they were drawn, and their recipes."""
-        [(paths, result)] = await self._turn(self._draw, inputs, DRAW)
-        facts = f"{result.request.prompt}, {steps_label(result.steps)}, {sum(result.seconds.values()):.1f} s"
+        """Images and their recipes."""
+        paths, result = await self._turn(self._draw, inputs, DRAW)
         recipes = [asdict(recipe) for _, recipe in result.images]
-        return gr.Gallery(_labeled(paths, result, "seed"), selected_index=0), facts, recipes
+        return gr.Gallery(_labeled(paths, result, "seed"), selected_index=0), recipes
 
     async def sweep(self, progress: Any = gr.Progress(track_tqdm=True), *inputs: Any) -> Any:  # noqa: B008
-        """One strip or two, their curves, and the stops and range of the slider."""
-        drawn = await self._turn(self._draw, inputs, SWEEP, inputs[-1])
-        strips, curves = [], {}
-        for paths, result in drawn:
-            name = result.images[-1][1].aesthetic.get("name", "")
-            curves[name] = result.stops
-            labeled = _labeled(paths, result, "aesthetic_steps")
-            strips.append(gr.Gallery(labeled, label=name, visible=True, selected_index=0))
-        stops = drawn[0][1].stops
-        slider = gr.Slider(maximum=stops[-1][0], value=0)
-        return *[*strips, gr.Gallery(visible=False)][:2], _curve(curves), stops, slider
+        """The strip, its curve, and the stops and the range of the slider."""
+        paths, result = await self._turn(self._draw, inputs, SWEEP)
+        label = f"{result.request.prompt}, towards {result.images[-1][1].aesthetic.get('name', 'nothing')}"
+        strip = gr.Gallery(_labeled(paths, result, "aesthetic_steps"), selected_index=0, label=label)
+        return strip, _curve(result.stops), result.stops, gr.Slider(maximum=result.stops[-1][0], value=0)
 
-    async def make(self, files: Any, name: str, own: Any, progress: Any = gr.Progress(track_tqdm=True)) -> Any:  # noqa: B008
+    async def make(
+        self,
+        files: Any,
+        name: Any,
+        own: Own,
+        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
+    ) -> Any:
         """What was read, the file, and the aesthetic as the one that is chosen."""
-        made = await self._turn(make, self.service.model, [Path(file["path"]) for file in files or []], name)
-        own = [*own, made]
+        report, made = await self._turn(self._make, [Path(file["path"]) for file in files or []], str(name))
+        own, file = [*own, made], made[2]
         choice = gr.Gallery(self._choice(own), selected_index=len(self.names) + len(own) - 1)
-        file = gr.DownloadButton(value=str(made.file), interactive=True)
-        return made.report, file, gr.Button(interactive=True), own, choice, {"aesthetic_embedding_file": made.file}
+        download = gr.DownloadButton(value=str(file), interactive=True)
+        return report, download, gr.Button(interactive=True), own, choice, {"aesthetic_embedding_file": file}
+
+    def _make(self, paths: Sequence[Path], name: str) -> tuple[str, tuple[str, str, Path]]:
+        """What was read, and the aesthetic of images or of one archive, which share the limits of one upload."""
+        model, name, folder = self.service.model, re.sub(r"[^\w -]", "", name)[:60].strip(), Path(tempfile.mkdtemp())
+        if not paths:
+            raise RequestError("drop images first, or one zip or tar of them")
+        if model.vision is None:
+            raise RequestError(f"the model {model.snapshot.name} has no vision tower to look at images with")
+        file, read, left_out = folder / f"{name or 'mine'}.safetensors", list[str](), list[str]()
+
+        def images() -> Iterator[UserImage]:
+            source = paths[0] if len(paths) == 1 else _linked(paths)
+            for image in read_images(source, UPLOAD, skip_unreadable=True, on_left_out=left_out.append):
+                if not read:
+                    image.image.resize((112, 112)).save(folder / "thumbnail.webp")
+                read.append(image.name)
+                yield image
+
+        made, mean = average(model.vision, images(), model.snapshot.name)
+        replace(made, vector=mean).save(file)
+        report = [f"Read {len(read)}: {', '.join(read)}", *(f"Left out: {reason}" for reason in left_out)]
+        return "\n".join(report), (str(folder / "thumbnail.webp"), file.stem, file)
+
+
+def _linked(paths: Sequence[Path]) -> Path:
+    """One folder with all of the files."""
+    folder = Path(tempfile.mkdtemp())
+    for i, path in enumerate(paths):
+        (folder / (f"{i} {path.name}" if (folder / path.name).exists() else path.name)).hardlink_to(path)
+    return folder
 
 
 def _labeled(paths: list[Path], result: Result, setting: str) -> list[tuple[str, str]]:
     values = [recipe.request[setting] for _, recipe in result.images]  # a sheet, the last path, has none
-    return [(str(path), f"{setting.split('_')[-1]} {value}") for path, value in zip(paths, values, strict=False)]
+    label = setting.removeprefix("aesthetic_")
+    return [(str(path), f"{label} {value}") for path, value in zip(paths, values, strict=False)]
 
 
-def _curve(curves: dict[str, Any]) -> pd.DataFrame:
+def _curve(stops: Any) -> pd.DataFrame:
     rows = [
-        (stop[0], value, f"{name}: {what}")
-        for name, stops in curves.items()
-        for stop in stops
-        for what, value in zip(("similarity", "drift"), stop[1:], strict=True)
+        (steps, value, what) for steps, *two in stops for what, value in zip(("similarity", "drift"), two, strict=True)
     ]
     return pd.DataFrame(rows, columns=["steps", "value", "what"])
 
 
-def _nearest(steps: int, stops: Any) -> list[gr.Gallery]:
-    index = min(range(len(stops)), key=lambda i: abs(stops[i][0] - steps))
-    return [gr.Gallery(selected_index=index)] * 2
+def _nearest(steps: int, stops: Any) -> gr.Gallery:
+    return gr.Gallery(selected_index=min(range(len(stops)), key=lambda i: abs(stops[i][0] - steps)))
 
 
 def _reuse(drawn: Any) -> tuple[Any, gr.Accordion]:
