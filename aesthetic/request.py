@@ -28,6 +28,7 @@ __all__ = [
     "RENAMED",
     "SCHEDULERS",
     "SIZES",
+    "SOURCES",
     "XL_AREA",
     "Request",
     "base_type",

@@ -54,6 +54,7 @@ class Result:
                 whatever the weight; None for the plain model.
     drift:      distance of the conditioning from the prompt's own, relative to the length of that.
     steps:      taken towards the aesthetic.
+    stops:      steps, similarity and drift at each stop of a sweep; without one, after the last step.
     blocked:    how many images the safety checker blocked.
     seconds:    by stage; "encode" is the time spent on files after the last image was drawn.
     """
@@ -63,6 +64,7 @@ class Result:
     similarity: tuple[float, float] | None
     drift: float
     steps: int
+    stops: list[tuple[int, float | None, float]]
     blocked: int
     seconds: dict[str, float]
 
@@ -185,6 +187,7 @@ class Service:
             similarity=similarity,
             drift=stops[-1].drift,
             steps=stops[-1].steps,
+            stops=[(stop.steps, stop.similarity, stop.drift) for stop in stops],
             blocked=len(samples) - len(images),
             seconds=stopwatch.seconds,
         )

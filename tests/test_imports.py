@@ -10,6 +10,7 @@ from tests.snapshot import ROOT
 ROOMS = [  # from the top: a line may import from the lines below it, and from itself without circles
     {"predict", "__main__"},
     {"cli"},
+    {"ui"},
     {"benchmark", "evaluation"},
     {"cluster"},
     {"service"},
@@ -76,6 +77,7 @@ def test_heavy_libraries_stay_where_they_belong(name: str) -> None:
     assert ("cog" in others) == (name == "predict")
     assert ("matplotlib" in others) == (name == "evaluation.report")
     assert not others & {"fastapi", "pyarrow", "ray"} or room(name) == "cluster"
+    assert "gradio" not in others or room(name) == "ui"
     assert "triton" not in others or name.endswith("kernels")  # which a CPU does not import
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..errors import AestheticError
 from ..settings import silence_libraries
-from . import benchmark, cluster, download_weights, embeddings, evaluate, predict, recipe, sweep, txt2img
+from . import benchmark, cluster, download_weights, embeddings, evaluate, predict, recipe, sweep, txt2img, ui
 from .arguments import HelpFormatter
 
 __all__ = ["COMMANDS", "exit_status", "main"]
@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], Callable[..., None], str]] = {
     "embed": (embeddings.add_embed, embeddings.embed, "make an aesthetic from images"),
     "embeddings": (embeddings.add_embeddings, embeddings.embeddings, "list the named aesthetics"),
     "convert": (embeddings.add_convert, embeddings.convert, "convert a .pt or .safetensors, and show its notes"),
+    "ui": (ui.add, ui.ui, "draw, compare and make aesthetics on a page in the browser"),
     "recipe": (recipe.add, recipe.recipe, "show how an image was made, and the command that draws it again"),
 }
 

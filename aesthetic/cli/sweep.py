@@ -20,6 +20,8 @@ from .arguments import (
 )
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..service import Service
 
 __all__ = ["add", "preview", "sweep"]
@@ -27,6 +29,7 @@ __all__ = ["add", "preview", "sweep"]
 log = logging.getLogger(__name__)
 
 PREVIEW = "0,2,5,10"
+THUMBNAIL = 112  # pixels
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -76,11 +79,18 @@ def preview(options: argparse.Namespace) -> None:
         )
         for name in names
     ]
-    _draw(service, requests, names, options.preview)
+    rows = _draw(service, requests, names, options.preview)
+    folder = registry.folder / "thumbnails"  # where aesthetic/ui looks for them
+    folder.mkdir(exist_ok=True)
+    for name, row in zip(names, rows, strict=True):
+        if row[-1] is not None:
+            row[-1].resize((THUMBNAIL, THUMBNAIL)).save(folder / f"{name}.webp")
 
 
-def _draw(service: "Service", requests: list[Request], labels: list[str], path: Path) -> None:
-    """Draw sweeps over the same numbers of steps, and write them as the rows of one sheet."""
+def _draw(
+    service: "Service", requests: list[Request], labels: list[str], path: Path
+) -> "list[list[Image.Image | None]]":
+    """Draw sweeps over the same numbers of steps, and write them as the rows of one sheet, which are returned."""
     from tqdm import tqdm
 
     stops, rows = requests[0].sweep, []
@@ -95,3 +105,4 @@ def _draw(service: "Service", requests: list[Request], labels: list[str], path: 
     with whole(path) as unfinished:
         sheet.save(unfinished)
     print(path)
+    return rows

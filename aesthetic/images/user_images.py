@@ -48,7 +48,12 @@ class UserImage:
 
 
 def read_images(
-    path: Path, caps: Caps, *, label: str | None = None, skip_unreadable: bool = False
+    path: Path,
+    caps: Caps,
+    *,
+    label: str | None = None,
+    skip_unreadable: bool = False,
+    on_left_out: Callable[[str], object] = lambda _: None,
 ) -> Iterator[UserImage]:
     """The images at `path` in RGB, one at a time, in the order of their names (in a tar: in its own order).
 
@@ -58,6 +63,7 @@ def read_images(
     label: the name in messages; None is the file's own.
     skip_unreadable: skip unreadable images, with a warning that lists them. Otherwise nothing is yielded from the first
     one on; the rest is still checked, and the error lists the first 20.
+    on_left_out: called with the reason for each file that is skipped.
 
     Images are turned upright by their EXIF orientation, converted to sRGB by their color profile, and laid on white
     where they are transparent. Of an animation, the first frame is read. A JPEG of more than 80 million pixels is
@@ -70,6 +76,7 @@ def read_images(
     for name, read in members(path, caps, label):
         if read is None:
             passed_over.append(printable(name))
+            on_left_out(f"{printable(name)} is not an image, by its suffix")
             continue
         count += 1
         _check_count(label, count, caps)
@@ -78,6 +85,7 @@ def read_images(
             image = _decoded(printable(name), read(), caps, color.on_white, areas)
         except ImageError as error:
             unreadable.append(str(error))
+            on_left_out(str(error))
         pixels += sum(areas)
         if pixels > caps.total_pixels:
             raise ImageError(f"{label} holds more than {caps.total_pixels:,} pixels in all")

@@ -1,0 +1,4 @@
+"""A page to draw on, in a browser: `aesthetic ui`.
+
+It turns clicks into Requests and shows the answers of one Service; what they mean is decided below. Needs gradio.
+"""

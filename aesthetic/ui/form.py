@@ -1,0 +1,71 @@
+"""The form: a component for each field of Request, and the Request of what the browser sends."""
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..images.user_images import UPLOAD, read_mask
+from ..request import FIELDS, SOURCES, Request, base_type
+
+__all__ = ["component", "culprit", "request"]
+
+
+def component(name: str, value: Any = None) -> Any:
+    """What shows a field, with its default unless another value is given."""
+    spec = FIELDS[name]
+    kind, limits, label = base_type(spec), spec.metadata, name.replace("_", " ").capitalize()
+    if kind is Path:
+        gr.Markdown(f"{label}: {limits['help']}")
+        return gr.File(show_label=False, height=120, elem_id=name)
+    shown = {"elem_id": name, "label": label, "info": limits["help"], "value": spec.default if value is None else value}
+    if "choices" in limits:
+        return gr.Dropdown(list(limits["choices"]), **shown)
+    if kind is int and spec.default is not None:
+        return gr.Slider(limits["ge"], limits["le"], step=1, **shown)
+    if kind in (int, float) and spec.default is not None:
+        return gr.Number(**shown)  # which shows None as 0
+    return (gr.Checkbox if kind is bool else gr.Textbox)(**shown)
+
+
+def request(raw: Mapping[str, Any], aesthetic: Mapping[str, Any], editor: Any, **own: Any) -> Request:
+    """The request of the form's raw values. Raises RequestError or ImageError.
+
+    aesthetic: the input for what was chosen in the gallery, which counts unless the form names another source.
+    editor:    an image and the layers painted over it, or None.
+    """
+    values = {name: _value(name, value) for name, value in raw.items()}
+    if not any(values.get(name) for name in SOURCES):
+        values |= aesthetic
+    return Request(**values | _painted(editor) | own)
+
+
+def _value(name: str, raw: Any) -> Any:
+    kind = base_type(FIELDS[name])
+    if kind is Path and isinstance(raw, dict):
+        return Path(raw["path"])
+    if isinstance(raw, str) and FIELDS[name].default is None:
+        with suppress(ValueError):
+            return kind(raw) if raw else None
+    return raw
+
+
+def _painted(editor: Any) -> dict[str, Path]:
+    """The inputs image and mask; a layer without paint is no mask."""
+    if not editor or not editor["background"]:
+        return {}
+    files = {"image": Path(editor["background"]["path"])}
+    for layer in editor["layers"]:
+        path = Path(layer["path"])
+        if read_mask(path, UPLOAD, label="the mask").image.getchannel("A").getbbox():
+            files["mask"] = path
+    return files
+
+
+def culprit(message: str) -> str | None:
+    """The field that an error's message names first."""
+    found = re.search(rf"\b({'|'.join(sorted(FIELDS, key=len, reverse=True))})\b", message)
+    return found[1] if found else None
