@@ -442,7 +442,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert "(default: None)" not in capsys.readouterr().out
 
 
-NEEDED = {"sweep": "--aesthetics x", "embed": "x -o y", "convert": "x -o y", "recipe": "x"}
+NEEDED = {"sweep": "--aesthetics x", "embed": "x -o y", "convert": "x -o y", "recipe": "x", "batch": "x --outdir y"}
 # Those of Request, but for these. txt2img's are the original script's.
 DEFAULTS: dict[str, dict[str, object]] = {
     "txt2img": {"num_outputs": 3, "n_iter": 2, "seed": 42, "scheduler": None, "outdir": "outputs/txt2img-samples"},
@@ -459,6 +459,9 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "embed": {"images": "x", "output": "y"},
     "convert": {"aesthetic": "x", "output": "y"},
     "recipe": {"image": "x"},
+    "batch": {"requests": "x", "outdir": "y"},
+    "serve": {"host": "127.0.0.1", "port": 8000, "queue": 100},
+    "ui": {"host": "127.0.0.1", "port": 7860},
 }
 
 
