@@ -35,7 +35,7 @@ from aesthetic.settings import silence_libraries
 from tests import snapshot
 
 from . import archives, images, pickles, texts, weights
-from .child import Outcome, Runner
+from .child import NO_END, Outcome, Runner
 from .kind import Bench, Kind
 from .shrink import shrink
 
@@ -71,7 +71,9 @@ class Trial:
     def next(self) -> None:
         """Try another input."""
         data = self._fresh.pop() if self._fresh else self._kind.mutate(self._random, self._random.choice(self._pool))
-        outcome = self._runner(self._kind, data)
+        outcome = self._runner(self._kind, data, self._lines)
+        if outcome.fault == NO_END:  # the machine may have been held up
+            outcome = self._runner(self._kind, data)
         if outcome.lines - self._lines or not self._pool:
             self._pool.append(data)
             self._lines |= outcome.lines

@@ -25,28 +25,10 @@ __all__ = ["KINDS"]
 
 DTYPES = ("F16", "BF16", "F32", "F64", "I8", "U8", "I64", "BOOL", "F8_E4M3", "C64", "F4", "X")
 SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I64": 8, "C64": 8}  # bytes; of all others 1
-SHAPES: tuple[Any, ...] = (
-    [],
-    [0],
-    [1],
-    [1, 24],
-    [24],
-    [2, 24],
-    [513, 8],
-    [8, 513],
-    [2, 0, 4],
-    [1] * 70,
-    [2**32, 2**32],
-)
-NOTES: tuple[Any, ...] = (
-    {},
-    {"a": 1},
-    {"space": "\0" * 99},
-    {"space": "x" * 10**5},
-    {"lora_adapter_metadata": "[" * 10**5},
-)
-NOTES += ({"lora_adapter_metadata": '{"unet.lora_alpha": 1e999}'}, {"lora_adapter_metadata": '{"lora_alpha": NaN}'})
-NOTES += ({"lora_adapter_metadata": '{"use_dora": true}'}, {"lora_adapter_metadata": "3"}, None, [], "x")
+SHAPES: list[Any] = [[], [0], [1], [1, 24], [24], [2, 24], [513, 8], [8, 513], [2, 0, 4], [1] * 70, [2**32, 2**32]]
+ADAPTERS = ("[" * 10**5, '{"unet.lora_alpha": 1e999}', '{"lora_alpha": NaN}', '{"use_dora": true}', "3")
+NOTES: list[Any] = [{}, {"a": 1}, {"space": "\0" * 99}, {"space": "x" * 10**5}, None, [], "x"]
+NOTES += [{"lora_adapter_metadata": text} for text in ADAPTERS]
 VALUES = (*DTYPES, *SHAPES, *NOTES, [0, 2**63], [8, 4], [-1, 4], *SIGNS)
 
 
