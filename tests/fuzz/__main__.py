@@ -58,7 +58,7 @@ class Row:
 
 
 class Trial:
-    """The inputs of one kind: first the seeds, then what they become."""
+    """The inputs of one kind: seeds, and what they become."""
 
     def __init__(self, kind: Kind, bench: Bench, runner: Runner, seed: int, keep: Path) -> None:
         self.row = Row(kind=kind.name)
@@ -70,7 +70,8 @@ class Trial:
 
     def next(self) -> None:
         """Try another input."""
-        data = self._fresh.pop() if self._fresh else self._kind.mutate(self._random, self._random.choice(self._pool))
+        is_fresh = self._fresh and (not self._pool or self._random.random() < 0.5)
+        data = self._fresh.pop() if is_fresh else self._kind.mutate(self._random, self._random.choice(self._pool))
         outcome = self._runner(self._kind, data, self._lines)
         if outcome.fault == NO_END:  # the machine may have been held up
             outcome = self._runner(self._kind, data)
