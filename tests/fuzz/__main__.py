@@ -37,6 +37,7 @@ from tests import snapshot
 from . import archives, images, pickles, texts, weights
 from .child import NO_END, Outcome, Runner
 from .kind import Bench, Kind
+from .mutation import MAX_BYTES
 from .shrink import shrink
 
 KINDS = {kind.name: kind for module in (pickles, weights, archives, images, texts) for kind in module.KINDS}
@@ -71,7 +72,7 @@ class Trial:
     def next(self) -> None:
         """Try another input."""
         is_fresh = self._fresh and (not self._pool or self._random.random() < 0.5)
-        data = self._fresh.pop() if is_fresh else self._kind.mutate(self._random, self._random.choice(self._pool))
+        data = self._fresh.pop() if is_fresh else self._mutated()
         outcome = self._runner(self._kind, data, self._lines)
         if outcome.fault == NO_END:  # the machine may have been held up
             outcome = self._runner(self._kind, data)
@@ -81,6 +82,9 @@ class Trial:
         self._count(outcome)
         if outcome.fault and outcome.fault not in self.row.kept:
             self.row.kept[outcome.fault] = str(self._kept(data, outcome))
+
+    def _mutated(self) -> bytes:
+        return self._kind.mutate(self._random, self._random.choice(self._pool))[:MAX_BYTES]
 
     def _count(self, outcome: Outcome) -> None:
         row = self.row

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-__all__ = ["INTEGERS", "TEXTS", "change_bytes", "change_json", "spoil_integer"]
+__all__ = ["INTEGERS", "MAX_BYTES", "TEXTS", "change_bytes", "change_json", "spoil_integer"]
 
 MAX_BYTES = 2 * 10**6  # of an input
 POWERS = (3, 7, 8, 12, 14, 15, 16, 24, 31, 32, 53, 62, 63, 64)
@@ -35,7 +35,7 @@ def change_bytes(random: Random, data: bytes) -> bytes:
     changed = bytearray(data)
     for _ in range(random.choice((1, 1, 1, 2, 4, 8))):
         _change(random, changed)
-    return bytes(changed[:MAX_BYTES])
+    return bytes(changed)
 
 
 def _change(random: Random, data: bytearray) -> None:
