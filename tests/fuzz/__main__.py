@@ -35,8 +35,9 @@ from aesthetic.settings import silence_libraries
 from tests import snapshot
 
 from . import archives, images, pickles, texts, weights
-from .child import Outcome, Runner
+from .child import NO_END, Outcome, Runner
 from .kind import Bench, Kind
+from .mutation import MAX_BYTES
 from .shrink import shrink
 
 KINDS = {kind.name: kind for module in (pickles, weights, archives, images, texts) for kind in module.KINDS}
@@ -58,7 +59,7 @@ class Row:
 
 
 class Trial:
-    """The inputs of one kind: first the seeds, then what they become."""
+    """The inputs of one kind: seeds, and what they become."""
 
     def __init__(self, kind: Kind, bench: Bench, runner: Runner, seed: int, keep: Path) -> None:
         self.row = Row(kind=kind.name)
@@ -70,14 +71,20 @@ class Trial:
 
     def next(self) -> None:
         """Try another input."""
-        data = self._fresh.pop() if self._fresh else self._kind.mutate(self._random, self._random.choice(self._pool))
-        outcome = self._runner(self._kind, data)
+        is_fresh = self._fresh and (not self._pool or self._random.random() < 0.5)
+        data = self._fresh.pop() if is_fresh else self._mutated()
+        outcome = self._runner(self._kind, data, self._lines)
+        if outcome.fault == NO_END:  # the machine may have been held up
+            outcome = self._runner(self._kind, data)
         if outcome.lines - self._lines or not self._pool:
             self._pool.append(data)
             self._lines |= outcome.lines
         self._count(outcome)
         if outcome.fault and outcome.fault not in self.row.kept:
             self.row.kept[outcome.fault] = str(self._kept(data, outcome))
+
+    def _mutated(self) -> bytes:
+        return self._kind.mutate(self._random, self._random.choice(self._pool))[:MAX_BYTES]
 
     def _count(self, outcome: Outcome) -> None:
         row = self.row

@@ -20,17 +20,9 @@ from .mutation import INTEGERS, TEXTS, change_bytes
 __all__ = ["KINDS"]
 
 PNG, JPEG = encoded(), encoded(Image.new("RGB", (30, 20), "red"), "JPEG")
-NAMES: tuple[str, ...] = (
-    "a.png",
-    "b.jpg",
-    "../../evil.png",
-    "/etc/evil.png",
-    "C:\\evil.png",
-    "..\\evil.png",
-    "a/" * 500 + "a.png",
-)
-NAMES += (".hidden.png", "__MACOSX/a.png", "folder/", "a.txt", "a.heic", "con.png", "a.png\0.txt", "", ".", "..")
-NAMES += tuple(f"{text}.png" for text in TEXTS)
+NAMES = ["a.png", "b.jpg", "../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png", "a/" * 500 + "a.png"]
+NAMES += [".hidden.png", "__MACOSX/a.png", "folder/", "a.txt", "a.heic", "con.png", "a.png\0.txt", "", ".", ".."]
+NAMES += [f"{text}.png" for text in TEXTS]
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 TYPES = (b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"x", b"g", b"X", b"L", b"K", b"S", b"M", b"V", b"\0", b"\xff")
 FIELDS = ((0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100), (257, 6), (263, 2), (329, 8), (345, 155))

@@ -32,25 +32,12 @@ PACKED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("WEBP", {"method": 0}),
     ("GIF", {}),
 )
-MARKS: tuple[bytes, ...] = (
-    b"ftyp",
-    b"ispe",
-    b"iloc",
-    b"iprp",
-    b"mdat",
-    b"VP8X",
-    b"VP8L",
-    b"ALPH",
-    b"ANIM",
-    b"EXIF",
-    b"ICCP",
-    b"II*\0",
-)
-MARKS += (b"\xff\xc0", b"\xff\xc2", b"\xff\xda", b"\xff\xe1", b"\xff\xe2", b"Exif", b"acsp", b"GIF8", b"BM", b"av1C")
+MARKS = b"ftyp ispe iloc iprp mdat av1C VP8X VP8L ALPH ANIM EXIF ICCP Exif acsp II* GIF8 BM".split(b" ")
+MARKS += b"\xff\xc0 \xff\xc2 \xff\xda \xff\xe1 \xff\xe2".split(b" ")
 
 
 def seeds(_: Bench) -> list[bytes]:
-    """Images of every format in every mode that it has, with and without profile, EXIF and transparency."""
+    """Images of every format in every mode that it has, with and without profile, EXIF and transparency; two bombs."""
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 4), np.uint8)
     image, exif = Image.fromarray(noise), Image.Exif()
     exif[0x0112] = 6
@@ -65,7 +52,8 @@ def seeds(_: Bench) -> list[bytes]:
     packings = ("packbits", "tiff_lzw", "jpeg", "tiff_deflate", "zstd", "lzma")
     found += [encoded(rgb, "TIFF", compression=packing) for packing in packings]
     found += [encoded(modes[0], "TIFF", compression=packing) for packing in ("group3", "group4", "tiff_ccitt")]
-    return found + _tiffs()
+    slow = encoded(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
+    return [*found, *_tiffs(), flat_webp(7000, 7000), scanned_again(slow, 5000)]
 
 
 def _has(kind: str, image: Image.Image) -> bool:
@@ -152,13 +140,13 @@ def flat(random: Random) -> bytes:
     image = Image.new("RGB", random.choices((1000, 4000, 5700), k=2))
     kind, options = random.choice(PACKED)
     data = encoded(image, kind, **options)
-    return scanned_again(random, data) if kind == "JPEG" else data
+    return scanned_again(data, random.choice((1, 5, 20, 5000))) if kind == "JPEG" else data
 
 
-def scanned_again(random: Random, data: bytes) -> bytes:
+def scanned_again(data: bytes, times: int) -> bytes:
     """A progressive JPEG with its last scan many times."""
     at = data.rfind(b"\xff\xda")
-    return data[:at] + data[at:-2] * random.choice((1, 5, 20, 5000)) + data[-2:]
+    return data[:at] + data[at:-2] * times + data[-2:]
 
 
 def flat_webp(width: int, height: int) -> bytes:

@@ -17,15 +17,15 @@ from .mutation import INTEGERS, TEXTS, change_bytes
 
 __all__ = ["KINDS"]
 
-GLOBALS: tuple[str, ...] = (
-    "os system",
-    "builtins eval",
-    "builtins bytearray",
-    "torch FloatStorage",
-    "torch HalfStorage",
+GLOBALS = ["os system", "builtins eval", "builtins bytearray", "torch load", "collections OrderedDict"]
+GLOBALS += [f"torch {name}Storage" for name in ("Float", "Half", "QInt8")]
+GLOBALS += [f"torch._utils _rebuild_{name}" for name in ("tensor_v2", "tensor_v3", "parameter", "sparse_tensor")]
+# A dictionary whose key takes 2^64 steps to hash, a gigabyte of zeros, and lists in lists.
+BOMBS = (
+    b"})q\0" + b"h\0\x86q\0" * 64 + b"K\1s.",
+    b"cbuiltins\nbytearray\nJ\0\0\0\x40\x85R.",
+    b"]" * 10**5 + b"a" * 10**5,
 )
-GLOBALS += ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch._utils _rebuild_tensor_v3")
-GLOBALS += ("collections OrderedDict", "torch load", "torch QInt8Storage", "torch._utils _rebuild_sparse_tensor")
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
@@ -45,6 +45,10 @@ def seeds(_: Bench) -> list[bytes]:
     contents += [torch.arange(24), torch.randn(24, dtype=torch.complex64), torch.randn(24, device="meta")]
     return [path.read_bytes() for path in sorted(folder.glob("*.pt"))] + [
         *map(_saved, contents),
+        *(
+            _zipped(zipfile.ZIP_STORED, {"archive/data.pkl": b"\x80\2" + bomb, "archive/version": b"3"})
+            for bomb in BOMBS
+        ),
         _saved(torch.randn(24), _use_new_zipfile_serialization=False),
         pickle.dumps(_Command()),
     ]
@@ -64,7 +68,7 @@ def mutate(random: Random, data: bytes) -> bytes:
         records[name] = change_program(random, records[name])
     else:
         _change_records(random, records)
-    return _zipped(random, records)
+    return _zipped(random.choice(METHODS), records)
 
 
 def change_program(random: Random, program: bytes) -> bytes:
@@ -122,9 +126,8 @@ def _change_records(random: Random, records: dict[str, bytes]) -> None:
             records[name] = random.choice((b"", bytes(2 * 10**6)))
 
 
-def _zipped(random: Random, records: dict[str, bytes]) -> bytes:
+def _zipped(method: int, records: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    method = random.choice(METHODS)
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in records.items():
             archive.writestr(zipfile.ZipInfo(name.encode(errors="replace").decode()), content, method)
