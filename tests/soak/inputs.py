@@ -18,8 +18,9 @@ from tests.images.test_user_images import encoded, zipped
 from tests.serving import data_url
 
 # The greatest values that are drawn with; the service's own limits take minutes for an image.
-SMALL = {"width": 192, "height": 192, "num_inference_steps": 5, "aesthetic_steps": 2, "num_outputs": 2}
+SMALL = {"width": 192, "height": 192, "num_inference_steps": 6, "aesthetic_steps": 2, "num_outputs": 2}
 LARGE = {"width": 1024, "height": 768, "num_inference_steps": 20, "aesthetic_steps": 20, "num_outputs": 4}
+LEAST = {"num_inference_steps": 5}  # so that every sampler works
 WORDS = (
     "a",
     "cat",
@@ -52,7 +53,7 @@ class Inputs:
         self._files = self._make_files(model)
         self._all_files = [file for files in self._files.values() for file in files]
         self._texts: dict[str, Callable[[], str]] = {
-            "aesthetic_embedding": lambda: dice.choice([*index]),
+            "aesthetic_embedding": lambda: dice.choice([*self._aesthetics]),
             "aesthetic_mix": self._mix,
             "aesthetic_sweep": lambda: ",".join(map(str, sorted(dice.sample(range(most["aesthetic_steps"] + 1), 2)))),
         }
@@ -93,7 +94,7 @@ class Inputs:
         if kind is str:
             words = " ".join(self._dice.choices(WORDS, k=self._dice.choice([1, 5, 20, 300])))
             return words[: limits["max_length"]]
-        low, high = limits["ge"], limits["le"] if most is None else most
+        low, high = LEAST.get(spec.name, limits["ge"]), limits["le"] if most is None else most
         return self._dice.randint(low, high) if kind is int else round(self._dice.uniform(low, high), 4)
 
     def _bad(self, spec: Field[Any]) -> Any:
@@ -124,8 +125,8 @@ class Inputs:
         }
 
     def _image(self, kind: str) -> Image.Image:
-        size = (self._dice.randint(64, 800), self._dice.randint(64, 800))
-        noise = Image.frombytes("RGB", (8, 8), self._dice.randbytes(192)).resize(size)
+        side = self._dice.randint(16, 200)  # of one shape, for masks to fit
+        noise = Image.frombytes("RGB", (8, 8), self._dice.randbytes(192)).resize((4 * side, 3 * side))
         return noise.convert("P") if kind == "GIF" else noise
 
 
