@@ -6,6 +6,7 @@ Ray Data hands each worker one item at a time, and the items of a worker that di
 import logging
 import os
 import pickle
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,9 +50,12 @@ def connected(cluster: Cluster) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECTS}
+    host, _, port = (cluster.address or "").removeprefix("ray://").rpartition(":")
     try:
+        if port.isdigit():  # Ray itself would try for seven minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(cluster.address or "local", **quiet, **({} if cluster.address else local))
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise SettingError(f"Ray can't be reached at {cluster.address or 'this machine'}: {error}") from error
     try:
         yield

@@ -13,7 +13,8 @@ from aesthetic.cancellation import Canceled
 from aesthetic.cluster import files, prediction, workers
 from aesthetic.cluster.files import Folder, fetch, open_url
 from aesthetic.cluster.prediction import predict
-from aesthetic.errors import DrawingError, RequestError
+from aesthetic.cluster.workers import Cluster, connected
+from aesthetic.errors import DrawingError, RequestError, SettingError
 from aesthetic.service import Service
 
 QUICK: dict[str, Any] = {
@@ -87,6 +88,12 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(tmp_path: Path, monkeyp
     assert fetch("lora", "data:,1234567890", tmp_path, open_url).read_bytes() == b"1234567890"
     with pytest.raises(RequestError, match="lora is larger than 10 bytes"):
         fetch("lora", "data:,12345678901", tmp_path, open_url)
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
+    cluster = Cluster(address="127.0.0.1:1")
+    with pytest.raises(SettingError, match=r"Ray can't be reached at 127\.0\.0\.1:1: .*refused"), connected(cluster):
+        pytest.fail("connected")
 
 
 @pytest.mark.parametrize(
