@@ -450,7 +450,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 def encoder(request: pytest.FixtureRequest) -> Any:
     if request.param == "demo":
         return loading.load(checkpoint.locate("demo", ROOT / "weights"), GPU).encoder
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([0]):  # without a list, torch warns where there are several GPUs
         torch.manual_seed(0)
         made = CLIPTextModelWithProjection(CLIPTextConfig(**ENCODERS[request.param])).eval().requires_grad_(False)
         for weight in made.parameters():

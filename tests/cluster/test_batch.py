@@ -93,25 +93,9 @@ def check(service: Service, folder: Path) -> None:
         assert row["outputs"] == []
 
 
-def test_a_batch_outlives_a_worker(
+def test_what_is_killed_loses_nothing_and_nothing_is_drawn_twice(
     batch: list[str], service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with ThreadPoolExecutor(1) as thread:
-        killing = thread.submit(kill_a_worker)
-        assert main(batch) == 0
-        killing.result()
-    check(service, tmp_path / "single")
-    assert f"{len(GOOD)} requests succeeded with {IMAGES} images, {len(BAD)} failed" in capsys.readouterr().out
-
-
-def kill_a_worker() -> None:
-    """In the middle of a batch."""
-    wait_for(lambda: len(drawn()) > 2)
-    os.kill(workers("MapWorker")[0].pid, signal.SIGKILL)
-
-
-def test_a_killed_batch_goes_on_and_draws_nothing_twice(batch: list[str], service: Service, tmp_path: Path) -> None:
-    batch.append("--workers=1")
     command = [sys.executable, "-m", "aesthetic", *batch]
     with subprocess.Popen(command, env={**os.environ, **SETTINGS}) as process:
         wait_for(lambda: len(drawn()) > 2)
@@ -121,7 +105,17 @@ def test_a_killed_batch_goes_on_and_draws_nothing_twice(batch: list[str], servic
     assert not Path("out/results.jsonl").exists()
     unfinished = "line-6.json" if "line-6.json" in before else next(iter(before))
     Path("out/rows", unfinished).write_bytes(b"")  # as a full disk leaves it
-    assert main(batch) == 0
+    with ThreadPoolExecutor(1) as thread:
+        killing = thread.submit(kill_a_worker, len(before) + 1)
+        assert main(batch) == 0
+        killing.result()
     check(service, tmp_path / "single")
+    assert f"{len(GOOD)} requests succeeded with {IMAGES} images, {len(BAD)} failed" in capsys.readouterr().out
     after = drawn()
     assert {name for name, time in before.items() if after[name] != time} == {unfinished}
+
+
+def kill_a_worker(rows: int) -> None:
+    """In the middle of a batch."""
+    wait_for(lambda: len(drawn()) > rows)
+    os.kill(workers("MapWorker")[0].pid, signal.SIGKILL)
