@@ -78,7 +78,8 @@ class Page:
         with gr.Row():
             self.strips = [gr.Gallery(STRIP, label="Strip", selected_index=4, **IMAGES)]
             self.strips += [gr.Gallery(label="Strip beside it", visible=False, **IMAGES)]
-        self.curve = gr.LinePlot(STOPS.melt("steps"), **CURVE)
+        with gr.Row():
+            self.curves = [gr.LinePlot(STOPS.melt("steps"), **CURVE), gr.LinePlot(visible=False, **CURVE)]
         self.other = gr.Dropdown(["", *self.names], label="Another aesthetic, to see beside it", elem_id="other")
         self._add("aesthetic_sweep")
 
@@ -117,7 +118,7 @@ class Page:
         inputs, outputs = self.fields, [self.drawn, self.recipe]
         draw = self._on(clicks, inputs, outputs, self.draw, lambda raw: check(form.request(raw, **DRAW)))
         clicks, inputs = [self.sweep_button.click], self.fields | {"other": self.other}
-        outputs = [*self.strips, self.curve, self.steps]
+        outputs = [*self.strips, *self.curves, self.steps]
         sweep = self._on(clicks, inputs, outputs, self.sweep, lambda raw: check(form.request(raw, **SWEEP)))
         clicks, chosen = [self.make_button.click], self.fields["aesthetic_embedding"]
         inputs = {"files": self.files, "name": self.name, "choices": self.choices}
@@ -168,18 +169,16 @@ class Page:
         request = form.request(raw, **SWEEP).seeded()
         other = dict.fromkeys(SOURCES) | {"aesthetic_embedding": raw["other"], "seed": request.seed}
         requests = [request, form.request(raw, **SWEEP | other)] if raw["other"] else [request]
-        strips, curves = [gr.Gallery(visible=False)] * 2, []
+        strips, curves = [gr.Gallery(visible=False)] * 2, [gr.LinePlot(visible=False)] * 2
         for i, request in enumerate(requests):
             paths, result = self.service.predict(request, self.folders[i])  # the last path is of a sheet
             recipes = [recipe for _, recipe in result.images]
             name = Path(request.aesthetic_embedding_file or recipes[-1].aesthetic.get("name", "nothing")).stem
             captions = [f"{recipe.request['aesthetic_steps']} steps towards {name}" for recipe in recipes]
             strips[i] = gr.Gallery(list(zip(paths, captions, strict=False)), selected_index=0, visible=True)
-            columns = ["steps", f"similarity to {name}", f"drift to {name}"]
-            curves.append(pd.DataFrame(result.stops, columns=columns, dtype=float).melt("steps"))
-        curve = pd.concat(curves)
-        plot = gr.LinePlot(curve, colors_in_legend=[*curve["variable"].unique()])  # whose change draws it anew
-        return *strips, plot, gr.Slider(maximum=request.sweep[-1], value=0)
+            stops = pd.DataFrame(result.stops, columns=STOPS.columns, dtype=float)
+            curves[i] = gr.LinePlot(stops.melt("steps"), visible=True)
+        return *strips, *curves, gr.Slider(maximum=request.sweep[-1], value=0)
 
     def make(self, raw: Raw) -> Any:
         """What was read, the file, and the aesthetic as the first in the gallery and the one that is chosen."""

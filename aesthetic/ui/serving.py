@@ -15,8 +15,10 @@ from .page import HERE, Page
 
 __all__ = ["launched"]
 
+CSS = ".gradio-container {max-width: 1200px !important; margin: auto}"
+CSS += " .preview {background: var(--background-fill-primary)}"  # over the other images of a gallery
 OPTIONS: dict[str, Any] = {"share": False, "ssr_mode": False, "mcp_server": False, "run_history": False, "quiet": True}
-OPTIONS |= {"prevent_thread_lock": True, "max_file_size": int(UPLOAD.total_bytes), "footer_links": []}
+OPTIONS |= {"prevent_thread_lock": True, "max_file_size": int(UPLOAD.total_bytes), "footer_links": [], "css": CSS}
 
 
 @contextmanager

@@ -130,7 +130,9 @@ def test_two_aesthetics_are_seen_side_by_side_and_follow_one_slider(tab: Any) ->
     tab.get_by_role("slider").locator("visible=true").first.fill("2")
     for name in ("sac_8plus", "fantasy"):
         wait_for(tab, f"2 steps towards {name}")
-        wait_for(tab, f"similarity to {name}")
+    curves = tab.locator("svg.marks").locator("visible=true")
+    sync_api.expect(curves.filter(has_text="similarity")).to_have_count(2)
+    sync_api.expect(curves.filter(has_text="20steps")).to_have_count(0)  # of the curve that the page opens on
 
 
 def test_an_aesthetic_of_ones_own_is_made_downloaded_and_drawn_with(tab: Any, tmp_path: Path) -> None:
