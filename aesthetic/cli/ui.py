@@ -3,6 +3,8 @@
 import argparse
 import importlib.util
 import os
+import signal
+import sys
 
 from ..errors import RequestError
 from .arguments import add_ckpt, check_drawing
@@ -18,7 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def ui(options: argparse.Namespace) -> None:
-    """Serve the page until Ctrl-C."""
+    """Serve the page until Ctrl-C or SIGTERM."""
     if importlib.util.find_spec("gradio") is None:
         raise RequestError(
             "the page needs gradio: script/ui in a checkout installs it, and so does "
@@ -26,6 +28,12 @@ def ui(options: argparse.Namespace) -> None:
         )
     os.environ["TQDM_DISABLE"] = ""  # the page shows the bars
     from ..service import Service
-    from ..ui.serving import serve
+    from ..ui.page import OPENING
+    from ..ui.serving import launched
 
-    serve(Service.load(options.ckpt), lambda request: check_drawing(request, options.ckpt), options.host, options.port)
+    service, place = Service.load(options.ckpt), {"server_name": options.host, "server_port": options.port}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    opening = OPENING if service.model.snapshot.bundled else {}
+    with launched(service, lambda request: check_drawing(request, options.ckpt), opening, **place) as address:
+        print(address, flush=True)
+        signal.pause()

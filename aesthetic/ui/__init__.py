@@ -2,3 +2,7 @@
 
 It turns clicks into Requests and shows the answers of one Service; what they mean is decided below. Needs gradio.
 """
+
+import os
+
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # gradio reads them when it is imported

@@ -26,30 +26,29 @@ def component(name: str, value: Any = None) -> Any:
         return gr.Dropdown(list(limits["choices"]), **shown)
     if kind is int and spec.default is not None:
         return gr.Slider(limits["ge"], limits["le"], step=1, **shown)
-    if kind in (int, float) and spec.default is not None:
+    if kind is float and spec.default is not None:
         return gr.Number(**shown)  # which shows None as 0
     return (gr.Checkbox if kind is bool else gr.Textbox)(**shown)
 
 
-def request(raw: Mapping[str, Any], aesthetic: Mapping[str, Any], editor: Any, **own: Any) -> Request:
-    """The request of the form's raw values. Raises RequestError or ImageError.
+def request(raw: Mapping[str, Any], **own: Any) -> Request:
+    """The request of the form's raw values, with some of our own. Raises RequestError or ImageError.
 
-    aesthetic: the input for what was chosen in the gallery, which counts unless the form names another source.
-    editor:    an image and the layers painted over it, or None.
+    Of `raw`, aesthetic_embedding is the input for what was chosen in the gallery, which counts unless the form names
+    another source; image is that of the editor, with the layers painted over it.
     """
-    values = {name: _value(name, value) for name, value in raw.items()}
+    values = {name: _value(name, raw[name]) for name in raw if name in FIELDS.keys() - {"aesthetic_embedding", "image"}}
     if not any(values.get(name) for name in SOURCES):
-        values |= aesthetic
-    return Request(**values | _painted(editor) | own)
+        values |= raw.get("aesthetic_embedding", {})
+    return Request(**values | _painted(raw.get("image")) | own)
 
 
 def _value(name: str, raw: Any) -> Any:
-    kind = base_type(FIELDS[name])
-    if kind is Path and isinstance(raw, dict):
+    kind, default = base_type(FIELDS[name]), FIELDS[name].default
+    if kind is Path and raw:
         return Path(raw["path"])
-    if isinstance(raw, str) and FIELDS[name].default is None:
-        with suppress(ValueError):
-            return kind(raw) if raw else None
+    with suppress(ValueError):  # for Request to refuse
+        return (kind(raw) if raw else None) if isinstance(raw, str) and default is None else raw
     return raw
 
 
@@ -66,6 +65,6 @@ def _painted(editor: Any) -> dict[str, Path]:
 
 
 def culprit(message: str) -> str | None:
-    """The field that an error's message names first."""
+    """The field that an error's message names first, which for a mask is the image that it is painted on."""
     found = re.search(rf"\b({'|'.join(sorted(FIELDS, key=len, reverse=True))})\b", message)
-    return found[1] if found else None
+    return found[1].replace("mask", "image") if found else None

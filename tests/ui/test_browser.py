@@ -1,11 +1,10 @@
 """The page in Chromium, used as a person would: skipped where Chromium, playwright or gradio is absent."""
 
-import gc
 import shutil
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +14,14 @@ from aesthetic import cancellation
 from aesthetic.cli.arguments import check_drawing
 from aesthetic.embeddings import embedding
 from aesthetic.service import Service
+from tests.ui import GRADIO
 
 pytest.importorskip("gradio", reason="gradio is not installed: requirements-ui.txt")
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-    pytest.mark.filterwarnings("ignore"),  # gradio's own
+    *(pytest.mark.filterwarnings(warning) for warning in GRADIO),
 ]
 
 OPENING: dict[str, Any] = {"prompt": "the cat", "aesthetic_steps": 2, "seed": 7, "aesthetic_sweep": "0,1,2"}
@@ -35,8 +35,6 @@ def address(service: Service) -> Iterator[str]:
 
     with serving.launched(service, lambda request: check_drawing(request, None), OPENING) as address:
         yield address
-    with warnings.catch_warnings(action="ignore"):
-        gc.collect()  # what gradio leaves open
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +116,23 @@ def test_a_wrong_value_is_explained_on_its_field(tab: Any) -> None:
 def test_a_sweep_is_drawn_once_and_a_slider_shows_it(tab: Any) -> None:
     tab.get_by_role("tab", name="How far").click()
     button(tab, "Draw the strip").click()
-    wait_for(tab, "the cat, towards sac_8plus")
-    wait_for(tab, "steps 0")
+    wait_for(tab, "0 steps towards sac_8plus")
     tab.get_by_role("slider").locator("visible=true").first.fill("2")
-    wait_for(tab, "steps 2")
+    wait_for(tab, "2 steps towards sac_8plus")
+
+
+def test_two_aesthetics_are_seen_side_by_side_and_follow_one_slider(tab: Any) -> None:
+    tab.get_by_role("tab", name="How far").click()
+    tab.locator("#other input").click()
+    tab.get_by_role("option", name="fantasy").click()
+    button(tab, "Draw the strip").click()
+    wait_for(tab, "0 steps towards fantasy")
+    tab.get_by_role("slider").locator("visible=true").first.fill("2")
+    for name in ("sac_8plus", "fantasy"):
+        wait_for(tab, f"2 steps towards {name}")
+    curves = tab.locator("svg.marks").locator("visible=true")
+    sync_api.expect(curves.filter(has_text="similarity")).to_have_count(2)
+    sync_api.expect(curves.filter(has_text="20steps")).to_have_count(0)  # of the curve that the page opens on
 
 
 def test_an_aesthetic_of_ones_own_is_made_downloaded_and_drawn_with(tab: Any, tmp_path: Path) -> None:
@@ -132,7 +143,7 @@ def test_an_aesthetic_of_ones_own_is_made_downloaded_and_drawn_with(tab: Any, tm
     tab.locator("#likes input[type=file]").set_input_files(
         [tmp_path / f"{name}.png" for name in ("red", "gold", "bad")]
     )
-    wait_for(tab, "gold.png")
+    tab.get_by_label("gold.png").wait_for()
     tab.get_by_label("Name of the aesthetic").fill("../warm")
     button(tab, "Make the aesthetic").click()
     report = tab.get_by_label("What was read")
@@ -156,44 +167,55 @@ def test_a_file_that_is_no_image_is_refused(tab: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.zip").write_bytes(b"no archive")
     tab.get_by_role("tab", name="Your own aesthetic").click()
     button(tab, "Make the aesthetic").click()
-    wait_for(tab, "drop images first")
+    tab.locator("#likes").get_by_text("drop images first").wait_for()
     tab.locator("#likes input[type=file]").set_input_files(tmp_path / "bad.zip")
-    wait_for(tab, "bad.zip")
+    tab.get_by_label("bad.zip").wait_for()
     button(tab, "Make the aesthetic").click()
-    wait_for(tab, "bad.zip is neither an image")
+    tab.locator("#likes").get_by_text("bad.zip is neither an image").wait_for()
 
 
-def test_a_second_tab_waits_for_the_first_and_a_canceled_one_ends(
-    tab: Any, context: Any, address: str, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first drawing is held until the second tab is seen to wait."""
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Holds drawings at their first step until it is set."""
     from aesthetic.pipeline import sampling
 
-    gate, started, check = threading.Event(), threading.Event(), cancellation.check
-    ended = threading.Event()
+    gate, check = threading.Event(), cancellation.check
+    state = SimpleNamespace(open=gate.set, started=threading.Event(), canceled=threading.Event())
 
     def held() -> None:
-        started.set()
+        state.started.set()
         gate.wait(60)
         try:
             check()
-        except BaseException:
-            ended.set()
+        except cancellation.Canceled:
+            state.canceled.set()
             raise
 
     monkeypatch.setattr(sampling, "check", held)
+    yield state
+    gate.set()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_second_tab_waits_until_the_first_is_canceled_or_closed(
+    closed: bool, tab: Any, context: Any, address: str, gate: Any
+) -> None:
     button(tab, "Draw").click()
-    assert started.wait(60)
+    assert gate.started.wait(60)
     other = opened(context, address)
     field(other, "seed").fill("9")
     button(other, "Draw").click()
     wait_for(other, "queue: 1/1")
-    tab.bring_to_front()
-    button(tab, "Cancel").click()
-    gate.set()
+    if closed:
+        tab.close()
+        other.wait_for_timeout(500)  # until the server has noticed
+    else:
+        tab.bring_to_front()
+        button(tab, "Cancel").click()
+    gate.open()
     wait_for(other, "seed 9")
-    assert ended.is_set()
-    assert not tab.get_by_text("seed 7").is_visible()
+    assert gate.canceled.is_set()
+    assert closed or not tab.get_by_text("seed 7").is_visible()
 
 
 def test_a_phone_is_wide_enough(chromium: Any, address: str) -> None:

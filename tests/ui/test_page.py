@@ -5,6 +5,7 @@ import re
 import urllib.request
 from importlib.metadata import requires, version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +17,13 @@ from aesthetic.errors import ImageError, RequestError
 from aesthetic.request import FIELDS
 from aesthetic.service import Service
 from tests.snapshot import ROOT
+from tests.ui import GRADIO
 
 UI = importlib.util.find_spec("gradio") is not None
 needs_gradio = pytest.mark.skipif(not UI, reason="gradio is not installed: requirements-ui.txt")
-pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own
+pytestmark = [pytest.mark.filterwarnings(warning) for warning in GRADIO]
 if UI:
-    from aesthetic.ui import form, serving
-    from aesthetic.ui.examples import OPENING, STRIP, thumbnail
+    from aesthetic.ui import form, page, serving
 
 
 def pins(file: str) -> dict[str, str]:
@@ -55,19 +56,13 @@ def test_gradio_needs_nothing_else_and_only_pillow_is_beyond_its_bounds() -> Non
 
 
 @needs_gradio
-def test_the_page_has_every_field_and_leaves_nothing(service: Service) -> None:
-    import gradio
-
-    from aesthetic.ui.page import Page
-
-    page = Page(service, lambda _: None, OPENING)
-    assert page.fields.keys() == FIELDS.keys() - {"aesthetic_embedding", "image", "mask"}
-    values = {
-        name: component.value for name, component in page.fields.items() if not isinstance(component, gradio.File)
-    }
-    asked = form.request(values | {"lora": None}, {"aesthetic_embedding": "night"}, None, aesthetic_sweep=None)
-    assert {name: getattr(asked, name) for name in OPENING} == OPENING
-    assert not page.blocks.analytics_enabled
+def test_the_page_has_every_field_and_opens_on_its_own_values(service: Service) -> None:
+    opening = page.OPENING | {"aesthetic_embedding": "fantasy"}
+    made = page.Page(service, lambda _: None, opening)
+    assert made.fields.keys() == FIELDS.keys() - {"mask"}
+    asked = form.request({name: component.value for name, component in made.fields.items()}, aesthetic_sweep=None)
+    assert {name: getattr(asked, name) for name in opening} == opening
+    assert not made.blocks.analytics_enabled
 
 
 @needs_gradio
@@ -87,16 +82,16 @@ def test_it_is_served_to_this_machine_and_its_files_are_removed(service: Service
 
 @needs_gradio
 def test_raw_values_become_a_request(tmp_path: Path) -> None:
-    named = {"aesthetic_embedding": "night"}
-    asked = form.request({"prompt": "", "seed": "7", "aesthetic_until": "", "lora": None}, named, None)
+    raw: dict[str, Any] = {"aesthetic_embedding": {"aesthetic_embedding": "night"}, "image": None}
+    asked = form.request(raw | {"prompt": "", "seed": "7", "aesthetic_until": "", "lora": None})
     assert (asked.prompt, asked.seed, asked.aesthetic_until, asked.aesthetic_embedding) == ("", 7, None, "night")
     file = {"path": str(tmp_path / "mine.pt")}
-    asked = form.request({"aesthetic_embedding_file": file}, named, None)
+    asked = form.request(raw | {"aesthetic_embedding_file": file})
     assert (asked.aesthetic_embedding, asked.aesthetic_embedding_file) == (None, tmp_path / "mine.pt")
     with pytest.raises(RequestError, match="seed must be a whole number, not 'many'"):
-        form.request({"seed": "many"}, named, None)
+        form.request(raw | {"seed": "many"})
     with pytest.raises(RequestError, match="prompt must be text"):
-        form.request({"prompt": file}, named, None)
+        form.request(raw | {"prompt": file})
 
 
 @needs_gradio
@@ -109,14 +104,14 @@ def test_only_paint_makes_a_mask(tmp_path: Path) -> None:
     painted = clear.copy()
     painted.putpixel((3, 3), (255, 255, 255, 255))
     image = sent("image.png", Image.new("RGB", (8, 8)))
-    assert form.request({}, {}, {"background": None, "layers": []}).image is None
-    asked = form.request({}, {}, {"background": image, "layers": [sent("clear.png", clear)]})
+    assert form.request({"image": {"background": None, "layers": []}}).image is None
+    asked = form.request({"image": {"background": image, "layers": [sent("clear.png", clear)]}})
     assert (asked.image, asked.mask) == (tmp_path / "image.png", None)
-    asked = form.request({}, {}, {"background": image, "layers": [sent("painted.png", painted)]})
+    asked = form.request({"image": {"background": image, "layers": [sent("painted.png", painted)]}})
     assert asked.mask == tmp_path / "painted.png"
     (tmp_path / "bad.png").write_bytes(b"%!PS-Adobe")
     with pytest.raises(ImageError, match="not an image of a format that is read"):
-        form.request({}, {}, {"background": image, "layers": [{"path": str(tmp_path / "bad.png")}]})
+        form.request({"image": {"background": image, "layers": [{"path": str(tmp_path / "bad.png")}]}})
 
 
 @needs_gradio
@@ -133,10 +128,26 @@ def test_an_error_is_put_on_the_field_that_it_names_first(message: str, field: s
 
 
 @needs_gradio
+def test_the_image_that_is_looked_at_is_the_one_to_start_from() -> None:
+    images = [{"image": {"path": name}, "caption": None} for name in ("first", "second")]
+    for index, name in ((1, "second"), (None, "first")):
+        editor, _ = page.reuse(SimpleNamespace(value=images, selected_index=index))
+        assert editor["background"] == name
+    assert page.reuse(SimpleNamespace(value=None, selected_index=None))[0] is None
+
+
+@needs_gradio
+def test_the_slider_shows_the_nearest_of_the_images_that_were_not_blocked() -> None:
+    strip = [{"caption": f"{steps} steps towards night"} for steps in (0, 5, 20)]
+    shown = [page.nearest(steps, strip)[0].selected_index for steps in (0, 2, 3, 12, 13)]
+    assert shown == [0, 0, 1, 1, 2]
+
+
+@needs_gradio
 def test_a_thumbnail_that_was_drawn_here_comes_first(tmp_path: Path) -> None:
-    assert Path(thumbnail(tmp_path, "night")).parent.parent.name == "ui"
-    assert Path(thumbnail(tmp_path, "nonsense")).stem == "unknown"
+    assert Path(page.thumbnail(tmp_path, "night")).parent.parent.name == "ui"
+    assert Path(page.thumbnail(tmp_path, "nonsense")).stem == "unknown"
     (tmp_path / "thumbnails").mkdir()
     (tmp_path / "thumbnails" / "night.webp").touch()
-    assert thumbnail(tmp_path, "night") == str(tmp_path / "thumbnails" / "night.webp")
-    assert all(Path(path).is_file() for path, _ in STRIP)
+    assert page.thumbnail(tmp_path, "night") == str(tmp_path / "thumbnails" / "night.webp")
+    assert all(Path(path).is_file() for path, _ in page.STRIP)
