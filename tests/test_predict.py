@@ -135,7 +135,7 @@ def span(spec: "dataclasses.Field[Any]") -> str:
     if "max_length" in limits:
         return f"≤ {limits['max_length']} characters"
     if spec.name in ("width", "height"):
-        return "128 to 1024, in steps of 64"
+        return "128 to 1536, in steps of 64"
     choices = Registry(ROOT / "embeddings").entries if spec.name == "aesthetic_embedding" else limits.get("choices", ())
     return ", ".join(f"`{choice}`" for choice in choices)
 

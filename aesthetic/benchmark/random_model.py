@@ -1,4 +1,4 @@
-"""Models with random weights, in the shapes of Stable Diffusion 1.5 or XL, or of a tiny model with the layers of 1.5.
+"""Models with random weights, in the shapes of Stable Diffusion 1.5 or XL, or of a tiny model with the blocks of 1.5.
 
 Speed and memory do not depend on the values of weights, so benchmarks need no download. The images are noise.
 """

@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from aesthetic.benchmark.random_model import TINY
+
+LAYERS = TINY["unet"]["layers_per_block"]
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -64,10 +67,10 @@ def _unet_block(name: str) -> tuple[str, str]:
     assert match is not None, name
     block, layer = int(match[2]), int(match[4])
     if match[3] == "downsamplers":
-        return f"input_blocks.{3 * (block + 1)}.0", match[5].replace("conv", "op")
+        return f"input_blocks.{(LAYERS + 1) * (block + 1)}.0", match[5].replace("conv", "op")
     if match[3] == "upsamplers":
-        return f"output_blocks.{3 * block + 2}.{1 if block == 0 else 2}", match[5]
-    number = 3 * block + layer + 1 if match[1] == "down" else 3 * block + layer
+        return f"output_blocks.{(LAYERS + 1) * block + LAYERS}.{1 if block == 0 else 2}", match[5]
+    number = (LAYERS + 1) * block + layer + (match[1] == "down")
     place = "input_blocks" if match[1] == "down" else "output_blocks"
     return f"{place}.{number}.{0 if match[3] == 'resnets' else 1}", match[5]
 
