@@ -96,7 +96,7 @@ def check(service: Service, folder: Path) -> None:
 def test_what_is_killed_loses_nothing_and_nothing_is_drawn_twice(
     batch: list[str], service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [sys.executable, "-m", "aesthetic", *batch]
+    command = [sys.executable, "-m", "aesthetic", *batch, "--workers=1"]
     with subprocess.Popen(command, env={**os.environ, **SETTINGS}) as process:
         wait_for(lambda: len(drawn()) > 2)
         process.kill()

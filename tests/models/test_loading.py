@@ -192,7 +192,7 @@ def test_a_snapshot_in_fp32_without_a_variant_loads(weights: Path) -> None:
 
 
 HOST = """
-import importlib, os, pkgutil, sys
+import importlib, os, sys
 from pathlib import Path
 import diffusers, torch, transformers
 
@@ -202,10 +202,12 @@ def state():
 
 before = state()
 import aesthetic
-for module in pkgutil.walk_packages(aesthetic.__path__, "aesthetic."):
+folder = Path(aesthetic.__file__).parent
+for file in folder.rglob("*.py"):
+    parts = file.relative_to(folder).with_suffix("").parts
     # Ray and gradio keep settings of their own in the environment.
-    if not module.name.startswith(("aesthetic.cluster", "aesthetic.ui")) and not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+    if parts[0] not in ("cluster", "ui") and parts[-1] != "__main__":
+        importlib.import_module(".".join(("aesthetic", *parts)))
 from aesthetic.models import checkpoint, clip, loading
 loading.load(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
 clip.load_vision(checkpoint.locate(None, Path(sys.argv[1]) / "weights"), torch.device("cpu"))
