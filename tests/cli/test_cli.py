@@ -284,14 +284,17 @@ def test_convert_writes_either_kind_of_file(tmp_path: Path, capsys: pytest.Captu
     assert "-o must name a .pt or .safetensors file" in complaint(capsys, "convert", str(published), "-o", "a.png")
 
 
-def test_a_preview_shows_what_each_aesthetic_does(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_preview_shows_what_each_aesthetic_does_and_keeps_thumbnails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     monkeypatch.setattr("aesthetic.cli.sweep.PREVIEW", "0,1")
     assert main(["embeddings", "--preview", "all.png", "--num_inference_steps", "2"]) == 0
     assert capsys.readouterr().out == "all.png\n"
     with Image.open(tmp_path / "all.png") as sheet:
         assert sheet.height > 8 * 256
+    kept = list((home / "embeddings" / "thumbnails").iterdir())
+    assert {path.stem for path in kept} == {path.stem for path in (home / "embeddings").glob("*.pt")}
+    assert len({path.read_bytes() for path in kept}) == len(kept)
 
 
 def test_embeddings_lists_the_named_aesthetics(capsys: pytest.CaptureFixture[str]) -> None:

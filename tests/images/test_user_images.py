@@ -111,6 +111,7 @@ def test_reads_a_folder_with_folders_in_it(tmp_path: Path) -> None:
     for name in ("b.png", "sub/a.png"):
         (tmp_path / name).write_bytes(encoded())
     (tmp_path / "readme.md").write_text("no image")
+    (tmp_path / ".hidden.png").write_bytes(b"")
     assert [image.name for image in read_images(tmp_path, LOCAL)] == ["b.png", "sub/a.png"]
 
 

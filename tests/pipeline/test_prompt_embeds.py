@@ -1,5 +1,6 @@
 """prompt_embeds with various diffusers pipelines."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,18 @@ def test_long_prompts_are_the_services(
     torch.testing.assert_close(embeds["prompt_embeds"], stop.conditioning.positive, rtol=1e-5, atol=1e-6)
     assert torch.equal(embeds["negative_prompt_embeds"], stop.conditioning.negative)
     draw(text_to_image, **embeds, width=128, height=128)
+
+
+@pytest.mark.parametrize("long_prompt", [False, True])
+def test_the_tensors_have_the_precision_of_the_pipeline(
+    text_to_image: Any, service: Service, options: dict[str, Any], long_prompt: bool
+) -> None:
+    half = copy.deepcopy(text_to_image.text_encoder).to(torch.bfloat16)
+    pipe = type(text_to_image)(**{**text_to_image.components, "text_encoder": half}, requires_safety_checker=False)
+    target = service.registry.load("sac_8plus").vector
+    embeds = prompt_embeds(pipe, "the cat", target, **options, steps=1, long_prompt=long_prompt)
+    assert {tensor.dtype for tensor in embeds.values()} == {torch.bfloat16}
+    assert half.dtype == torch.bfloat16
 
 
 def test_an_aesthetic_a_name_and_a_vector_are_the_same(
