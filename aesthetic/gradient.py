@@ -30,8 +30,8 @@ class Step:
 
     index:        updates made so far; 0 is the untouched encoder.
     similarity:   [batch], in -1..1: cosine of the prompt's text embedding and the aesthetic.
-    conditioning: [batch, tokens, hidden]: the last hidden state after the final layer norm, which conditions the
-                  diffusion model.
+    conditioning: [batch, tokens, hidden]: the last hidden state, which conditions the diffusion model; after the final
+                  layer norm, or for Stable Diffusion XL, whose encoder is wrapped, before the last layer.
     """
 
     index: int

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ from .arguments import add_ckpt
 
 if TYPE_CHECKING:
     from ..cluster.workers import Cluster
+
+log = logging.getLogger(__name__)
 
 ADDRESS = "of a Ray cluster, as HOST:6379, or auto on one of its nodes; blank: this machine alone"
 
@@ -68,6 +71,7 @@ def batch(options: argparse.Namespace) -> None:
         options.requests.rpartition("/") if "://" in options.requests else (str(path.parent), "", path.name)
     )
     requests, out, model = Folder(folder), Folder(options.outdir), checkpoint.locate(options.ckpt)
+    log.info("Model: %s (revision %s)", model.name, model.revision)
     lines = read_lines(requests, name, model)
     from ..cluster import batch
 
@@ -107,6 +111,7 @@ def serve(options: argparse.Namespace) -> None:
     from ..models import checkpoint
 
     model = checkpoint.locate(options.ckpt)
+    log.info("Model: %s (revision %s)", model.name, model.revision)
     if not options.address:
         require_port(options.host, options.port)
     from ..cluster.serve import Address, serving

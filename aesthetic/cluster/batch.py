@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import DrawingError
+from ..errors import DrawingError, SettingError
 from ..models import checkpoint
 from ..service import Service
 from ..writing import alone
@@ -121,13 +121,20 @@ def _row(out: Folder, line: Line) -> Row | None:
 
 
 def _draw(requests: Folder, out: Folder, service: Service, line: Line) -> Row:
-    """Draw a line in a worker, unless another worker has before it died."""
-    if row := _row(out, line):
-        return row
+    """Draw a line in a worker, unless another worker has before it died. Raises SettingError for a full disk."""
+    try:
+        return _row(out, line) or _drawn(requests, out, service, line)
+    except OSError as error:
+        raise SettingError(f"{out.place} can't be written to ({error}); the same command continues there") from error
+
+
+def _drawn(requests: Folder, out: Folder, service: Service, line: Line) -> Row:
     assert line.inputs is not None
     name = f"rows/{line.id}.json"
     with suppress(FileNotFoundError):
         out.remove(name)  # of another line, whose images these replace
+        for image in out.names(f"images/{line.id}"):
+            out.remove(f"images/{line.id}/{image}")
     prediction = predict(service, line.inputs, requests.open)
     for image, data in prediction.images.items():
         out.write(f"images/{line.id}/{image}", data)

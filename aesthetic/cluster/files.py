@@ -3,12 +3,13 @@
 data: and http(s): go through urllib; s3:, gs:, abfs: and hdfs: through pyarrow, which has all of them in its wheel.
 """
 
+import time
 from collections.abc import Callable
-from io import BufferedReader
+from http.client import HTTPException
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path, PurePosixPath
 from reprlib import repr as brief
-from typing import IO
-from urllib.request import urlopen
+from urllib import request
 
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
@@ -19,32 +20,50 @@ from ..writing import whole
 
 __all__ = ["Folder", "Opener", "fetch", "open_url"]
 
-SECONDS = 60  # that a server may stay silent
-PIECE = 2**20  # bytes to read between two checks for cancellation
+SILENCE, LONGEST = 20, 600  # seconds that a server may stay silent, and take for a file
+PIECE = 2**20  # bytes to read, at most, between two checks for cancellation
 STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-Opener = Callable[[str], IO[bytes]]  # for a file that a request names; raises RequestError, OSError, ValueError
+Opener = Callable[[str], BufferedIOBase]  # for a file that a request names; raises RequestError, OSError, ValueError
+# Those of urlopen, but for file: and ftp:, to which a server may redirect.
+HANDLERS = (
+    request.DataHandler,
+    request.HTTPDefaultErrorHandler,
+    request.HTTPErrorProcessor,
+    request.HTTPHandler,
+    request.HTTPRedirectHandler,
+    request.HTTPSHandler,
+    request.ProxyHandler,
+    request.UnknownHandler,
+)
 
 
-def open_url(url: str) -> IO[bytes]:
+def open_url(url: str) -> BufferedIOBase:
     """Open a data: or http(s) URL. Raises RequestError for any other: file: would read the server's own files."""
     if url.partition(":")[0].lower() not in ("data", "http", "https"):
         raise RequestError(f"must be a data: or http(s) URL, not {brief(url)}")
-    return urlopen(url, timeout=SECONDS)  # type: ignore[no-any-return]
+    opener = request.OpenerDirector()
+    for handler in HANDLERS:
+        opener.add_handler(handler())
+    return opener.open(url, timeout=SILENCE)  # type: ignore[no-any-return]
 
 
 def fetch(name: str, value: str, folder: Path, opened: Opener) -> Path:
     """The file that the input `name` names, copied to `folder`. Raises RequestError."""
-    path = folder / name
+    path, end = folder / name, time.monotonic() + LONGEST
     try:
         with opened(value) as source, path.open("wb") as copy:
-            while piece := source.read(min(PIECE, MAX_BYTES + 1 - copy.tell())):
+            while piece := source.read1(PIECE):  # what is there, so that a slow server does not hold up the check
                 check()
                 copy.write(piece)
                 if copy.tell() > MAX_BYTES:
                     raise RequestError(f"is larger than {MAX_BYTES:,} bytes")
+                if time.monotonic() > end:
+                    raise RequestError(f"took longer than {LONGEST} seconds to fetch")
+            if getattr(source, "length", None):  # that an HTTP server has announced and not sent
+                raise RequestError("was cut short by its server")
     except RequestError as error:
         raise RequestError(f"{name} {error}") from error
-    except (OSError, ValueError) as error:  # ValueError: a malformed URL
+    except (OSError, ValueError, HTTPException) as error:  # ValueError: a malformed URL
         raise RequestError(f"{name}: {brief(value)} can't be read: {error}") from error
     return path
 
@@ -91,7 +110,7 @@ class Folder:
         found = self._files.get_file_info(FileSelector(f"{self._path}/{folder}", allow_not_found=True))
         return [one.base_name for one in found if one.type is FileType.File and not one.base_name.startswith(".")]
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedIOBase:
         """Open a file that a line of a batch names: one in this folder, or any URL. Raises RequestError."""
         scheme, colon, _ = name.partition(":")
         if colon and scheme.lower() in STORES:

@@ -104,6 +104,8 @@ async def _refused(request: Request, error: Exception) -> Response:
     found = error.errors()
     if any(one["type"] == "json_invalid" for one in found):
         return JSONResponse({"detail": "the request's body is not JSON"}, 400)
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        return JSONResponse({"detail": "send the request with Content-Type: application/json"}, 422)
     return JSONResponse(
         {"detail": [{"loc": one["loc"], "msg": one["msg"], "type": "value_error"} for one in found]}, 422
     )

@@ -8,8 +8,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedIOBase
 from reprlib import repr as brief
-from typing import IO, Any
+from typing import Any
 
 from ..errors import RequestError
 from ..models.checkpoint import Snapshot
@@ -54,7 +55,7 @@ def read_lines(requests: Folder, name: str, model: Snapshot) -> list[Line]:
     return lines
 
 
-def _bounded(file: IO[bytes]) -> Iterator[bytes]:
+def _bounded(file: BufferedIOBase) -> Iterator[bytes]:
     """The lines of a file. One that is too long comes cut, which is no JSON."""
     while text := file.readline(MAX_LINE):
         yield text
@@ -73,7 +74,8 @@ def _line(number: int, text: bytes, model: str) -> Line:
     name = inputs.pop("id", own)
     if name != own and not (isinstance(name, str) and ID.fullmatch(name)):
         return Line(
-            id=own, error=f"id must be up to 100 letters, digits and ._- that don't start with line-, not {brief(name)}"
+            id=own,
+            error=f"id must be a letter or digit and up to 99 more or ._-, and not start with line-: not {brief(name)}",
         )
     digest = hashlib.sha256(f"{model}\n{json.dumps(inputs, sort_keys=True)}".encode()).hexdigest()
     return Line(id=name, inputs=inputs, digest=digest)

@@ -19,6 +19,7 @@ from ray.serve.config import HTTPOptions
 
 from ..cancellation import Predictions
 from ..embeddings.registry import Registry
+from ..errors import SettingError
 from ..models.checkpoint import Snapshot, locate
 from ..request import Request
 from . import ingress, prediction
@@ -49,7 +50,7 @@ class Address:
 
 @contextmanager
 def serving(address: Address, *, model: Snapshot, cluster: Cluster) -> Iterator[None]:
-    """Serve until the body of the with statement ends."""
+    """Serve until the body of the with statement ends. Raises SettingError if no replica can draw."""
     with connected(cluster):
         serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=address.host, port=address.port))
         count, share = shares(None)
@@ -59,6 +60,11 @@ def serving(address: Address, *, model: Snapshot, cluster: Cluster) -> Iterator[
                 name=NAME,
                 route_prefix="/",
             )
+        except RuntimeError as error:  # which doesn't say why
+            found = serve.status().applications[NAME].deployments.values()
+            [reason, *_] = [one.message.strip().splitlines()[-1] for one in found if one.message] or [str(error)]
+            raise SettingError(f"no replica could start: {reason}") from error
+        else:
             yield
         finally:
             serve.shutdown()

@@ -6,6 +6,7 @@ Ray Data hands each worker one item at a time, and the items of a worker that di
 import logging
 import os
 import pickle
+import signal
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,10 @@ class Cluster:
 
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[None]:
-    """Join the cluster, or start Ray on this machine and stop it in the end. Raises SettingError if that fails."""
+    """Join the cluster, or start Ray on this machine and stop it in the end. Raises SettingError if that fails.
+
+    SIGTERM then raises KeyboardInterrupt, as Ctrl-C does.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECTS}
@@ -57,10 +61,12 @@ def connected(cluster: Cluster) -> Iterator[None]:
         ray.init(cluster.address or "local", **quiet, **({} if cluster.address else local))
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise SettingError(f"Ray can't be reached at {cluster.address or 'this machine'}: {error}") from error
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own dumps its stack
     try:
         yield
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def shares(workers: int | None) -> tuple[int, dict[str, Any]]:

@@ -58,15 +58,20 @@ def prompt_embeds(
 
     Not for use inside torch.inference_mode. Raises CheckpointError if no projection is given or downloaded;
     EmbeddingError if an aesthetic fits none of the encoders (a projection in memory is known by its dimensions and
-    digest); ValueError for a pipeline without a CLIP text encoder, if projection, text encoder and vector do not belong
-    together, if a vector has no direction, or if steps or lr are negative; RequestError if a weight can't be read;
-    DrawingError if the personalization diverges; and what `load_aesthetic` raises.
+    digest); ValueError for a pipeline without a CLIP text encoder, for several prompts, for no aesthetic, if
+    projection, text encoder and vector do not belong together, if projection or vector has no direction, or if steps
+    or lr are negative; RequestError if a weight can't be read; DrawingError if the personalization diverges; and what
+    `load_aesthetic` raises.
     """
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt_embeds takes one prompt, a string, not {prompt!r}")  # noqa: TRY004
     if steps < 0 or not lr >= 0:
         raise ValueError(f"steps and lr must be 0 or more, not {steps} and {lr}")
     encoders, is_plain = clip_encoders(pipe), steps == 0 or not prompt.strip()
-    sources = [] if is_plain else [aesthetic] if isinstance(aesthetic, Source) else aesthetic
-    found = targets(encoders, sources, projection)
+    sources = [aesthetic] if isinstance(aesthetic, Source) else aesthetic
+    if not is_plain and not sources:
+        raise ValueError("no aesthetic was given: for the pipeline's own encoding, take 0 steps")
+    found = {} if is_plain else targets(encoders, sources, projection)
     personalize = partial(_personalize, steps=steps, lr=lr)
     if long_prompt:
         if len(encoders) > 1 or options:
@@ -79,7 +84,7 @@ def prompt_embeds(
     if copies:
         moved, _ = _encode(exchanged(pipe, copies), copies, prompt, negative_prompt, options)
         plain |= {name: moved[name].to(plain[name].dtype) for name in plain if not name.startswith("negative")}
-    if not all(tensor.isfinite().all() for tensor in plain.values()):
+    if copies and not all(tensor.isfinite().all() for tensor in plain.values()):
         raise DrawingError(f"the personalization diverged: lower lr ({lr}) or steps ({steps})")
     return plain
 
@@ -90,7 +95,10 @@ def _encode(
     """What the pipeline's `encode_prompt` returns, by name, and the tokens [1, 77] that it gives each text encoder."""
     names = inspect.signature(pipe.encode_prompt).parameters
     if negative_prompt is not None and "negative_prompt" not in names:
-        raise ValueError(f"{type(pipe).__name__} encodes negative prompts by themselves: call prompt_embeds for it")
+        raise ValueError(
+            f"{type(pipe).__name__} encodes a negative prompt by itself: call prompt_embeds for it with 0 steps, and "
+            "put negative_ before the names of what it returns"
+        )
     given: dict[str, Any] = {"prompt": prompt, "prompt_2": None, "prompt_3": None, "negative_prompt": negative_prompt}
     given |= {"device": pipe._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
     inputs = {name: value for name, value in given.items() if name in names}
@@ -98,6 +106,7 @@ def _encode(
         tokens = {name: stack.enter_context(_seen_tokens(getattr(pipe, name))) for name in encoders}
         found = pipe.encode_prompt(**{**inputs, **options})
     tensors = dict(zip([name for name in names if name.endswith("prompt_embeds")], found, strict=False))
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}  # as without guidance
     return tensors, {name: first for name, [first, *_] in tokens.items()}
 
 

@@ -116,8 +116,9 @@ def _target(encoder: Any, aesthetic: Aesthetic | Tensor, projection: Tensor | No
             f"the text encoder is {hidden} wide, the projection is {len(weight)} × {weight.shape[1]} "
             f"and the aesthetic {list(vector.shape)}: they don't belong together"
         )
-    if not vector.isfinite().all() or not vector.any():
-        raise ValueError("the aesthetic must be finite, and not zero")
+    for value, kind in ((vector, "aesthetic"), (weight, "projection")):
+        if not value.isfinite().all() or not value.any():
+            raise ValueError(f"the {kind} must be finite, and not zero")
     return Target(name=name, vector=unit(vector), projection=weight)
 
 

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -43,6 +45,7 @@ def server(address: str, home: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+            assert process.wait(60) == 130  # as after Ctrl-C
 
 
 def ask(server: str, timeout: float = 60, **inputs: Any) -> tuple[int, dict[str, Any]]:
@@ -105,6 +108,10 @@ def test_bad_requests(server: str) -> None:
     assert call(f"{server}/predictions", b"{")[0] == 400
     assert call(f"{server}/predictions", b"[" * 100_000)[0] == 400
     assert call(f"{server}/predictions", {"input": QUICK, "webhook": "http://127.0.0.1:1"})[0] == 422
+    plain = urllib.request.Request(f"{server}/predictions", data=b"{}", headers={"Content-Type": "text/plain"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(plain)
+    assert b"send the request with Content-Type: application/json" in refused.value.read()
     for inputs, message in (
         ({"width": 1024, "height": 1024}, "RequestError: width × height must be at most 786432 pixels"),
         ({"image": "/etc/passwd"}, "RequestError: image must be a data: or http(s) URL, not '/etc/passwd'"),

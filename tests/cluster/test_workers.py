@@ -1,20 +1,30 @@
 """What a worker does with a request, in this process."""
 
+import errno
 import os
 import pickle
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import ray.serve
 
 from aesthetic.cancellation import Canceled
-from aesthetic.cluster import files, prediction, workers
+from aesthetic.cluster import batch, files, prediction, serve, workers
 from aesthetic.cluster.files import Folder, fetch, open_url
-from aesthetic.cluster.prediction import predict
+from aesthetic.cluster.lines import Line
+from aesthetic.cluster.prediction import Prediction, predict
 from aesthetic.cluster.workers import Cluster, connected
 from aesthetic.errors import DrawingError, RequestError, SettingError
+from aesthetic.models import checkpoint
 from aesthetic.service import Service
 
 QUICK: dict[str, Any] = {
@@ -94,6 +104,89 @@ def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
     cluster = Cluster(address="127.0.0.1:1")
     with pytest.raises(SettingError, match=r"Ray can't be reached at 127\.0\.0\.1:1: .*refused"), connected(cluster):
         pytest.fail("connected")
+
+
+ANSWERS = {
+    "junk": b"hello\r\n\r\n",
+    "short": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc",
+    "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    "headers": b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    "ftp": b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/x\r\nContent-Length: 0\r\n\r\n",
+    "file": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@contextmanager
+def answering(*pieces: bytes) -> Iterator[str]:
+    """The URL of a server that answers once, a piece every tenth of a second."""
+
+    def answer() -> None:
+        with server.accept()[0] as client:
+            client.recv(10_000)
+            for piece in pieces:
+                client.sendall(piece)
+                time.sleep(0.1)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as thread:
+        thread.submit(answer)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/x"
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_a_bad_answer_is_an_error_of_the_input(kind: str, tmp_path: Path) -> None:
+    with answering(ANSWERS[kind]) as url, pytest.raises(RequestError, match=r"^image"):
+        fetch("image", url, tmp_path, open_url)
+
+
+def test_a_slow_server_does_not_hold_up_a_cancel_and_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[None] = []
+    monkeypatch.setattr(files, "check", lambda: checks.append(None))
+    slow = (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", *[b"a"] * 4)
+    with answering(*slow) as url:
+        assert fetch("image", url, tmp_path, open_url).read_bytes() == b"aaaa"
+    assert len(checks) > 1
+    monkeypatch.setattr(files, "LONGEST", 0)
+    with answering(*slow) as url, pytest.raises(RequestError, match="image took longer than 0 seconds"):
+        fetch("image", url, tmp_path, open_url)
+
+
+def test_no_image_of_another_line_is_left_and_a_full_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: Service
+) -> None:
+    out, line = Folder(str(tmp_path)), Line(id="a", inputs={}, digest="1")
+    drawn = iter([Prediction(images={"0.png": b"old", "1.png": b"old"}, metrics={"seed": 1}, is_final=True)])
+    monkeypatch.setattr(batch, "predict", lambda *_: next(drawn))
+    batch._draw(out, out, service, line)
+    assert sorted(out.names("images/a")) == ["0.png", "1.png"]
+    drawn = iter([Prediction(images={"0.webp": b"new"}, metrics={"seed": 1}, is_final=True)])
+    batch._draw(out, out, service, replace(line, digest="2"))
+    assert out.names("images/a") == ["0.webp"]
+    monkeypatch.setattr(Folder, "write", full)
+    drawn = iter([Prediction(images={"0.webp": b"new"}, metrics={"seed": 1})])
+    with pytest.raises(SettingError, match=r"can't be written to \(\[Errno 28\] No space left on device"):
+        batch._draw(out, out, service, replace(line, digest="3"))
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_why_no_replica_could_start_is_said(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    def failed(*_: object, **__: object) -> None:
+        raise RuntimeError("Deploying application aesthetic failed")
+
+    reason = SimpleNamespace(message="Traceback\n  ...\naesthetic.errors.SettingError: AESTHETIC_SPEED must be")
+    status = SimpleNamespace(applications={"aesthetic": SimpleNamespace(deployments={"Drawer": reason})})
+    for name, value in {"start": lambda **_: 0, "shutdown": lambda: 0, "run": failed, "status": lambda: status}.items():
+        monkeypatch.setattr(ray.serve, name, value)
+    monkeypatch.setattr(serve, "connected", nullcontext)
+    monkeypatch.setattr(serve, "shares", lambda _: (1, {}))
+    address, model = serve.Address(host="", port=1, replicas=None, queue=1), checkpoint.locate(None, home / "weights")
+    with pytest.raises(SettingError, match=r"no replica could start: .*AESTHETIC_SPEED must be"):  # noqa: SIM117
+        with serve.serving(address, model=model, cluster=Cluster()):
+            pytest.fail("serving")
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_what_fits_no_encoder_is_refused(home: Path) -> None:
         prompt_embeds(pipe, "the cat", [SECOND, SECOND], **OPTIONS)
     with pytest.raises(ValueError, match="long_prompt is for one text encoder"):
         prompt_embeds(pipe, "the cat", SECOND, **OPTIONS, long_prompt=True)
-    with pytest.raises(ValueError, match="FluxPipeline encodes negative prompts by themselves"):
+    with pytest.raises(ValueError, match="FluxPipeline encodes a negative prompt by itself"):
         prompt_embeds(FAMILIES["FLUX"](home), "the cat", FIRST, **OPTIONS, negative_prompt="the dog")
     with pytest.raises(ValueError, match="DDPMPipeline has no CLIP text encoder"):
         prompt_embeds(diffusers.DDPMPipeline(pipe.unet, pipe.scheduler), "the cat", FIRST, **OPTIONS)

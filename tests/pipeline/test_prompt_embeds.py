@@ -131,6 +131,34 @@ def test_the_tensors_have_the_precision_of_the_pipeline(
     assert half.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("prompt", "aesthetic", "projection", "message"),
+    [
+        (["a", "b"], torch.ones(1, 24), None, "takes one prompt, a string, not \\['a', 'b'\\]"),
+        ("a", [], None, "no aesthetic was given"),
+        ("a", None, None, "no aesthetic was given"),
+        ("a", torch.ones(1, 24), torch.zeros(24, 32), "the projection must be finite, and not zero"),
+        ("a", torch.ones(1, 24), torch.full((24, 32), torch.nan), "the projection must be finite, and not zero"),
+    ],
+)
+def test_bad_arguments_are_named(
+    text_to_image: Any, options: dict[str, Any], prompt: Any, aesthetic: Any, projection: Any, message: str
+) -> None:
+    options |= {} if projection is None else {"projection": projection}
+    with pytest.raises(ValueError, match=message):
+        prompt_embeds(text_to_image, prompt, aesthetic, **options)
+
+
+def test_without_guidance_there_is_no_negative_conditioning(
+    text_to_image: Any, service: Service, options: dict[str, Any]
+) -> None:
+    target = service.registry.load("sac_8plus").vector
+    both = prompt_embeds(text_to_image, "the cat", target, **options, steps=1)
+    one = prompt_embeds(text_to_image, "the cat", target, **options, steps=1, do_classifier_free_guidance=False)
+    assert list(one) == ["prompt_embeds"]
+    assert torch.equal(one["prompt_embeds"], both["prompt_embeds"])
+
+
 def test_an_aesthetic_a_name_and_a_vector_are_the_same(
     text_to_image: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

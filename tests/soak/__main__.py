@@ -1,6 +1,6 @@
 """The service for hours: memory, cancels, faults, two users.
 
-    python -m tests.soak [--minutes 60] [--seed 0] [--predictions 1000] [--cancels 500] [--parts predictions faults ...]
+    python -m tests.soak [--minutes 90] [--seed 0] [--predictions 1000] [--cancels 500] [--parts predictions faults ...]
 
 starts Cog's own server on 127.0.0.1 again and again: with the demo model on a CPU, on a GPU with random weights in
 Stable Diffusion's full size (3.9 GB in a temporary folder). It ends after the given counts or minutes, whichever
