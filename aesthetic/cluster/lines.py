@@ -73,9 +73,7 @@ def _line(number: int, text: bytes, model: str) -> Line:
         return Line(id=own, error=f"the line must be a JSON object, not {brief(inputs)}")
     name = inputs.pop("id", own)
     if name != own and not (isinstance(name, str) and ID.fullmatch(name)):
-        return Line(
-            id=own,
-            error=f"id must be a letter or digit and up to 99 more or ._-, and not start with line-: not {brief(name)}",
-        )
+        rule = "id must be up to 100 letters, digits and ._-, begin with a letter or digit, and not with line-"
+        return Line(id=own, error=f"{rule}: not {brief(name)}")
     digest = hashlib.sha256(f"{model}\n{json.dumps(inputs, sort_keys=True)}".encode()).hexdigest()
     return Line(id=name, inputs=inputs, digest=digest)

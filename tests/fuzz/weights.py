@@ -127,7 +127,7 @@ def loras(bench: Bench) -> list[bytes]:
     """LoRAs of a few layers with every writer's names, and other files."""
     model = bench.service.model
     every = list(lora.changes(model).items())
-    few = dict(random for random in Random(0).sample(every, 6))
+    few = dict(Random(0).sample(every, 6))
     with TemporaryDirectory() as folder:
         styles = (lora.kohya, lora.peft, lora.dotted, lora.te1, lora.unnamed, lora.wrapped)
         written = [lora.write(Path(folder) / "x", few, names=names).read_bytes() for names in styles]
