@@ -76,6 +76,12 @@ def plain(home: Path) -> StableDiffusionPipeline:
     return pipe
 
 
+def test_the_similarity_before_and_after_is_reported(service: Service, quick: Request) -> None:
+    metrics = service.draw(quick).metrics
+    assert -1 <= metrics["similarity.before"] < metrics["similarity.after"] <= 1
+    assert not [name for name in service.draw(replace(quick, aesthetic_steps=0)).metrics if "similarity" in name]
+
+
 def test_without_steps_it_is_plain_diffusers(service: Service, plain: StableDiffusionPipeline, quick: Request) -> None:
     request = replace(quick, aesthetic_steps=0, scheduler="PNDM", negative_prompt="the dog", num_outputs=2)
     latents = sampling.starting_noise(service.model, request, sampling.generators(request))
