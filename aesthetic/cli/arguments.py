@@ -2,11 +2,12 @@
 
 import argparse
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 from ..embeddings.registry import Registry, is_path
-from ..errors import RequestError, naming_input
+from ..errors import RequestError, SettingError, naming_input
 from ..request import FIELDS, Request, base_type
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "given_inputs",
     "given_path",
     "prompts_in",
+    "require_port",
     "require_writable",
 ]
 
@@ -144,6 +146,16 @@ def prompts_in(flag: str, path: Path, comment: str | None = None) -> list[str]:
     if not prompts:
         raise RequestError(f"{flag} {path} holds no prompt: one per line was expected")
     return prompts
+
+
+def require_port(host: str, port: int, family: int = socket.AF_INET) -> None:
+    """Raise SettingError if a port can't be listened on."""
+    if not 0 <= port <= 65535:
+        raise SettingError(f"--port must be 0 to 65535, not {port}")
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise SettingError(f"--port {port} of --host {host} can't be used ({error}); choose a free one") from error
 
 
 def require_writable(path: Path, *suffixes: str, flag: str = "-o") -> None:

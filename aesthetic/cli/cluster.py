@@ -5,13 +5,12 @@ import importlib.util
 import logging
 import os
 import signal
-import socket
 import sys
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..errors import DrawingError, RequestError, SettingError
-from .arguments import add_ckpt
+from .arguments import add_ckpt, require_port
 
 if TYPE_CHECKING:
     from ..cluster.workers import Cluster
@@ -134,11 +133,3 @@ def _replicas(text: str) -> tuple[int, int] | None:
     if not 1 <= found[0] <= found[1]:
         raise argparse.ArgumentTypeError(f"must be auto, a number as 4, or two as 1-4, not {text!r}")
     return found
-
-
-def require_port(host: str, port: int) -> None:
-    """Raise SettingError if a port can't be listened on."""
-    try:
-        socket.create_server((host, port)).close()
-    except (OverflowError, OSError) as error:
-        raise SettingError(f"port {port} can't be used ({error}); choose a free one") from error

@@ -4,10 +4,11 @@ import argparse
 import importlib.util
 import os
 import signal
+import socket
 import sys
 
 from ..errors import RequestError
-from .arguments import add_ckpt, check_drawing
+from .arguments import add_ckpt, check_drawing, require_port
 
 __all__ = ["add", "ui"]
 
@@ -26,6 +27,11 @@ def ui(options: argparse.Namespace) -> None:
             "the page needs gradio: script/ui in a checkout installs it, and so does "
             "python -m pip install --no-deps -r requirements-ui.txt"
         )
+    from ..models import checkpoint
+
+    checkpoint.locate(options.ckpt)
+    family = socket.AF_INET6 if options.host.startswith("[") else socket.AF_INET  # as gradio tells them apart
+    require_port(options.host.strip("[]"), options.port, family)
     os.environ["TQDM_DISABLE"] = ""  # the page shows the bars
     from ..service import Service
     from ..ui.page import OPENING

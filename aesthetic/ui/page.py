@@ -12,7 +12,7 @@ import gradio as gr
 import pandas as pd
 
 from ..cancellation import Predictions
-from ..errors import AestheticError, RequestError
+from ..errors import AestheticError, RequestError, printable
 from ..images.user_images import UPLOAD, UserImage, read_images
 from ..pipeline.make_aesthetic import average
 from ..request import FIELDS, SOURCES, Request
@@ -192,7 +192,7 @@ class Page:
                 yield image
 
         made, mean = average(model.vision, images(), model.snapshot.name)
-        name = Path(str(raw["name"])[:60]).name or "mine"
+        name = Path(printable(str(raw["name"]))).name[:40].strip(" .") or "mine"  # 160 bytes at most
         file = Path(tempfile.mkdtemp()) / f"{name}.safetensors"
         replace(made, vector=mean).save(file)
         choices = [(read[0].image, name, {"aesthetic_embedding_file": file}), *raw["choices"]]
@@ -216,8 +216,8 @@ def _images(files: Any, on_left_out: Callable[[str], object] = lambda _: None) -
     folder = Path(tempfile.mkdtemp())
     for i, path in enumerate(paths):
         (folder / (f"{i} {path.name}" if (folder / path.name).exists() else path.name)).symlink_to(path)
-    source = folder if len(paths) > 1 else paths[0]
-    return read_images(source, UPLOAD, skip_unreadable=True, on_left_out=on_left_out)
+    source, label = (folder, "the upload") if len(paths) > 1 else (paths[0], None)
+    return read_images(source, UPLOAD, label=label, skip_unreadable=True, on_left_out=on_left_out)
 
 
 def _shown(choices: Any) -> gr.Gallery:

@@ -32,8 +32,9 @@ def launched(
     place:   server_name and server_port, as gradio calls them.
     """
     with tempfile.TemporaryDirectory(prefix="aesthetic-") as folder:
-        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
-        gr.set_static_paths([HERE, service.registry.folder / "thumbnails"])
+        tempfile.tempdir = folder
+        os.environ["GRADIO_TEMP_DIR"] = f"{folder}/gradio"  # a folder of its own: it copies only what lies outside
+        gr.set_static_paths([HERE / "opening", HERE / "thumbnails", service.registry.folder / "thumbnails"])
         blocks = Page(service, check, opening).blocks
         try:
             yield blocks.launch(**OPTIONS, **place)[1]

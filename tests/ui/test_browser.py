@@ -135,6 +135,23 @@ def test_two_aesthetics_are_seen_side_by_side_and_follow_one_slider(tab: Any) ->
     sync_api.expect(curves.filter(has_text="20steps")).to_have_count(0)  # of the curve that the page opens on
 
 
+def test_a_drawing_keeps_its_address_and_later_ones_get_their_own(tab: Any) -> None:
+    button(tab, "Draw").click()
+    wait_for(tab, "seed 7")
+    images = tab.get_by_role("tabpanel").locator("img[src*='output.0.png']").locator("visible=true")
+    first = images.first.get_attribute("src")
+    content = tab.request.get(first).body()
+    field(tab, "seed").fill("8")
+    button(tab, "Draw").click()
+    wait_for(tab, "seed 8")
+    second = images.first.get_attribute("src")
+    tab.get_by_role("tab", name="How far").click()
+    button(tab, "Draw the strip").click()
+    wait_for(tab, "0 steps towards sac_8plus")
+    assert len({first, second, images.first.get_attribute("src")}) == 3
+    assert tab.request.get(first).body() == content != tab.request.get(second).body()
+
+
 def test_an_aesthetic_of_ones_own_is_made_downloaded_and_drawn_with(tab: Any, tmp_path: Path) -> None:
     for color in ("red", "gold"):
         Image.new("RGB", (64, 64), color).save(tmp_path / f"{color}.png")
@@ -144,7 +161,7 @@ def test_an_aesthetic_of_ones_own_is_made_downloaded_and_drawn_with(tab: Any, tm
         [tmp_path / f"{name}.png" for name in ("red", "gold", "bad")]
     )
     tab.get_by_label("gold.png").wait_for()
-    tab.get_by_label("Name of the aesthetic").fill("../warm")
+    tab.get_by_label("Name of the aesthetic").fill("../warm 😀")
     button(tab, "Make the aesthetic").click()
     report = tab.get_by_label("What was read")
     sync_api.expect(report).to_have_value(
@@ -154,7 +171,7 @@ def test_an_aesthetic_of_ones_own_is_made_downloaded_and_drawn_with(tab: Any, tm
     )
     with tab.expect_download() as download:
         button(tab, "Download it (.safetensors)").click()
-    assert download.value.suggested_filename == "warm.safetensors"
+    assert download.value.suggested_filename == "warm 😀.safetensors"
     made = embedding.load_aesthetic(Path(download.value.path()))
     assert made.notes["pictures"] == "2"
     button(tab, "Draw the prompt with it").click()

@@ -2,7 +2,13 @@
 
 import importlib.util
 import re
+import socket
+import sys
+import tempfile
+import urllib.error
 import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import requires, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +20,7 @@ from PIL import Image
 
 from aesthetic.cli.main import main
 from aesthetic.errors import ImageError, RequestError
+from aesthetic.images.user_images import UPLOAD
 from aesthetic.request import FIELDS
 from aesthetic.service import Service
 from tests.snapshot import ROOT
@@ -38,6 +45,27 @@ def test_without_gradio_it_says_what_to_install(
     [line] = capsys.readouterr().err.splitlines()
     assert "script/ui" in line
     assert "requirements-ui.txt" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "problem"),
+    [
+        ("--port=99999", "--port must be 0 to 65535, not 99999"),
+        ("--port=-1", "--port must be 0 to 65535, not -1"),
+        ("--port={taken}", "--port {taken} of --host 127.0.0.1 can't be used"),
+        ("--ckpt=none", "there is no model 'none'"),
+    ],
+)
+def test_a_wrong_flag_is_refused_before_anything_is_loaded(
+    flag: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "aesthetic.service", None)  # so that its import fails
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        assert main(["ui", flag.format(taken=taken)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert problem.format(taken=taken) in line
 
 
 def test_its_pins_agree_with_those_of_the_service() -> None:
@@ -67,17 +95,56 @@ def test_the_page_has_every_field_and_opens_on_its_own_values(service: Service) 
 
 @needs_gradio
 def test_it_is_served_to_this_machine_and_its_files_are_removed(service: Service) -> None:
-    import os
-
     with serving.launched(service, lambda _: None, {}) as address:
         assert address.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(address) as answer:
             assert answer.status == 200
-        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        folder = Path(tempfile.gettempdir())
         assert folder.is_dir()
     assert not folder.exists()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(address)
+
+
+@needs_gradio
+def test_no_file_of_the_package_is_served_but_its_images(service: Service) -> None:
+    with serving.launched(service, lambda _: None, {}) as address:
+        files = f"{address}gradio_api/file={page.HERE}"
+        for image in ("thumbnails/night.webp", "opening/5.webp"):
+            with urllib.request.urlopen(f"{files}/{image}") as answer:
+                assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="Forbidden") as refused:
+            urllib.request.urlopen(f"{files}/page.py")
+        refused.value.close()
+
+
+@pytest.fixture
+def made(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes an aesthetic from several files that are the same image."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "red.png")
+    raw = {"files": [{"path": str(tmp_path / "red.png")}] * 2, "choices": []}
+    return lambda name: page.Page(service, lambda _: None, {}).make(raw | {"name": name})
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("../a b", "a b"), ("😀" * 60, "😀" * 40), ("a\0\n\ud800", "a" + "\ufffd" * 3), ("", "mine"), ("..", "mine")],
+)
+def test_any_name_becomes_that_of_a_file(name: str, stem: str, made: Callable[..., Any]) -> None:
+    file = made(name)[-1]["aesthetic_embedding_file"]
+    assert file.name == f"{stem}.safetensors"
+    assert file.is_file()
+
+
+@needs_gradio
+def test_an_error_about_several_files_does_not_name_their_folder(
+    made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aesthetic.ui.page.UPLOAD", replace(UPLOAD, images=1))
+    with pytest.raises(ImageError, match="the upload holds more than 1 images"):
+        made("mine")
 
 
 @needs_gradio
