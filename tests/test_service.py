@@ -421,7 +421,7 @@ def test_a_prediction_does_not_search_all_modules(
     ):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("all modules were searched"))
     service.draw(quick)
-    service.draw(replace(quick, image=tmp_path / "image.png"))
+    assert "image" in service.draw(replace(quick, image=tmp_path / "image.png")).seconds
 
 
 def test_an_error_in_encoding_is_raised(

@@ -406,6 +406,8 @@ def test_errors_are_one_line_and_come_before_anything_is_loaded(
         (["sweep", "--aesthetics", "fantasy", "--prompt", " \t"], "--prompt must not be blank"),
         (["sweep", "--aesthetics", "fantasy", "-o", "nowhere/x.png"], "-o nowhere/x.png: there is no folder nowhere"),
         (["txt2img", "--ckpt=nonsense"], "there is no model 'nonsense'"),
+        (["embeddings", "--preview=x.jpg"], "--preview must name a .png file"),
+        (["embeddings", "--preview=x.png", "--ckpt=nonsense"], "there is no model 'nonsense'"),
         (["embed", "nothing", "-o", "a.safetensors"], "there is no file nothing"),
         (["embed", "nothing", "-o", "a.pt"], "-o must name a .safetensors file"),
         (["embed", "nothing", "-o", "nowhere/a.safetensors"], "-o nowhere/a.safetensors: there is no folder nowhere"),
@@ -414,6 +416,12 @@ def test_errors_are_one_line_and_come_before_anything_is_loaded(
         (["recipe", "nothing.png"], "there is no file nothing.png"),
     ):
         assert message in complaint(capsys, *arguments), arguments
+
+
+def test_embed_needs_a_file_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["embed", "likes"])
+    assert "-o" in capsys.readouterr().err
 
 
 def test_a_malformed_size_is_refused_with_the_format(capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,6 +193,9 @@ def test_a_forged_recipe_is_refused_or_harmless(tmp_path_factory: pytest.TempPat
 
 def test_a_tampered_request_is_refused(tmp_path: Path) -> None:
     facts = {"model": {"name": "x", "revision": "x", "precision": "x"}, "aesthetic": {}, "versions": {}}
+    path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {}, "model": {"name": "x", "precision": "x"}}))
+    with pytest.raises(ImageError, match=r"a\.png has no recipe"):
+        metadata.read_recipe(path)
     path = forged(tmp_path / "a.png", json.dumps({**facts, "request": {"width": 10**9}}))
     with pytest.raises(RequestError, match="width must be one of"):
         metadata.read_recipe(path).rebuild()

@@ -305,6 +305,7 @@ def test_damage_to_one_file_in_a_zip_does_not_affect_others(tmp_path: Path) -> N
         "a.png in file can't be read: Bad CRC-32 for file 'a.png'",
         "c.png is larger than 0 MB",
     ]
+    assert refusal(tmp_path, encoded() + bytes(20_000), caps) == "file is larger than 0 MB"
 
 
 def test_damage_to_an_archive_is_never_skipped(tmp_path: Path) -> None:

@@ -14,15 +14,11 @@ from aesthetic import cancellation
 from aesthetic.cli.arguments import check_drawing
 from aesthetic.embeddings import embedding
 from aesthetic.service import Service
-from tests.ui import GRADIO
 
 pytest.importorskip("gradio", reason="gradio is not installed: requirements-ui.txt")
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-    *(pytest.mark.filterwarnings(warning) for warning in GRADIO),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 OPENING: dict[str, Any] = {"prompt": "the cat", "aesthetic_steps": 2, "seed": 7, "aesthetic_sweep": "0,1,2"}
 OPENING |= {"width": 128, "height": 128, "num_inference_steps": 3, "scheduler": "DDIM"}

@@ -24,11 +24,9 @@ from aesthetic.images.user_images import UPLOAD
 from aesthetic.request import FIELDS
 from aesthetic.service import Service
 from tests.snapshot import ROOT
-from tests.ui import GRADIO
 
 UI = importlib.util.find_spec("gradio") is not None
 needs_gradio = pytest.mark.skipif(not UI, reason="gradio is not installed: requirements-ui.txt")
-pytestmark = [pytest.mark.filterwarnings(warning) for warning in GRADIO]
 if UI:
     from aesthetic.ui import form, page, serving
 
