@@ -69,8 +69,6 @@ def prompt_embeds(
         raise ValueError(f"steps and lr must be 0 or more, not {steps} and {lr}")
     encoders, is_plain = clip_encoders(pipe), steps == 0 or not prompt.strip()
     sources = [aesthetic] if isinstance(aesthetic, Source) else aesthetic
-    if not is_plain and not sources:
-        raise ValueError("no aesthetic was given: for the pipeline's own encoding, take 0 steps")
     found = {} if is_plain else targets(encoders, sources, projection)
     personalize = partial(_personalize, steps=steps, lr=lr)
     if long_prompt:

@@ -47,6 +47,8 @@ def targets(encoders: Mapping[str, Any], sources: Sequence[Source], projection: 
 
     Raises CheckpointError, EmbeddingError and ValueError as `prompt_embeds` describes.
     """
+    if not sources:
+        raise ValueError("no aesthetic was given: for the pipeline's own encoding, take 0 steps")
     found: dict[str, Target] = {}
     by_need = sorted(encoders, key=lambda name: _projection(encoders[name]) is None)  # OpenAI's is read last
     for source in sources:
