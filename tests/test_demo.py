@@ -22,13 +22,14 @@ from weights.training.judge import Judges
 
 SOURCE = read_manifest(ROOT / "weights")["demo"]
 STYLES = captions.AESTHETICS
+SOME = STYLES[::4]  # an image takes seconds; weights/training/evaluate.py draws them all
 
 MAX_BYTES = 48_000_000  # of all files
 
 PROMPTS = ("a red heart", "a house")
 FOLLOWING = PROMPTS[1]
 RISE = 0.05  # of the cosine of prompt and aesthetic in so many steps, at least
-DRAWN = [side for side in SIZES if side <= MAX_SIDE]
+DRAWN = [side for side in SIZES if side <= MAX_SIDE][::7]  # odd and even multiples of 64
 NEARER = 0.05  # how much nearer to the aesthetic an image of FOLLOWING comes, at least, as a cosine
 
 
@@ -90,7 +91,7 @@ def test_without_steps_it_is_plain_diffusers(demo: Service) -> None:
     assert max(ImageChops.difference(draw(demo, request), theirs).tobytes()) <= 1  # of 255
 
 
-@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("name", SOME)
 def test_the_similarity_rises_with_the_steps(demo: Service, name: str) -> None:
     quick = replace(asked("a red heart", name), width=128, height=128, num_inference_steps=1)
     rises = []
@@ -102,7 +103,7 @@ def test_the_similarity_rises_with_the_steps(demo: Service, name: str) -> None:
     assert rises[2] > RISE
 
 
-@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("name", SOME)
 def test_the_image_comes_nearer_to_the_aesthetic(demo: Service, drawn: Mapping[str, Image.Image], name: str) -> None:
     target = demo.registry.load(name, demo.model.clip_space).vector
     near = [nearness(demo, picture, target) for picture in (drawn[FOLLOWING], draw(demo, asked(FOLLOWING, name)))]
@@ -112,17 +113,16 @@ def test_the_image_comes_nearer_to_the_aesthetic(demo: Service, drawn: Mapping[s
 def test_the_words_for_a_style_draw_it(demo: Service) -> None:
     """Judged by a classifier that was trained on real images only; its card says 96 %."""
     judges = Judges.load()
-    pictures = [draw(demo, asked(f"{FOLLOWING}, {judges.style_phrases[name]}")) for name in STYLES]
+    pictures = [draw(demo, asked(f"{FOLLOWING}, {judges.style_phrases[name]}")) for name in SOME]
     pixels = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
-    seen = [judges.styles[i] for i in judges.style_probabilities(pixels).argmax(1).tolist()]
-    assert sum(one == other for one, other in zip(seen, STYLES, strict=True)) >= len(STYLES) - 2
+    assert [judges.styles[i] for i in judges.style_probabilities(pixels).argmax(1).tolist()] == list(SOME)
 
 
 @pytest.mark.parametrize("width", DRAWN)
-def test_it_draws_every_size_of_the_form(demo: Service, width: int) -> None:
+def test_it_draws_wide_and_tall_images(demo: Service, width: int) -> None:
     """Its latents are 1/16 of the image, halved twice: whole numbers for all multiples of 64."""
     tallest = max(height for height in DRAWN if width * height <= MAX_AREA)
-    for height in {DRAWN[0], tallest if width in (DRAWN[0], DRAWN[-1]) else DRAWN[1]}:
+    for height in {DRAWN[0], tallest}:
         request = replace(asked("a house"), width=width, height=height, num_inference_steps=1)
         assert draw(demo, request).size == (width, height)
 

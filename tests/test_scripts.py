@@ -20,8 +20,10 @@ from tests.snapshot import MODEL, ROOT
 SMALL = ["-i", "width=128", "-i", "height=128", "-i", "num_inference_steps=3"]
 
 
-def run(command: str, folder: Path, home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in `folder` with these settings only."""
+def run(
+    command: str | Path, folder: Path, home: Path, *arguments: str, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script, or a link to one, in `folder` with these settings only."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AESTHETIC_", "TQDM_"))}
     return subprocess.run(
         [ROOT / "script" / command, *arguments],
@@ -31,20 +33,6 @@ def run(command: str, folder: Path, home: Path, *arguments: str, **settings: str
         text=True,
         check=False,
     )
-
-
-def test_predict_draws_and_names_its_files(tmp_path: Path, home: Path) -> None:
-    answer = run("predict", tmp_path, home, "-i", "prompt=the cat = the dog", "-i", "num_outputs=2", *SMALL)
-    assert answer.returncode == 0, answer.stderr
-    paths = [tmp_path / "output.0.png", tmp_path / "output.1.png"]
-    assert answer.stdout.split() == [str(path) for path in paths]
-    for path in paths:
-        with Image.open(path) as image:
-            assert image.size == (128, 128)
-            assert image.info["parameters"].startswith("the cat = the dog\n")
-    for line in ("Model: stable-diffusion-v1-5", "Seed: ", 'Metrics: {"seed": '):
-        assert line in answer.stderr
-    assert "%|" not in answer.stderr  # progress bars are for terminals
 
 
 def test_without_downloads_it_draws_with_the_demo_and_says_so(tmp_path: Path) -> None:
@@ -112,17 +100,18 @@ def test_predict_takes_relative_paths_from_the_users_folder_and_is_found_by_a_li
     (tmp_path / "draw").symlink_to(ROOT / "script" / "predict")
     (tmp_path / "script").mkdir()  # must not shadow the checkout's
     (tmp_path / "script" / "__init__.py").write_text("raise RuntimeError")
-    answer = subprocess.run(
-        ["./draw", "-i", "aesthetic_images=@mine.png", *SMALL],
-        cwd=tmp_path,
-        env={**os.environ, "AESTHETIC_HOME": "home", "AESTHETIC_MODEL": "model"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    inputs = ["-i", "prompt=the cat = the dog", "-i", "aesthetic_images=@mine.png", "-i", "num_outputs=2", *SMALL]
+    answer = run(tmp_path / "draw", tmp_path, Path("home"), *inputs, AESTHETIC_MODEL="model")
     assert answer.returncode == 0, answer.stderr
-    assert f"Model: {MODEL} (revision local)" in answer.stderr
-    assert (tmp_path / "output.0.png").is_file()
+    paths = [tmp_path / "output.0.png", tmp_path / "output.1.png"]
+    assert answer.stdout.split() == [str(path) for path in paths]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.size == (128, 128)
+            assert image.info["parameters"].startswith("the cat = the dog\n")
+    for line in (f"Model: {MODEL} (revision local)", "Seed: ", 'Metrics: {"seed": '):
+        assert line in answer.stderr
+    assert "%|" not in answer.stderr  # progress bars are for terminals
 
 
 def test_a_read_only_checkout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

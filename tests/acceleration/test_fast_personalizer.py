@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-from triton.runtime import interpreter
 
 from aesthetic.acceleration import fast_personalizer
 from aesthetic.acceleration.cuda_graphs import Graph, Result
@@ -59,16 +58,6 @@ class DirectRecorder(EagerRecorder):
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SHORT": SHORT, "ALL": ALL, "TERMS": 32}.items():
         monkeypatch.setattr(fast_personalizer, name, value)
-    patch, patched = interpreter._patch_lang, set[str]()
-
-    def patch_once(function: Any) -> Any:
-        """Patch what a module knows of Triton's language; the interpreter does so in each call of a function."""
-        if function.__module__ not in patched:
-            patched.add(function.__module__)
-            patch(function)
-        return SimpleNamespace(restore=lambda: None)
-
-    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
 
 
 def make(**changes: Any) -> Any:
