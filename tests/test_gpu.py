@@ -446,6 +446,21 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_kept_copies_of_both_encoders_are_trained_as_the_plain_loop_trains_them(full_xl: Model) -> None:
+    pipe, keep = full_xl.pipeline, dict[str, Any]()
+    options: dict[str, Any] = {"projection": full_xl.encoder.text_projection.weight.detach(), "steps": 10}
+    for seed, words in enumerate(("the cat", "a painting of a virus monster playing guitar, and the cat")):
+        dice = torch.Generator().manual_seed(seed)
+        targets = [torch.nn.functional.normalize(torch.randn(1, dim, generator=dice)) for dim in (768, 1280)]
+        plain = pipe.encode_prompt(words)[0]
+        expected = prompt_embeds(pipe, words, targets, **options)
+        found = prompt_embeds(pipe, words, targets, **options, keep=keep)
+        for name, tensor in expected.items():
+            assert difference(found[name].float(), tensor.float()) < 2e-3  # of fp16
+        assert difference(plain.float(), expected["prompt_embeds"].float()) > 0.02
+    assert keep.keys() == {"text_encoder", "text_encoder_2"}
+
+
 @pytest.fixture(scope="module", params=[*ENCODERS, "demo"])
 def encoder(request: pytest.FixtureRequest) -> Any:
     if request.param == "demo":

@@ -67,15 +67,27 @@ class Parameters:
     @torch.no_grad()
     def fill(self, model: Any) -> None:
         """Copy the weights of a transformers CLIPTextModel, but for the tokens'."""
+        self.embeddings.zero_()
+        for weights, place in self._places(model):
+            torch.cat(weights, out=place)
+
+    @torch.no_grad()
+    def write(self, model: Any) -> None:
+        """Copy to a model what `fill` copies from it."""
+        for weights, place in self._places(model):
+            torch._foreach_copy_(weights, place.split([len(one) for one in weights]))
+
+    def _places(self, model: Any) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Weights of a model, and where they lie, one after the other."""
         for layer, matrices, vectors in zip(model.encoder.layers, self.matrices, self.vectors[:-1], strict=True):
             attention, norm1, norm2, fc2 = layer.self_attn, layer.layer_norm1, layer.layer_norm2, layer.mlp.fc2
             linears = [layer.mlp.fc1, attention.out_proj, attention.q_proj, attention.k_proj, attention.v_proj]
-            torch.cat([fc2.weight.T, *(one.weight for one in linears)], out=matrices)
+            yield [fc2.weight.T, *(one.weight for one in linears)], matrices
             norms = [norm1.weight, norm1.bias, norm2.weight, norm2.bias]
-            torch.cat([*(one.bias for one in linears), *norms, fc2.bias], out=vectors)
-        torch.cat([model.final_layer_norm.weight, model.final_layer_norm.bias], out=self.layers[-1].norm1)
+            yield [*(one.bias for one in linears), *norms, fc2.bias], vectors
+        yield [model.final_layer_norm.weight, model.final_layer_norm.bias], self.layers[-1].norm1
         positions = model.embeddings.position_embedding.weight
-        self.embeddings.zero_()[: len(positions)].copy_(positions)
+        yield [positions], self.embeddings[: len(positions)]
 
 
 class Tape:
@@ -155,6 +167,13 @@ class TrainedEncoder:
         self._trained[0].fill(model)
 
     @torch.no_grad()
+    def write(self, model: Any) -> None:
+        """Copy the trained weights to a CLIPTextModel; of its tokens, to those of the run's prompt."""
+        weights, (ids, rows) = self._trained[0], self._rows
+        weights.write(model)
+        model.embeddings.token_embedding.weight[ids] = weights.embeddings[rows]
+
+    @torch.no_grad()
     def start(self, table: Any, ids: Tensor, ends: Tensor, aesthetic: Tensor) -> None:
         """After `fill`, set the inputs of a run.
 
@@ -164,6 +183,7 @@ class TrainedEncoder:
         ids = functional.pad(ids, (0, ALL - ids.shape[1])).flatten()
         self._trained[0].embeddings[ALL : ALL + len(ids)].copy_(table(ids))
         first = (ids[:, None] == ids).int().argmax(1)  # a repeated token has one embedding
+        self._rows = ids, ALL + first
         self._lookup[ALL : ALL + len(ids), : len(ids)].copy_(functional.one_hot(first, len(ids)).T)
         self.ends[: len(ends)].copy_(ends)
         self._aesthetic.copy_(aesthetic)
@@ -279,6 +299,11 @@ class FastPersonalizer:
         other = copy.copy(self)
         other._use(encoder)
         return other
+
+    def write(self, model: Any) -> None:
+        """Copy the weights that the latest run has trained to a CLIPTextModel, for that run's prompt."""
+        assert self._trained is not None
+        self._trained.write(model)
 
     def __call__(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
         """Personalize the prompt `input_ids` towards `aesthetic`; arguments and steps as in `personalize`.

@@ -22,7 +22,7 @@ from ..models.loading import Model
 from ..personalizer import Personalizer
 from .cuda_graphs import GraphedCallable, Recorder
 
-__all__ = ["Accelerated", "accelerate"]
+__all__ = ["Accelerated", "accelerate", "runs_triton"]
 
 log = logging.getLogger(__name__)
 AHEAD = 2  # UNet calls that Python may launch before the GPU has run them
@@ -62,7 +62,7 @@ class Accelerated:
             wrapped = {id(tower): _VisionModel(tower, recorder)}
             self._wrapped["safety_checker"] = copy.deepcopy(model.safety_checker, wrapped)
         self._personalizer: Any = None
-        if _runs_triton(model.device):
+        if runs_triton(model.device):
             from .fast_personalizer import FastPersonalizer
 
             self._personalizer = FastPersonalizer(model.encoder, recorder)
@@ -184,7 +184,7 @@ class _VisionModel(_Wrapped):
         return None, self.function(pixels)
 
 
-def _runs_triton(device: torch.device) -> bool:
+def runs_triton(device: torch.device) -> bool:
     """Whether our kernels run: torch brings triton on Linux only, and they need a GPU of 2020 or later, as the A100."""
     if find_spec("triton") is None:
         return False
@@ -193,7 +193,7 @@ def _runs_triton(device: torch.device) -> bool:
 
 def _written_out(part: Any) -> Any:
     """A UNet, or a VAE's decoder, as it is written out for the GPU; None, which is logged, if it is of another kind."""
-    if not _runs_triton(part.device):
+    if not runs_triton(part.device):
         return None
     from .decoder import Decoder
     from .unet import Unet

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import gradient
 from ..errors import DrawingError
 from ..gradient import Step
 from .prompt import encode_prompts
-from .text_encoders import Source, Target, clip_encoders, exchanged, projected_copy, targets
+from .text_encoders import Source, Target, clip_encoders, exchanged, targets
+from .trained_copy import TrainedCopy, is_altered
 
 __all__ = ["prompt_embeds"]
 
@@ -37,6 +37,7 @@ def prompt_embeds(
     lr: float = 1e-4,
     projection: Tensor | None = None,
     long_prompt: bool = False,
+    keep: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
     """The arguments that replace prompt and negative_prompt in a call of `pipe`, personalized towards `aesthetic`.
@@ -50,6 +51,8 @@ def prompt_embeds(
                 CLIP ViT-L/14, if downloaded.
     long_prompt: read both prompts in chunks, with weights as in (red:1.3), as `tokenize_prompt` does, instead of one
                 chunk of each. For Stable Diffusion 1 and 2.
+    keep:       a dictionary, to pass again with the next prompt: it keeps the text encoders' copies and, on a GPU, the
+                CUDA graphs that train them in a tenth of the time.
     options:    of the pipeline's `encode_prompt`, such as prompt_2 or clip_skip.
 
     Returns the tensors of the pipeline's `encode_prompt` by their names in a call, on its device and in its precision:
@@ -70,7 +73,7 @@ def prompt_embeds(
     encoders, is_plain = clip_encoders(pipe), steps == 0 or not prompt.strip()
     sources = [aesthetic] if isinstance(aesthetic, Source) else aesthetic
     found = {} if is_plain else targets(encoders, sources, projection)
-    personalize = partial(_personalize, steps=steps, lr=lr)
+    personalize = partial(_personalize, keep=keep, steps=steps, lr=lr)
     if long_prompt:
         if len(encoders) > 1 or options:
             raise ValueError(f"long_prompt is for one text encoder, and takes no options: {[*encoders, *options]}")
@@ -119,15 +122,23 @@ def _seen_tokens(encoder: Any) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _personalize(name: str, encoder: Any, tokens: Tensor, target: Target, *, steps: int, lr: float) -> tuple[Any, Step]:
+def _personalize(
+    name: str, encoder: Any, tokens: Tensor, target: Target, *, keep: dict[str, Any] | None, steps: int, lr: float
+) -> tuple[Any, Step]:
     """A personalized copy of a text encoder, and its last step. Logs the similarity before and after."""
-    copied = projected_copy(encoder, target.projection).to(tokens.device)
-    first, *_, last = gradient.personalize(copied, tokens, target.vector.to(tokens.device), steps=steps, lr=lr)
+    if keep is None or is_altered(encoder):
+        copied = TrainedCopy(encoder, target, tokens.device)
+    elif name in keep and keep[name].is_of(encoder):
+        copied = keep[name]
+        copied.refill(target)
+    else:
+        copied = keep[name] = TrainedCopy(encoder, target, tokens.device, in_graphs=True)
+    first, *_, last = copied.personalize(tokens, target.vector.to(tokens.device), steps=steps, lr=lr)
     log.info(
         "%s: similarity to %s %.4f before, %.4f after %d steps",
         *(name, target.name, first.similarity.mean().item(), last.similarity.mean().item(), steps),
     )
-    return copied if isinstance(copied, type(encoder)) else copied.text_model, last
+    return copied.encoder, last
 
 
 def _long(

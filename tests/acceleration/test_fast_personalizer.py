@@ -162,6 +162,17 @@ def test_the_steps_of_a_longer_prompt_compute_all_tokens() -> None:
     assert difference(ours.conditioning, theirs.conditioning) < 1e-6
 
 
+def test_the_trained_weights_can_be_written_to_an_encoder() -> None:
+    ids, found = prompt(7), copy.deepcopy(encoder())
+    end = last(fast()(ids, target(), steps=1, lr=1e-2))
+    fast().write(found.text_model)
+    assert difference(found(ids).last_hidden_state, end.conditioning) < 1e-5
+    assert difference(encoder()(ids).last_hidden_state, end.conditioning) > 1e-2
+    rows = [one.text_model.embeddings.token_embedding.weight for one in (found, encoder())]
+    changed = (rows[0] != rows[1]).any(1).nonzero().flatten().tolist()
+    assert changed == ids.unique().tolist()
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, that something is not finite
 def test_runs_are_independent_of_one_another() -> None:
     before = [weight.clone() for weight in encoder().parameters()]

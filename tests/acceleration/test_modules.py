@@ -59,7 +59,7 @@ def test_accelerated_parts_draw_the_same(
 def test_a_gpu_that_does_not_run_triton_replays_the_parts_as_they_are(
     nhwc: Model, service: Service, quick: Request, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modules, "_runs_triton", lambda _: False)
+    monkeypatch.setattr(modules, "runs_triton", lambda _: False)
     recorder = EagerRecorder()
     accelerated = Accelerated(nhwc, recorder)
     accelerated.compile()  # nothing

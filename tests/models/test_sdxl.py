@@ -346,7 +346,7 @@ def test_accelerated_parts_draw_the_same(
     stream = SimpleNamespace(record_event=lambda: SimpleNamespace(synchronize=lambda: None))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(modules, "Recorder", lambda _: EagerRecorder())
-    monkeypatch.setattr(modules, "_runs_triton", lambda _: False)
+    monkeypatch.setattr(modules, "runs_triton", lambda _: False)
     model = load(folder, home).model
     fast = Service(model, xl.registry, modules.accelerate(model, "fast"))
     # The second differs from the first in its size alone, and the third in the pooled embedding, too.

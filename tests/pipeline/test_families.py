@@ -150,6 +150,28 @@ def test_compiled_encoders_and_those_with_a_lora_are_personalized(home: Path) ->
     assert difference(ours["prompt_embeds"], expected["prompt_embeds"]) > 1e-3
 
 
+def test_kept_copies_begin_anew_with_each_prompt(home: Path) -> None:
+    pipe, keep = sdxl(home), dict[str, Any]()
+    for prompt, targets in (("the cat", [FIRST, SECOND]), ("the dog and", [-FIRST, -SECOND]), ("a", [FIRST])):
+        before, expected = dict(keep), prompt_embeds(pipe, prompt, targets, **OPTIONS)
+        found = prompt_embeds(pipe, prompt, targets, **OPTIONS, keep=keep)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert all(keep[name] is one for name, one in before.items())
+        for weight in pipe.text_encoder.parameters():
+            weight.data *= 1.1  # as new weights are loaded
+
+
+def test_copies_are_not_kept_for_another_encoder_or_one_with_a_lora(home: Path) -> None:
+    keep = dict[str, Any]()
+    adapter = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, r=2)
+    for pipe, lora in ((sdxl(home), None), (FAMILIES["SD3"](home), None), (sdxl(home), None), (sdxl(home), adapter)):
+        if lora is not None:
+            pipe.text_encoder.add_adapter(lora)
+        expected = prompt_embeds(pipe, "the cat", [FIRST, SECOND], **OPTIONS)
+        found = prompt_embeds(pipe, "the cat", [FIRST, SECOND], **OPTIONS, keep=keep)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def aesthetic(vector: Tensor, clip_space: str | None) -> Aesthetic:
     return Aesthetic(vector=vector, name="mine", sha256="", clip_space=clip_space)
 
