@@ -75,7 +75,7 @@ class Parameters:
     def write(self, model: Any) -> None:
         """Copy to a model what `fill` copies from it."""
         for weights, place in self._places(model):
-            torch._foreach_copy_(weights, place.split([len(one) for one in weights]))
+            torch._foreach_copy_(weights, torch.split(place, [len(one) for one in weights]))
 
     def _places(self, model: Any) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Weights of a model, and where they lie, one after the other."""

@@ -78,12 +78,15 @@ def prompt_embeds(
         if len(encoders) > 1 or options:
             raise ValueError(f"long_prompt is for one text encoder, and takes no options: {[*encoders, *options]}")
         return _long(pipe, prompt, negative_prompt or "", found, personalize)
-    plain, tokens = _encode(pipe, encoders, prompt, negative_prompt, options)
+    given: dict[str, Any] = {"prompt": prompt, "prompt_2": None, "prompt_3": None, "negative_prompt": negative_prompt}
+    given |= {"device": pipe._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    plain, tokens = _encode(pipe, encoders, given, options)
     for name in encoders.keys() - found.keys() if found else ():
         log.info("%s stays as it is: no aesthetic of its CLIP space was given", name)
     copies = {name: personalize(name, encoders[name], tokens[name], target)[0] for name, target in found.items()}
     if copies:
-        moved, _ = _encode(exchanged(pipe, copies), copies, prompt, negative_prompt, options)
+        positive = given | {"negative_prompt": None, "do_classifier_free_guidance": False}
+        moved, _ = _encode(exchanged(pipe, copies), copies, positive, options)
         plain |= {name: moved[name].to(plain[name].dtype) for name in plain if not name.startswith("negative")}
     if copies and not all(tensor.isfinite().all() for tensor in plain.values()):
         raise DrawingError(f"the personalization diverged: lower lr ({lr}) or steps ({steps})")
@@ -91,17 +94,18 @@ def prompt_embeds(
 
 
 def _encode(
-    pipe: Any, encoders: Mapping[str, Any], prompt: str, negative_prompt: str | None, options: Mapping[str, Any]
+    pipe: Any, encoders: Mapping[str, Any], given: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the pipeline's `encode_prompt` returns, by name, and the tokens [1, 77] that it gives each text encoder."""
+    """What the pipeline's `encode_prompt` returns, by name, and the tokens [1, 77] that it gives each text encoder.
+
+    given: arguments, of which it gets those that it has. options: the caller's, all of which it gets.
+    """
     names = inspect.signature(pipe.encode_prompt).parameters
-    if negative_prompt is not None and "negative_prompt" not in names:
+    if given["negative_prompt"] is not None and "negative_prompt" not in names:
         raise ValueError(
             f"{type(pipe).__name__} encodes a negative prompt by itself: call prompt_embeds for it with 0 steps, and "
             "put negative_ before the names of what it returns"
         )
-    given: dict[str, Any] = {"prompt": prompt, "prompt_2": None, "prompt_3": None, "negative_prompt": negative_prompt}
-    given |= {"device": pipe._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
     inputs = {name: value for name, value in given.items() if name in names}
     with ExitStack() as stack, torch.no_grad():
         tokens = {name: stack.enter_context(_seen_tokens(getattr(pipe, name))) for name in encoders}

@@ -170,7 +170,7 @@ def test_the_trained_weights_can_be_written_to_an_encoder() -> None:
     assert difference(encoder()(ids).last_hidden_state, end.conditioning) > 1e-2
     rows = [one.text_model.embeddings.token_embedding.weight for one in (found, encoder())]
     changed = (rows[0] != rows[1]).any(1).nonzero().flatten().tolist()
-    assert changed == ids.unique().tolist()
+    assert changed == torch.unique(ids).tolist()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, that something is not finite

@@ -17,6 +17,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "CUDA_VISIBLE_DEVICES": "",
     "RAY_DISABLE_MEMORY_MONITOR": "1",
+    "RAY_worker_niceness": "0",  # Ray's is 15: beside other tests, workers would get no core for minutes
 }
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on any system: use 127.0.0.1 only. Read when Ray is imported
 
