@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -29,6 +30,19 @@ TEST_DATA = Path(os.environ.get("TEST_DATA") or "none")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests together, in their order: script/mutants names the tests it wants in any order."""
     items.sort(key=lambda item: item.reportinfo()[:2])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests together, and all tests on Ray: each process that runs some starts a cluster of its own."""
+    from xdist.scheduler import LoadFileScheduling  # which script/mutants does without
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc, unused-ignore]
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "Ray" if file.startswith("tests/cluster/") or "::test_on_ray_" in nodeid else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from weights.training.judge import Judges
 
 SOURCE = read_manifest(ROOT / "weights")["demo"]
 STYLES = captions.AESTHETICS
-SOME = STYLES[::4]  # an image takes seconds; weights/training/evaluate.py draws them all
+SOME = STYLES[::6]  # an image takes seconds; weights/training/evaluate.py draws them all
 
 MAX_BYTES = 48_000_000  # of all files
 

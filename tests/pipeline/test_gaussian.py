@@ -132,7 +132,7 @@ def from_image(name: str, config: Mapping[str, Any], std: float, steps: int, las
 def test_from_an_image_no_noise_is_left(config: Mapping[str, Any], name: str) -> None:
     a, b = Gaussian(config).levels(0)  # DDIM and PNDM end there
     for steps in (5, 20, 50, 334):
-        for last in {1, 2, 3, 4, steps // 5, steps - 1}:
+        for last in {1, 2, 3, 4, steps // 5, min(steps - 1, 49)}:
             found, _ = from_image(name, config, 0.0, steps, last)
             expected = a * MEAN + b * NOISE if name in STRIDING else torch.full_like(NOISE, MEAN)
             assert torch.allclose(found, expected, atol=1e-3), (steps, last)
