@@ -37,7 +37,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep a file's tests together, and all tests on Ray: each process that runs some starts a cluster of its own."""
     from xdist.scheduler import LoadFileScheduling  # which script/mutants does without
 
-    class Scheduling(LoadFileScheduling):  # type: ignore[misc, unused-ignore]
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
             return "Ray" if file.startswith("tests/cluster/") or "::test_on_ray_" in nodeid else file
