@@ -168,7 +168,7 @@ def test_progress_bars_logs_and_locks_survive_canceling(caplog: pytest.LogCaptur
 
     caplog.set_level(logging.INFO)
     predictions = Predictions()
-    for _ in range(200):
+    for _ in range(100):
         endless = Endless(step)
         asking = Asking(lambda endless=endless: predictions.make(endless))  # type: ignore[misc]
         assert endless.begun.wait(30)

@@ -33,15 +33,24 @@ def address(home: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def bare(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for temporary files of `bare`."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def bare(home: Path, tmp_path_factory: pytest.TempPathFactory, temporary: Path) -> Iterator[str]:
     """A server without a schema: Cog checks nothing, so that only the package's checks apply."""
     folder = tmp_path_factory.mktemp("bare")
     for name in ("predict.py", "aesthetic"):
         (folder / name).symlink_to(ROOT / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AESTHETIC_HOME", str(home))
+        patch.setenv("TMPDIR", str(temporary))
         with serving(folder) as found:
             yield found
+    assert not [path for path in temporary.rglob("*") if path.is_file()]
+    assert not any((COGLET / name).exists() for name in ("ours", "last"))  # of test_nothing_is_left_…
 
 
 def draw(address: str, **inputs: Any) -> dict[str, Any]:
@@ -244,34 +253,28 @@ def test_the_log_of_a_bad_input_has_no_traceback(address: str) -> None:
     assert "Traceback" not in event["logs"]
 
 
-def test_nothing_is_left_in_temporary_folders(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AESTHETIC_HOME", str(home))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def test_nothing_is_left_in_temporary_folders(bare: str, temporary: Path) -> None:
     upload = data_url(zipped({"a.png": encoded()}))
-    with serving() as found:
 
-        def left() -> list[Path]:
-            return [path for path in tmp_path.rglob("*") if path.is_file()]
+    def left() -> list[str]:
+        return [path.name for path in temporary.rglob("*") if path.is_file()]
 
-        call(f"{found}/predictions", {"id": "ours", "input": SLOW}, Prefer="respond-async")
-        time.sleep(0.2)
-        call(f"{found}/predictions/ours/cancel", {})
-        wait_until_idle(found)
-        draw(found, aesthetic_images=upload, num_outputs=3)
-        with listening(_HalfAFile) as url:
-            assert draw(found, aesthetic_images=f"{url}likes.zip")["status"] == "failed"
-        draw(found, aesthetic_images=data_url(b"text"))
-        assert left() == []  # the failed prediction wrote nothing, and removed what was left before it
-        draw(found)
-        assert [path.name for path in left()] == ["output.0.png"]
-        for folder in tmp_path.iterdir():  # as a cleaner of /tmp does
-            shutil.rmtree(folder)
-        assert draw(found, aesthetic_images=upload)["status"] == "succeeded"
-        prediction = COGLET / draw(found)["id"]
-        assert prediction.is_dir()
-    assert left() == []
-    assert not prediction.exists()
-    assert not (COGLET / "ours").exists()
+    call(f"{bare}/predictions", {"id": "ours", "input": SLOW}, Prefer="respond-async")
+    time.sleep(0.2)
+    call(f"{bare}/predictions/ours/cancel", {})
+    wait_until_idle(bare)
+    draw(bare, aesthetic_images=upload, num_outputs=3)
+    with listening(_HalfAFile) as url:
+        assert draw(bare, aesthetic_images=f"{url}likes.zip")["status"] == "failed"
+    draw(bare, aesthetic_images=data_url(b"text"))
+    assert left() == []  # the failed prediction wrote nothing, and removed what was left before it
+    draw(bare)
+    assert left() == ["output.0.png"]  # which is removed at the end: see `bare`
+    for folder in temporary.iterdir():  # as a cleaner of /tmp does
+        shutil.rmtree(folder)
+    assert draw(bare, aesthetic_images=upload)["status"] == "succeeded"
+    call(f"{bare}/predictions", {"id": "last", "input": QUICK})
+    assert (COGLET / "last").is_dir()
 
 
 def test_setup_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
