@@ -22,11 +22,14 @@ class Asking:
 
     def __init__(self, ask: Callable[[], object]) -> None:
         self.outcome: str | None = None
+        self._begun = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(ask,), daemon=True)
         self._thread.start()
+        self._begun.wait()  # before that, nothing would catch the exception
 
     def _work(self, ask: Callable[[], object]) -> None:
         try:
+            self._begun.set()
             ask()
             self.outcome = "finished"
         except Thrown:
