@@ -16,7 +16,7 @@ from ..errors import AestheticError, RequestError, printable
 from ..images.user_images import UPLOAD, UserImage, read_images
 from ..pipeline.make_aesthetic import average
 from ..request import FIELDS, SOURCES, Request
-from ..service import Service
+from ..service import Result, Service
 from . import form
 
 __all__ = ["HERE", "OPENING", "STRIP", "Page", "nearest", "reuse", "thumbnail"]
@@ -33,6 +33,7 @@ QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 IMAGES: dict[str, Any] = {"preview": True, "interactive": False, "height": 440, "buttons": ["download", "fullscreen"]}
 CHOICE: dict[str, Any] = {"allow_preview": False, "interactive": False, "height": 340, "columns": 3, "buttons": []}
 CURVE = {"x": "steps", "y": "value", "color": "variable", "color_title": " ", "y_title": " ", "height": 220}
+KEEP = "Download it to keep it: a reload forgets it. More, Aesthetic embedding file takes it back."
 Raw = Mapping[str, Any]  # what the browser sent, by name of the field
 Work = Callable[[Raw], Any]
 
@@ -114,24 +115,26 @@ class Page:
         self.fields |= {name: form.component(name, self.opening.get(name)) for name in names}
 
     def _connect(self, check: Callable[[Request], object]) -> None:
-        clicks = [self.draw_button.click, self.try_button.click, self.fields["prompt"].submit]
+        chosen, made = self.fields["aesthetic_embedding"], [self.report, self.download, self.try_button]
+        outputs = [chosen, self.choice, self.tabs]
+        tried = self.try_button.click(_newest, self.choices, outputs, **QUICK)
+        clicks = [self.draw_button.click, tried.then, self.fields["prompt"].submit]
         inputs, outputs = self.fields, [self.drawn, self.recipe]
         draw = self._on(clicks, inputs, outputs, self.draw, lambda raw: check(form.request(raw, **DRAW)))
         clicks, inputs = [self.sweep_button.click], self.fields | {"other": self.other}
         outputs = [*self.strips, *self.curves, self.steps]
         sweep = self._on(clicks, inputs, outputs, self.sweep, lambda raw: check(form.request(raw, **SWEEP)))
-        clicks, chosen = [self.make_button.click], self.fields["aesthetic_embedding"]
-        inputs = {"files": self.files, "name": self.name, "choices": self.choices}
-        outputs = [self.report, self.download, self.try_button, self.choices, self.choice, chosen]
+        clicks, inputs = [self.make_button.click], {"files": self.files, "name": self.name, "choices": self.choices}
+        outputs = [*made, self.choices, self.choice, chosen]
         make = self._on(clicks, inputs, outputs, self.make, lambda raw: next(_images(raw["files"])))
-        gr.on(self.cancels, None, cancels=[draw, sweep, make])
+        gr.on(self.cancels, lambda: gr.Info("Canceled"), cancels=[*draw, *sweep, *make])
         self.blocks.unload(self._leave)
-        self.try_button.click(lambda: gr.Tabs(selected="draw"), None, self.tabs, **QUICK)
+        self.files.change(lambda: ["", *[gr.Button(interactive=False)] * 2], None, made, **QUICK)
         self.choice.select(_chosen, self.choices, chosen, **QUICK)
         self.steps.change(nearest, [self.steps, *self.strips], self.strips, preprocess=False, **QUICK)
         self.again.click(reuse, self.drawn, [self.fields["image"], self.start], preprocess=False, **QUICK)
 
-    def _on(self, clicks: list[Any], inputs: Raw, outputs: list[Any], work: Work, check: Work) -> Any:
+    def _on(self, clicks: list[Any], inputs: Raw, outputs: list[Any], work: Work, check: Work) -> list[Any]:
         """Do `work` in its turn, once `check` raises nothing. Both get what `inputs` hold."""
 
         def validate(*raw: Any) -> list[Any]:
@@ -149,8 +152,8 @@ class Page:
             except AestheticError as error:
                 raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
-        components, shown = list(inputs.values()), outputs[0]
-        return gr.on(clicks, turn, components, outputs, validator=validate, show_progress_on=shown, **TURN)
+        options: dict[str, Any] = {"validator": validate, "show_progress_on": outputs[0], **TURN}
+        return [listen(turn, list(inputs.values()), outputs, **options) for listen in clicks]
 
     async def _leave(self, tab: gr.Request) -> None:
         """Cancel what a closed tab was drawing."""
@@ -160,9 +163,8 @@ class Page:
     def draw(self, raw: Raw) -> Any:
         """Images and their recipes."""
         paths, result = self.service.predict(form.request(raw, **DRAW), self.folders[0])
-        recipes = [recipe for _, recipe in result.images]
-        captions = [f"seed {recipe.request['seed']}" for recipe in recipes]
-        return gr.Gallery(list(zip(paths, captions, strict=True)), selected_index=0), list(map(asdict, recipes))
+        recipes = [asdict(recipe) for _, recipe in result.images]
+        return gr.Gallery(_captioned(paths, result), selected_index=0), recipes
 
     def sweep(self, raw: Raw) -> Any:
         """One strip or two, their curves, and the range of the slider."""
@@ -171,11 +173,8 @@ class Page:
         requests = [request, form.request(raw, **SWEEP | other)] if raw["other"] else [request]
         strips, curves = [gr.Gallery(visible=False)] * 2, [gr.LinePlot(visible=False)] * 2
         for i, request in enumerate(requests):
-            paths, result = self.service.predict(request, self.folders[i])  # the last path is of a sheet
-            recipes = [recipe for _, recipe in result.images]
-            name = Path(request.aesthetic_embedding_file or recipes[-1].aesthetic.get("name", "nothing")).stem
-            captions = [f"{recipe.request['aesthetic_steps']} steps towards {name}" for recipe in recipes]
-            strips[i] = gr.Gallery(list(zip(paths, captions, strict=False)), selected_index=0, visible=True)
+            paths, result = self.service.predict(request, self.folders[i])
+            strips[i] = gr.Gallery(_captioned(paths, result), selected_index=0, visible=True)
             stops = pd.DataFrame(result.stops, columns=STOPS.columns, dtype=float)
             curves[i] = gr.LinePlot(stops.melt("steps"), visible=True)
         return *strips, *curves, gr.Slider(maximum=request.sweep[-1], value=0)
@@ -195,9 +194,10 @@ class Page:
         name = Path(printable(str(raw["name"]))).name[:40].strip(" .") or "mine"  # 160 bytes at most
         file = Path(tempfile.mkdtemp()) / f"{name}.safetensors"
         replace(made, vector=mean).save(file)
-        choices = [(read[0].image, name, {"aesthetic_embedding_file": file}), *raw["choices"]]
+        others = [choice for choice in raw["choices"] if choice[1] != name or "aesthetic_embedding" in choice[2]]
+        choices = [(read[0].image, name, {"aesthetic_embedding_file": file}), *others]
         names = ", ".join(image.name for image in read)
-        report = "\n".join([f"Read {len(read)}: {names}", *(f"Left out: {reason}" for reason in left_out)])
+        report = "\n".join([f"Read {len(read)}: {names}", *(f"Left out: {reason}" for reason in left_out), KEEP])
         download, button = gr.DownloadButton(value=str(file), interactive=True), gr.Button(interactive=True)
         return report, download, button, choices, _shown(choices), choices[0][2]
 
@@ -222,6 +222,20 @@ def _images(files: Any, on_left_out: Callable[[str], object] = lambda _: None) -
 
 def _shown(choices: Any) -> gr.Gallery:
     return gr.Gallery([choice[:2] for choice in choices], label="Aesthetic", selected_index=0, **CHOICE)
+
+
+def _captioned(paths: list[Path], result: Result) -> list[tuple[Path, str]]:
+    """Images for a gallery; the last path of a sweep is that of its sheet, which is left out."""
+    recipes = [recipe for _, recipe in result.images]
+    name = Path(result.request.aesthetic_embedding_file or recipes[-1].aesthetic.get("name", "nothing")).stem
+    asked = [recipe.request for recipe in recipes]
+    captions = [f"{one['aesthetic_steps']} steps towards {name}, seed {one['seed']}" for one in asked]
+    return list(zip(paths, captions, strict=False))
+
+
+def _newest(choices: Any) -> tuple[Any, gr.Gallery, gr.Tabs]:
+    """The aesthetic that was made last, to be drawn with."""
+    return choices[0][2], gr.Gallery(selected_index=0), gr.Tabs(selected="draw")
 
 
 def _chosen(choices: Any, event: gr.SelectData) -> Any:

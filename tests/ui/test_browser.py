@@ -1,5 +1,6 @@
 """The page in Chromium, used as a person would: skipped where Chromium, playwright or gradio is absent."""
 
+import importlib
 import shutil
 import threading
 from collections.abc import Iterator
@@ -159,21 +160,30 @@ def test_an_aesthetic_of_ones_own_is_made_downloaded_and_drawn_with(tab: Any, tm
     tab.get_by_label("gold.png").wait_for()
     tab.get_by_label("Name of the aesthetic").fill("../warm 😀")
     button(tab, "Make the aesthetic").click()
-    report = tab.get_by_label("What was read")
+    report, keep = tab.get_by_label("What was read"), importlib.import_module("aesthetic.ui.page").KEEP
     sync_api.expect(report).to_have_value(
         "Read 2: gold.png, red.png\nLeft out: bad.png is not an image of a format that is read "
-        "(PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, HEIC)",
+        "(PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, HEIC)\n" + keep,
         timeout=TIMEOUT,
     )
+    button(tab, "Make the aesthetic").click()  # again, in place of the first
+    tab.wait_for_timeout(3000)
+    tiles = tab.locator(".caption-label").locator("visible=true")
+    assert tiles.get_by_text("warm 😀", exact=True).count() == 1, tiles.all_inner_texts()
+    tiles.get_by_text("gloomcore", exact=True).click()
     with tab.expect_download() as download:
         button(tab, "Download it (.safetensors)").click()
     assert download.value.suggested_filename == "warm 😀.safetensors"
     made = embedding.load_aesthetic(Path(download.value.path()))
     assert made.notes["pictures"] == "2"
     button(tab, "Draw the prompt with it").click()
-    wait_for(tab, "seed 7")
+    wait_for(tab, "2 steps towards warm 😀, seed 7")
     tab.get_by_text("Recipe: what draws it again").click()
     assert made.sha256 in tab.locator(".json-holder").inner_text()
+    tab.get_by_role("tab", name="Your own aesthetic").click()
+    tab.locator("#likes input[type=file]").set_input_files(tmp_path / "bad.png")
+    sync_api.expect(button(tab, "Draw the prompt with it")).to_be_disabled()
+    sync_api.expect(report).to_have_value("")
 
 
 def test_a_file_that_is_no_image_is_refused(tab: Any, tmp_path: Path) -> None:
