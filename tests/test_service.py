@@ -167,8 +167,8 @@ def test_after_any_prediction_the_next_equals_that_of_a_fresh_process(
         patch.setattr(sampling, "is_unsafe", lambda *_: True)
         with pytest.raises(DrawingError):
             service.draw(replace(quick, aesthetic_lr=0.1))
-    canceled = sum(cancel(service, replace(quick, aesthetic_steps=50, aesthetic_lr=0.1)) for _ in range(20))
-    assert canceled > 5
+    canceled = sum(cancel(service, replace(quick, aesthetic_steps=50, aesthetic_lr=0.1)) for _ in range(10))
+    assert canceled > 2
     assert png(service, quick, tmp_path / "next") == first
     (tmp_path / "fresh").mkdir()
     command = [sys.executable, "-c", FRESH, str(tmp_path / "first" / "output.0.png"), str(tmp_path / "fresh")]

@@ -26,7 +26,6 @@ UNETS: dict[str, dict[str, Any]] = {
     "Stable Diffusion 1": {},
     "Stable Diffusion 2": {"attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True},
     "the demo": {"in_channels": 8, "out_channels": 8, "layers_per_block": (2, 1), "block_out_channels": (64, 96)},
-    "two transformers": {"transformer_layers_per_block": 2},
     "Stable Diffusion XL": {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
