@@ -52,7 +52,7 @@ def prompt_embeds(
     long_prompt: read both prompts in chunks, with weights as in (red:1.3), as `tokenize_prompt` does, instead of one
                 chunk of each. For Stable Diffusion 1 and 2.
     keep:       a dictionary, to pass again with the next prompt: it keeps the text encoders' copies and, on a GPU, the
-                CUDA graphs that train them in a tenth of the time.
+                CUDA graphs that train them several times as fast.
     options:    of the pipeline's `encode_prompt`, such as prompt_2 or clip_skip.
 
     Returns the tensors of the pipeline's `encode_prompt` by their names in a call, on its device and in its precision:
