@@ -40,7 +40,7 @@ class TrainedCopy:
 
     def personalize(self, input_ids: Tensor, aesthetic: Tensor, *, steps: int, lr: float) -> Iterator[Step]:
         """As `gradient.personalize` does; the arguments are its."""
-        if self._fast is None or len(input_ids) > 1:  # of a long prompt, only the conditioning is wanted
+        if self._fast is None or len(input_ids) > 1:  # beyond 10 chunks, it trains a copy of its own
             yield from personalize(self._projected, input_ids, aesthetic, steps=steps, lr=lr)
         else:
             yield from self._fast(input_ids, aesthetic, steps=steps, lr=lr)

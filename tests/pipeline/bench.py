@@ -8,13 +8,12 @@ steps; and with 10 steps and kept copies.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from aesthetic.benchmark import random_model
+from aesthetic.benchmark import random_model, roofline
 from aesthetic.embeddings import embedding
 from aesthetic.models.device import default_device
 from aesthetic.pipeline.prompt_embeds import prompt_embeds
@@ -39,20 +38,10 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, run in ways.items():
-            times[name].append(_milliseconds(run))
+            times[name].append(1000 * roofline.seconds(device, run)[0])
     print(torch.cuda.get_device_name() if device.type == "cuda" else device)
     for name, each in times.items():
         print(f"{name}: {statistics.median(each):.1f} ({min(each):.1f} to {max(each):.1f})")
-
-
-def _milliseconds(run: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The page in Chromium, used as a person would: skipped where Chromium, playwright or gradio is absent."""
 
-import importlib
 import shutil
 import threading
 from collections.abc import Iterator
@@ -150,6 +149,8 @@ def test_a_drawing_keeps_its_address_and_later_ones_get_their_own(tab: Any) -> N
 
 
 def test_an_aesthetic_of_ones_own_is_made_downloaded_and_drawn_with(tab: Any, tmp_path: Path) -> None:
+    from aesthetic.ui.page import KEEP
+
     for color in ("red", "gold"):
         Image.new("RGB", (64, 64), color).save(tmp_path / f"{color}.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
@@ -160,10 +161,10 @@ def test_an_aesthetic_of_ones_own_is_made_downloaded_and_drawn_with(tab: Any, tm
     tab.get_by_label("gold.png").wait_for()
     tab.get_by_label("Name of the aesthetic").fill("../warm 😀")
     button(tab, "Make the aesthetic").click()
-    report, keep = tab.get_by_label("What was read"), importlib.import_module("aesthetic.ui.page").KEEP
+    report = tab.get_by_label("What was read")
     sync_api.expect(report).to_have_value(
         "Read 2: gold.png, red.png\nLeft out: bad.png is not an image of a format that is read "
-        "(PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, HEIC)\n" + keep,
+        "(PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, HEIC)\n" + KEEP,
         timeout=TIMEOUT,
     )
     button(tab, "Make the aesthetic").click()  # again, in place of the first
