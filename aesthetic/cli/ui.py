@@ -34,8 +34,7 @@ def ui(options: argparse.Namespace) -> None:
     require_port(options.host.strip("[]"), options.port, family)
     os.environ["TQDM_DISABLE"] = ""  # the page shows the bars
     from ..service import Service
-    from ..ui.page import OPENING
-    from ..ui.serving import launched
+    from ..ui.page import OPENING, launched
 
     service, place = Service.load(options.ckpt), {"server_name": options.host, "server_port": options.port}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())

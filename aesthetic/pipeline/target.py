@@ -8,13 +8,14 @@ from ..embeddings.registry import Registry
 from ..embeddings.resolve import resolve
 from ..errors import RequestError, naming_input
 from ..images import user_images
+from ..models.clip import Vision
 from ..models.loading import Model
 from ..request import Request
 from . import prompt
 from .make_aesthetic import average
 from .prompt import warn_of_truncation
 
-__all__ = ["requested_aesthetic", "target_embedding"]
+__all__ = ["requested_aesthetic", "require_vision", "target_embedding"]
 
 UPLOAD = "the file"  # in messages: Cog's temporary names mean nothing to users
 
@@ -37,10 +38,16 @@ def requested_aesthetic(request: Request, model: Model, registry: Registry) -> A
                 clip_space=model.clip_space,
                 dim=model.dim,
             )
-        if model.vision is None:
-            raise RequestError(f"the model {model.snapshot.name} has no vision tower to encode images with")
+        vision = require_vision(model)
         images = user_images.read_images(request.aesthetic_images, user_images.UPLOAD, label=UPLOAD)
-        return average(model.vision, images, model.snapshot.name, read_all_first=True)[0]
+        return average(vision, images, model.snapshot.name, read_all_first=True)[0]
+
+
+def require_vision(model: Model) -> Vision:
+    """The vision tower of a model. Raises RequestError if it has none."""
+    if model.vision is None:
+        raise RequestError(f"the model {model.snapshot.name} has no vision tower to encode images with")
+    return model.vision
 
 
 def target_embedding(request: Request, model: Model, aesthetic: Aesthetic) -> Tensor:

@@ -24,11 +24,11 @@ def component(name: str, value: Any = None) -> Any:
     shown = {"elem_id": name, "label": label, "info": limits["help"], "value": spec.default if value is None else value}
     if "choices" in limits:
         return gr.Dropdown(list(limits["choices"]), **shown)
-    if kind is int and spec.default is not None:
+    if spec.default is None:
+        return gr.Textbox(**shown)  # the others show None as 0
+    if kind is int:
         return gr.Slider(limits["ge"], limits["le"], step=1, **shown)
-    if kind is float and spec.default is not None:
-        return gr.Number(**shown)  # which shows None as 0
-    return (gr.Checkbox if kind is bool else gr.Textbox)(**shown)
+    return {bool: gr.Checkbox, float: gr.Number, str: gr.Textbox}[kind](**shown)
 
 
 def request(raw: Mapping[str, Any], **own: Any) -> Request:

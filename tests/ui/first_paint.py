@@ -12,8 +12,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 from aesthetic.service import Service
-from aesthetic.ui.page import OPENING
-from aesthetic.ui.serving import launched
+from aesthetic.ui.page import OPENING, launched
 
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 CATS = """(() => {

@@ -28,7 +28,7 @@ from tests.snapshot import ROOT
 UI = importlib.util.find_spec("gradio") is not None
 needs_gradio = pytest.mark.skipif(not UI, reason="gradio is not installed: requirements-ui.txt")
 if UI:
-    from aesthetic.ui import form, page, serving
+    from aesthetic.ui import form, page
 
 
 def pins(file: str) -> dict[str, str]:
@@ -93,7 +93,7 @@ def test_the_page_has_every_field_and_opens_on_its_own_values(service: Service) 
 
 @needs_gradio
 def test_it_is_served_to_this_machine_and_its_files_are_removed(service: Service) -> None:
-    with serving.launched(service, lambda _: None, {}) as address:
+    with page.launched(service, lambda _: None, {}) as address:
         assert address.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(address) as answer:
             assert answer.status == 200
@@ -106,7 +106,7 @@ def test_it_is_served_to_this_machine_and_its_files_are_removed(service: Service
 
 @needs_gradio
 def test_no_file_of_the_package_is_served_but_its_images(service: Service) -> None:
-    with serving.launched(service, lambda _: None, {}) as address:
+    with page.launched(service, lambda _: None, {}) as address:
         files = f"{address}gradio_api/file={page.HERE}"
         for image in ("thumbnails/night.webp", "opening/5.webp"):
             with urllib.request.urlopen(f"{files}/{image}") as answer:
