@@ -16,16 +16,16 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ..models import clip, loading
 from ..models.checkpoint import Snapshot
-from ..models.loading import Model
+from ..models.loading import XL, Model
 from ..models.penultimate import PenultimateTextModel, PenultimateTextModelWithProjection
 
 __all__ = ["SD15", "TINY", "build", "vocabulary"]
 
 Config = dict[str, Any]
 # Stable Diffusion 1.5 as in the files of its snapshot, plus the vision tower of the safety checker, which is CLIP's;
-# and how XL and the tiny model differ. The tiny one's CLIP space is narrower than its hidden states, to tell the two
-# apart.
+# and how the tiny model differs. The tiny one's CLIP space is narrower than its hidden states, to tell the two apart.
 SHAPES: dict[str, dict[str, Config]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+SHAPES["sdxl"] = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in XL.glob("*/*.json")}
 SD15, TINY = SHAPES["sd15"], SHAPES["tiny"]
 
 

@@ -16,7 +16,7 @@ from .manifest import Source, missing, read_manifest
 
 __all__ = ["CLIP", "OPENAI_SPACE", "Snapshot", "locate", "verified"]
 
-BASE = "stable-diffusion-v1-5"  # gives a model in a single file its configuration, tokenizer and safety checker
+BASE = "stable-diffusion-v1-5"  # gives a model in a single file its tokenizer; 1.x also configuration, safety checker
 CLIP = "clip-vit-large-patch14"  # gives all models of the Stable Diffusion 1.x family projection and vision tower
 OPENAI_SPACE = "openai/clip-vit-large-patch14"  # the CLIP space of `CLIP`
 # The second has the same parts as the first. XL's image-to-image pipeline is its refiner's, which has one text encoder.
@@ -127,11 +127,11 @@ def _default(models: Mapping[str, Source], weights: Path) -> str:
 
 
 def _require_single_file(file: Path, base: Path, manifest: Mapping[str, Source]) -> None:
-    single_file.require_stable_diffusion_1(file)
+    single_file.require_stable_diffusion(file)
     if BASE not in manifest or missing(base, manifest[BASE]):
         raise CheckpointError(
-            f"{file} is a model in a single file, which takes tokenizer, configuration and safety checker from "
-            f"{BASE}, and that is missing or incomplete: run {DOWNLOAD} {BASE}"
+            f"{file} is a model in a single file, which takes its tokenizer and more from {BASE}, and that is missing "
+            f"or incomplete: run {DOWNLOAD} {BASE}"
         )
 
 

@@ -32,8 +32,11 @@ from .clip import (
 )
 from .device import require_kernels
 from .penultimate import PenultimateTextModel, PenultimateTextModelWithProjection
+from .single_file import is_xl
 
-__all__ = ["Model", "in_precision", "load", "precision"]
+__all__ = ["XL", "Model", "in_precision", "load", "precision"]
+
+XL = Path(__file__).parent / "xl"  # configuration of Stable Diffusion XL, for its single files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,14 @@ def load(snapshot: Snapshot, device: torch.device) -> Model:
         encoder, pipeline = _load_file(snapshot.file, snapshot.folder, projection, device)
     else:
         encoder, pipeline = _load_folder(snapshot.folder, projection, device)
+    source = snapshot.file or snapshot.folder
+    for name in ("unet", "vae"):
+        _require_weights(getattr(pipeline, name), f"the {name}'s weights in {source}")
+    if pipeline.vae.config.latents_mean is not None:
+        raise CheckpointError(f"the latents of {source} have a mean (latents_mean of its VAE): not supported")
+    if isinstance(pipeline, diffusers.StableDiffusionXLPipeline) and pipeline.vae.config.force_upcast:
+        pipeline.vae.float()
+    pipeline.to(device)
     return Model(
         snapshot=snapshot,
         pipeline=pipeline,
@@ -128,24 +139,46 @@ def precision(device: torch.device) -> torch.dtype:
 
 def _load_file(file: Path, folder: Path, projection: Tensor, device: torch.device) -> tuple[Any, Any]:
     """Encoder and pipeline of a model in the original layout, with the parts that the file lacks from `folder`."""
+    xl = is_xl(file)
+    kind = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
     try:
-        pipeline = diffusers.StableDiffusionPipeline.from_single_file(
+        pipeline = kind.from_single_file(
             str(file),
-            config=str(folder),
+            config=str(XL if xl else folder),
             dtype=torch.float32,  # for the encoder; the pipeline is converted below
             local_files_only=True,
-            safety_checker=load_tower(StableDiffusionSafetyChecker, folder / "safety_checker"),
-            feature_extractor=load_processor(folder / "feature_extractor"),
+            **(_tokenizers if xl else _safety_checker)(folder),
         )
     except (ValueError, RuntimeError, KeyError, IndexError) as error:  # diffusers' for unexpected shapes and names
         raise CheckpointError(
-            f"{file} lacks weights of Stable Diffusion 1.x, or has them in other shapes: {printable(str(error))}"
+            f"{file} lacks weights of Stable Diffusion {'XL' if xl else '1.x'}, or has them in other shapes: "
+            f"{printable(str(error))}"
         ) from error
     _require_weights(pipeline.text_encoder, f"the text encoder's weights in {file}")
+    if xl:
+        _require_weights(pipeline.text_encoder_2, f"the second text encoder's weights in {file}")
+        pipeline.text_encoder.__class__ = PenultimateTextModel
+        pipeline.text_encoder_2.__class__ = PenultimateTextModelWithProjection
     encoder = project(pipeline.text_encoder, projection, file).to(device)
     dtype = precision(device)
     pipeline.register_modules(text_encoder=in_precision(encoder.text_model, dtype))
-    return encoder, pipeline.to(device, dtype)
+    return encoder, pipeline.to(dtype)
+
+
+def _tokenizers(folder: Path) -> dict[str, Any]:
+    """Those of Stable Diffusion XL, which differ in their padding."""
+    first, second = (
+        transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", **changes)
+        for changes in ({}, {"pad_token": "!"})
+    )
+    return {"tokenizer": first, "tokenizer_2": second, "add_watermarker": False}
+
+
+def _safety_checker(folder: Path) -> dict[str, Any]:
+    return {
+        "safety_checker": load_tower(StableDiffusionSafetyChecker, folder / "safety_checker"),
+        "feature_extractor": load_processor(folder / "feature_extractor"),
+    }
 
 
 def in_precision(module: Any, dtype: torch.dtype) -> Any:
@@ -155,21 +188,21 @@ def in_precision(module: Any, dtype: torch.dtype) -> Any:
 
 def _load_folder(folder: Path, projection: Tensor, device: torch.device) -> tuple[Any, Any]:
     """Encoder and pipeline of a model in diffusers' layout."""
-    is_xl = "XL" in diffusers.DiffusionPipeline.load_config(folder)["_class_name"]
-    text_encoder = load_tower(PenultimateTextModel if is_xl else transformers.CLIPTextModel, folder / "text_encoder")
+    xl = "XL" in diffusers.DiffusionPipeline.load_config(folder)["_class_name"]
+    text_encoder = load_tower(PenultimateTextModel if xl else transformers.CLIPTextModel, folder / "text_encoder")
     encoder = project(text_encoder, projection, folder / "text_encoder").to(device)
     dtype = precision(device)
     components: dict[str, Any] = {
         "image_encoder": None,  # the pipeline doesn't use the vision tower
         "text_encoder": in_precision(encoder.text_model, dtype),
     }
-    if is_xl:
+    if xl:
         second = load_tower(PenultimateTextModelWithProjection, folder / "text_encoder_2").to(dtype)
         components |= {"text_encoder_2": second, "add_watermarker": False}
     else:
         has_checker = (folder / "safety_checker").is_dir()
         components |= {"requires_safety_checker": has_checker} | ({} if has_checker else {"safety_checker": None})
-    pipeline = (diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline).from_pretrained(
+    pipeline = (diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline).from_pretrained(
         folder,
         dtype=dtype,
         variant=variant_for(folder.glob("*/*.safetensors"), dtype),
@@ -179,13 +212,7 @@ def _load_folder(folder: Path, projection: Tensor, device: torch.device) -> tupl
     )
     if pipeline.feature_extractor is not None:
         pipeline.register_modules(feature_extractor=load_processor(folder / "feature_extractor"))
-    for name in ("unet", "vae"):
-        _require_weights(getattr(pipeline, name), f"the weights in {folder / name}")
-    if is_xl and pipeline.vae.config.force_upcast:
-        pipeline.vae.float()
-    if pipeline.vae.config.latents_mean is not None:
-        raise CheckpointError(f"the latents of {folder} have a mean (latents_mean in {folder / 'vae'}): not supported")
-    return encoder, pipeline.to(device)
+    return encoder, pipeline
 
 
 def _require_weights(part: Any, label: str) -> None:

@@ -1,6 +1,6 @@
 """Check the header of a model in a single file, in the layout of the original code. loading.py loads its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from reprlib import repr as brief
 
@@ -9,45 +9,55 @@ import safetensors
 from ..errors import CheckpointError, printable
 from .file_kind import CONVERT, MODEL, XL, kind_of
 
-__all__ = ["require_stable_diffusion_1"]
+__all__ = ["is_xl", "require_stable_diffusion"]
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 TEXT = "cond_stage_model.transformer.text_model."
-NEEDED = {
-    "UNet": f"{UNET}input_blocks.0.0.weight",
-    "VAE": f"{VAE}decoder.conv_in.weight",
-    "text encoder": f"{TEXT}embeddings.position_embedding.weight",
+TEXTS_XL = "conditioner.embedders."
+POSITIONS = "embeddings.position_embedding.weight"
+BOTH = {"UNet": f"{UNET}input_blocks.0.0.weight", "VAE": f"{VAE}decoder.conv_in.weight"}
+NEEDED = BOTH | {"text encoder": TEXT + POSITIONS}
+NEEDED_XL = BOTH | {
+    "text encoder": f"{TEXTS_XL}0.transformer.text_model.{POSITIONS}",
+    "second text encoder": f"{TEXTS_XL}1.model.positional_embedding",
 }
+OTHER_NOISE = {"v_pred": "a v-prediction model", "edm_mean": "Playground 2.5", "edm_vpred.sigma_max": "an EDM model"}
 CHANNELS = 4  # of the latents; models for inpainting and editing take an image beside them
 
 
-def require_stable_diffusion_1(path: Path) -> None:
-    """Raise CheckpointError, with the kind of the file, unless it is Stable Diffusion 1.x in this layout."""
+def is_xl(path: Path) -> bool:
+    """Whether a file is Stable Diffusion XL. Raises CheckpointError if it can't be read."""
+    return _is_xl(_shapes(path))
+
+
+def require_stable_diffusion(path: Path) -> None:
+    """Raise CheckpointError, with the kind of the file, unless it is Stable Diffusion 1.x or XL in this layout."""
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} was not opened: {CONVERT.format(path.name)}")
     shapes = _shapes(path)
-    lacking = [part for part, name in NEEDED.items() if name not in shapes]
     kind = kind_of(name for name in shapes if not name.startswith((VAE, TEXT)))
-    if lacking and kind not in (None, MODEL):
-        remedy = ""
-        if kind == XL:
-            remedy = (
-                f". With diffusers, StableDiffusionXLPipeline.from_single_file({str(path)!r}).save_pretrained('xl') "
-                "writes a folder that can be given instead"
-            )
-        raise CheckpointError(f"{path} is {kind}; Stable Diffusion 1.x was expected{remedy}")
+    needed, family = (NEEDED_XL, XL) if _is_xl(shapes) else (NEEDED, "Stable Diffusion 1.x")
+    lacking = [part for part, name in needed.items() if name not in shapes]
+    if lacking and kind not in (None, MODEL, XL):
+        raise CheckpointError(f"{path} is {kind}; Stable Diffusion 1.x or XL was expected")
     if lacking:
         raise CheckpointError(
-            f"{path} is not Stable Diffusion 1.x in the original layout: it holds no {' and no '.join(lacking)} "
-            f"({NEEDED[lacking[0]]} was looked for)"
+            f"{path} is not {family} in the original layout: it holds no {' and no '.join(lacking)} "
+            f"({needed[lacking[0]]} was looked for)"
         )
+    for name in OTHER_NOISE.keys() & shapes.keys():
+        raise CheckpointError(f"{path} is {OTHER_NOISE[name]}; a model that predicts noise was expected")
     shape = shapes[NEEDED["UNet"]]
     if len(shape) != 4 or shape[1] != CHANNELS:
         raise CheckpointError(
             f"{path} is not a text-to-image model, but perhaps for inpainting or editing: its UNet's first weight has "
             f"the shape {brief(shape)}, and {CHANNELS} channels were expected in the second place"
         )
+
+
+def _is_xl(names: Iterable[str]) -> bool:
+    return any(name.startswith(TEXTS_XL) for name in names)
 
 
 def _shapes(path: Path) -> Mapping[str, list[int]]:

@@ -3,9 +3,11 @@
 import json
 import shutil
 import struct
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,10 +20,14 @@ from aesthetic.models.loading import Model
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests.models import single_file as layout
+from tests.pipeline.families import sdxl
 from tests.snapshot import CLIP, MODEL
 
 CPU = torch.device("cpu")
-NEEDED = {name: torch.zeros(4, 4, 3, 3) for name in single_file.NEEDED.values()}
+
+
+def weights(names: Iterable[str]) -> dict[str, Tensor]:
+    return {name: torch.zeros(4, 4, 3, 3) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,55 @@ def test_it_draws_the_same_image(service: Service, file: Path, home: Path, quick
         assert (recipe.model["name"], recipe.model["revision"]) == ("tuned", "local")
 
 
+@pytest.fixture(scope="module")
+def xl_folder(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion XL in fp16; diffusers takes the second encoder to be as wide as its projection."""
+    folder = tmp_path_factory.mktemp("xl")
+    sdxl(home, pooled=40).to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def xl_file(xl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same as one file, whose configuration is that of `xl_folder` instead of the real one."""
+    config = shutil.copytree(
+        xl_folder, tmp_path / "config", ignore=shutil.ignore_patterns("tokenizer*", "*.safetensors")
+    )
+    monkeypatch.setattr(loading, "XL", config)
+    return layout.write(xl_folder, tmp_path / "tuned.safetensors")
+
+
+def test_xls_file_has_every_weight_of_the_folder_and_draws_the_same_image(
+    xl_folder: Path, xl_file: Path, home: Path, quick: Request
+) -> None:
+    theirs, ours = load(xl_folder, home), load(xl_file, home)
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        expected, found = (getattr(model.pipeline, name) for model in (theirs, ours))
+        assert type(found) is type(expected)
+        weights = found.state_dict()
+        assert weights.keys() == expected.state_dict().keys()
+        assert all(torch.equal(weights[key], weight) for key, weight in expected.state_dict().items())
+    for name in ("tokenizer", "tokenizer_2"):
+        expected, found = (getattr(model.pipeline, name)("the cat", padding="max_length") for model in (theirs, ours))
+        assert found.input_ids == expected.input_ids
+    images = [Service(one, Registry(home / "embeddings")).draw(quick).images[0][0].tobytes() for one in (theirs, ours)]
+    assert images[0] == images[1]
+
+
+def test_xls_second_encoder_is_complete(xl_file: Path, home: Path, tmp_path: Path) -> None:
+    tensors = load_file(xl_file)
+    del tensors["conditioner.embedders.1.model.ln_final.weight"]
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"second text encoder's weights .* lack .*final_layer_norm\.weight"):
+        load(tmp_path / "x.safetensors", home)
+
+
+def test_the_scheduler_of_xls_files_is_that_of_its_configuration() -> None:
+    config = diffusers.EulerDiscreteScheduler.load_config(loading.XL, subfolder="scheduler")
+    wanted = {"prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 1, "beta_end": 0.012}
+    assert config.items() >= wanted.items()
+
+
 def test_in_half_precision_the_encoder_stays_whole(
     file: Path, home: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,11 +139,11 @@ def test_its_own_text_encoder_is_personalized(file: Path, home: Path, model: Mod
     assert torch.equal(found.encoder.text_model.final_layer_norm.weight, 2 * plain)
 
 
-@pytest.mark.parametrize("name", sorted(file_kind.SIGNS.keys() - {single_file.UNET}))
+@pytest.mark.parametrize("name", sorted(file_kind.SIGNS.keys() - {single_file.UNET, single_file.TEXTS_XL}))
 def test_other_kinds_of_files_are_named(name: str, tmp_path: Path) -> None:
     save_file({f"some.{name}.weight": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError) as error:
-        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+        single_file.require_stable_diffusion(tmp_path / "x.safetensors")
     assert f"is {file_kind.SIGNS[name]}" in str(error.value)
 
 
@@ -103,24 +158,39 @@ def test_other_kinds_of_files_are_named(name: str, tmp_path: Path) -> None:
 def test_a_lora_is_told_by_every_name(name: str, kind: str, tmp_path: Path) -> None:
     save_file({name: torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=f"is {kind}"):
-        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+        single_file.require_stable_diffusion(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("lost", sorted(single_file.NEEDED))
-def test_a_part_that_is_missing_is_named(lost: str, tmp_path: Path) -> None:
-    tensors = {name: tensor for name, tensor in NEEDED.items() if name != single_file.NEEDED[lost]}
-    save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match=f"holds no {lost} "):
-        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+@pytest.mark.parametrize("needed", [single_file.NEEDED, single_file.NEEDED_XL])
+def test_a_part_that_is_missing_is_named(needed: dict[str, str], tmp_path: Path) -> None:
+    for lost in needed:
+        save_file(weights(needed[part] for part in needed.keys() - {lost}), tmp_path / "x.safetensors")
+        with pytest.raises(CheckpointError, match=f"holds no {lost} "):
+            single_file.require_stable_diffusion(tmp_path / "x.safetensors")
+
+
+def test_xls_refiner_is_refused(tmp_path: Path) -> None:
+    names = [*single_file.BOTH.values(), "conditioner.embedders.0.model.positional_embedding"]
+    save_file(weights(names), tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"not Stable Diffusion XL .* no text encoder and no second text encoder"):
+        single_file.require_stable_diffusion(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(("name", "kind"), single_file.OTHER_NOISE.items())
+def test_a_model_that_does_not_predict_noise_is_refused(name: str, kind: str, tmp_path: Path) -> None:
+    save_file(weights([*single_file.NEEDED_XL.values(), name]), tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=f"is {kind}; a model that predicts noise was expected"):
+        single_file.require_stable_diffusion(tmp_path / "x.safetensors")
 
 
 def test_a_model_for_inpainting_is_refused(tmp_path: Path) -> None:
-    save_file({**NEEDED, single_file.NEEDED["UNet"]: torch.zeros(4, 9, 3, 3)}, tmp_path / "x.safetensors")
+    tensors = weights(single_file.NEEDED.values()) | {single_file.NEEDED["UNet"]: torch.zeros(4, 9, 3, 3)}
+    save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(
         CheckpointError,
         match=r"perhaps for inpainting or editing: .* the shape \[4, 9, 3, 3\], and 4 channels were",
     ):
-        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+        single_file.require_stable_diffusion(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ""])
@@ -134,19 +204,19 @@ def test_pickles_are_not_opened(suffix: str, home: Path, tmp_path: Path) -> None
 def test_the_conversion_that_the_message_describes_works(file: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": load_file(file), "epoch": 3}, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError) as error:
-        single_file.require_stable_diffusion_1(tmp_path / "x.ckpt")
+        single_file.require_stable_diffusion(tmp_path / "x.ckpt")
     program = str(error.value).partition("in Python, ")[2]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         exec(program, {})  # noqa: S102
-    single_file.require_stable_diffusion_1(tmp_path / "model.safetensors")
+    single_file.require_stable_diffusion(tmp_path / "model.safetensors")
 
 
 def test_a_damaged_header_is_not_quoted_at_length(tmp_path: Path) -> None:
     text = json.dumps({"a": {"dtype": "\x1b[31m" + "x" * 10**5, "shape": [], "data_offsets": [0, 0]}}).encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     with pytest.raises(CheckpointError, match="damaged or cut short") as error:
-        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+        single_file.require_stable_diffusion(tmp_path / "x.safetensors")
     assert len(str(error.value)) < 400
     assert str(error.value).isprintable()
 
@@ -157,13 +227,13 @@ def test_a_damaged_header_is_not_quoted_at_length(tmp_path: Path) -> None:
 def test_damaged_files_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"is not a \.safetensors file, or is damaged"):
-        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+        single_file.require_stable_diffusion(tmp_path / "x.safetensors")
 
 
 def test_a_file_cut_short_is_refused(file: Path, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cut short"):
-        single_file.require_stable_diffusion_1(tmp_path / "x.safetensors")
+        single_file.require_stable_diffusion(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(

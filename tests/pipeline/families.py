@@ -18,7 +18,7 @@ FIRST = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "
 SECOND = {"hidden_size": 40, "intermediate_size": 41, "num_attention_heads": 4, "num_hidden_layers": 3}
 
 
-def sdxl(home: Path) -> Any:
+def sdxl(home: Path, pooled: int = 48) -> Any:
     """Stable Diffusion XL: CLIP ViT-L without a projection, OpenCLIP bigG with one, and a UNet with sizes as inputs."""
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
@@ -32,14 +32,14 @@ def sdxl(home: Path) -> Any:
         cross_attention_dim=72,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=48 + 6 * 8,
+        projection_class_embeddings_input_dim=pooled + 6 * 8,
         norm_num_groups=8,
     )
     tokenizer = _tokenizer(home)
     return diffusers.StableDiffusionXLPipeline(
         vae=diffusers.AutoencoderKL(**VAE, latent_channels=4, force_upcast=False),
         text_encoder=transformers.CLIPTextModel(_config(tokenizer, FIRST, 24)).eval(),
-        text_encoder_2=transformers.CLIPTextModelWithProjection(_config(tokenizer, SECOND, 48)).eval(),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(_config(tokenizer, SECOND, pooled)).eval(),
         tokenizer=tokenizer,
         tokenizer_2=_tokenizer(home, pad_token="!"),
         unet=unet.eval(),
