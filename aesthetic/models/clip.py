@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import safetensors
 import torch
 import transformers
@@ -17,12 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
 from ..settings import DOWNLOAD, home
 from .checkpoint import CLIP, OPENAI_SPACE, Snapshot
 
 __all__ = [
     "Vision",
+    "cached_vision",
     "find_projection",
     "find_vision",
     "load_processor",
@@ -95,6 +97,23 @@ def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
     return vision
 
 
+@quiet_loading()
+def cached_vision(name: str, device: torch.device) -> Vision:
+    """The vision tower of a CLIP in Hugging Face's cache, by its name on the hub. Raises CheckpointError without it."""
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        dim = transformers.CLIPConfig.from_pretrained(
+            folder
+        ).projection_dim  # that of the tower's own part may be wrong
+        model = load_tower(transformers.CLIPVisionModelWithProjection, folder, projection_dim=dim).to(device)
+    except (OSError, ValueError) as error:  # ValueError: what is no name
+        raise CheckpointError(
+            f"the CLIP {printable(name)} is not in Hugging Face's cache, or incomplete: run hf download "
+            f"{printable(name)} --include 'model*.safetensors*' config.json preprocessor_config.json"
+        ) from error
+    return Vision(clip_space=name, _model=model, _processor=load_processor(folder))
+
+
 def read_projection(clip: Path | None = None) -> Tensor:
     """The text projection [dim, hidden], fp32, of a CLIP snapshot; None is OpenAI's. Raises CheckpointError."""
     path = (clip or home() / "weights" / CLIP) / "model.safetensors"
@@ -133,8 +152,11 @@ def project(text_encoder: Any, projection: Tensor, source: object = "memory") ->
     return encoder.eval().requires_grad_(False)
 
 
-def load_tower(kind: Any, folder: Path) -> Any:
-    """Half of a CLIP, in fp32, frozen. Raises CheckpointError for missing weights: transformers would fill in noise."""
+def load_tower(kind: Any, folder: Path, **config: Any) -> Any:
+    """Half of a CLIP, in fp32, frozen. Raises CheckpointError for missing weights: transformers would fill in noise.
+
+    config: what to change in its configuration.
+    """
     tower, report = kind.from_pretrained(
         folder,
         dtype=torch.float32,
@@ -142,6 +164,7 @@ def load_tower(kind: Any, folder: Path) -> Any:
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
+        **config,
     )
     if lacking := sorted(report["missing_keys"]):
         raise CheckpointError(f"the weights in {folder} lack {lacking[0]} and {len(lacking) - 1} others")

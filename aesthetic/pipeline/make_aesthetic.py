@@ -27,25 +27,26 @@ BATCH = 32  # images through the vision tower at once
 
 
 def make_aesthetic(
-    images: str | Path | Iterable[Image.Image], *, model: str | Path | Vision | None = None
+    images: str | Path | Iterable[Image.Image], *, model: str | Path | Vision | None = None, clip: str | None = None
 ) -> Aesthetic:
     """The mean CLIP embedding of images, with unit norm; its `save` writes it to a file.
 
     images: a folder, a zip, a tar or one image file; or PIL images.
     model:  the model whose CLIP encodes them: a name in weights/manifest.json, a path, or a loaded vision tower. By
             default the model that the service draws with: AESTHETIC_MODEL, else Stable Diffusion 1.5, else the demo.
+    clip:   a CLIP to take instead: its name on the hub. It must be in Hugging Face's cache, and is not downloaded.
 
-    Raises ImageError if an image can't be read or none is given, and CheckpointError if the model is missing or has no
-    vision tower.
+    Raises ImageError if an image can't be read or none is given, and CheckpointError if the model or the CLIP is
+    missing or has no vision tower.
     """
     if isinstance(images, str | Path):
-        return average_files(Path(images), model)[0]
-    name, vision = _load(model)
+        return average_files(Path(images), model, clip)[0]
+    name, vision = _load(model, clip)
     return average(vision, map(_user_image, images), name)[0]
 
 
 def average_files(
-    path: Path, model: str | Path | Vision | None, *, skip_unreadable: bool = False
+    path: Path, model: str | Path | Vision | None, clip: str | None = None, *, skip_unreadable: bool = False
 ) -> tuple[Aesthetic, Tensor]:
     """The aesthetic of the images at `path`, and their raw mean [1, D] in fp32. Raises as `make_aesthetic`."""
 
@@ -53,7 +54,7 @@ def average_files(
         return user_images.read_images(path, user_images.LOCAL, skip_unreadable=skip_unreadable)
 
     next(images())  # a wrong path fails before the model loads
-    name, vision = _load(model)
+    name, vision = _load(model, clip)
     return average(vision, images(), name)
 
 
@@ -98,7 +99,9 @@ def average(
     return aesthetic, mean
 
 
-def _load(model: str | Path | Vision | None) -> tuple[str, Vision]:
+def _load(model: str | Path | Vision | None, hub_name: str | None) -> tuple[str, Vision]:
+    if hub_name is not None:
+        return hub_name, clip.cached_vision(hub_name, default_device())
     if isinstance(model, Vision):
         return "unknown", model
     snapshot = checkpoint.locate(str(model) if model else None)

@@ -2,20 +2,25 @@
 
 import copy
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import peft
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from aesthetic.embeddings.embedding import Aesthetic
-from aesthetic.errors import EmbeddingError
+from aesthetic.errors import CheckpointError, EmbeddingError
 from aesthetic.models import clip
+from aesthetic.pipeline.make_aesthetic import make_aesthetic
 from aesthetic.pipeline.prompt_embeds import prompt_embeds
 from tests.original import difference
 from tests.pipeline.families import FAMILIES, sdxl
@@ -174,6 +179,37 @@ def test_copies_are_not_kept_for_another_encoder_or_one_with_a_lora(home: Path) 
 
 def aesthetic(vector: Tensor, clip_space: str | None) -> Aesthetic:
     return Aesthetic(vector=vector, name="mine", sha256="", clip_space=clip_space)
+
+
+def test_an_aesthetic_for_the_second_encoder_is_made_with_a_clip_in_the_hubs_cache(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--laion--bigG" / "snapshots" / ("0" * 40)
+    (folder.parents[1] / "refs").mkdir(parents=True)
+    (folder.parents[1] / "refs" / "main").write_text("0" * 40)
+    pipe, sizes = sdxl(home), {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "patch_size": 8}
+    vision = {**sizes, "image_size": 32, "num_attention_heads": 4}
+    text = pipe.text_encoder_2.config.to_dict()
+    whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=48))
+    whole.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    mine = make_aesthetic([PICTURE], clip="laion/bigG")
+    pixels = CLIPImageProcessorPil.from_pretrained(folder)(PICTURE, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        features = whole.get_image_features(pixels).pooler_output
+    assert difference(mine.vector, features / features.norm()) < 1e-6
+    assert (mine.clip_space, mine.notes["model"]) == ("laion/bigG", "laion/bigG")
+    found = prompt_embeds(pipe, "the cat", [FIRST, mine], **OPTIONS)
+    expected = prompt_embeds(pipe, "the cat", [FIRST, mine.vector], **OPTIONS)
+    assert torch.equal(found["pooled_prompt_embeds"], expected["pooled_prompt_embeds"])
+
+
+@pytest.mark.parametrize("name", ["laion/nothing", "../..", "no name"])
+def test_a_clip_that_is_not_there_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=rf"the CLIP {re.escape(name)} is not in .* run hf download"):
+        make_aesthetic([PICTURE], clip=name)
 
 
 def test_what_fits_no_encoder_is_refused(home: Path) -> None:
