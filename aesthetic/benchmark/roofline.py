@@ -22,7 +22,7 @@ __all__ = ["Rates", "Work", "bytes_of", "measure", "operations", "seconds"]
 class Rates:
     """What a device does in a second.
 
-    flops: floating-point operations of a matrix product, by dtype.
+    flops: floating-point operations of a matrix product, by dtype; those of fp32 in TF32, as in cuDNN's convolutions.
     bytes: read and written by a copy.
     """
 
@@ -50,10 +50,12 @@ class Work:
 def measure(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
     """The rates of `device`: the best of several tries, at sizes that keep it busy."""
     side, room = (8192, 2**30) if device.type == "cuda" else (1024, 2**26)
-    flops = {}
+    flops, products = {}, torch.backends.cuda.matmul
+    allowed, products.allow_tf32 = products.allow_tf32, True
     for dtype in dtypes:
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         flops[dtype] = 2 * side**3 / _best(device, lambda a=a, b=b: a @ b)  # type: ignore[misc]
+    products.allow_tf32 = allowed
     source = torch.zeros(room, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return Rates(flops=flops, bytes=2 * room / _best(device, lambda: target.copy_(source)))
