@@ -31,7 +31,7 @@ class Snapshot:
     bundled:    whether it comes with the checkout.
     clip_space: its CLIP space; None for a model given by its path, it is then read from the weights.
     folder:     the model in diffusers' layout.
-    file:       weights in a single file in the original layout; `folder` is then that of `BASE`, for all other parts.
+    file:       weights in a single file in the original layout; `folder` is then that of `BASE`, for what it lacks.
     clip:       the snapshot `CLIP`, for models without their own projection and vision tower; None if not downloaded.
     digests:    the sha256 of its files from the manifest, by path; none of a model given by its path.
     """

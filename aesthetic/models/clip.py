@@ -3,10 +3,12 @@
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import diffusers
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 PROJECTION = "text_projection.weight"
+HUB_NAME = re.compile(r"[\w.-]*\w/[\w.-]*\w", re.ASCII)
+HUB_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors")
 OPENCLIP = 1024  # the width of Stable Diffusion 2.x's text encoder
 
 
@@ -100,18 +104,27 @@ def load_vision(snapshot: Snapshot, device: torch.device) -> Vision:
 @quiet_loading()
 def cached_vision(name: str, device: torch.device) -> Vision:
     """The vision tower of a CLIP in Hugging Face's cache, by its name on the hub. Raises CheckpointError without it."""
+    if not isinstance(name, str) or not HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"clip takes a CLIP's name on the hub, such as {OPENAI_SPACE}, not {brief(name)}")
+    remedy = f"run hf download {name} --include {' '.join(map(repr, HUB_FILES))}"
     try:
         folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+    except OSError as error:
+        raise CheckpointError(f"the CLIP {name} is not in Hugging Face's cache: {remedy}") from error
+    for file in HUB_FILES:
+        if not any(folder.glob(file)):
+            raise CheckpointError(f"the CLIP {name} in {folder} has no {file}, and pickles are not opened: {remedy}")
+    try:
         dim = transformers.CLIPConfig.from_pretrained(
             folder
         ).projection_dim  # that of the tower's own part may be wrong
         model = load_tower(transformers.CLIPVisionModelWithProjection, folder, projection_dim=dim).to(device)
-    except (OSError, ValueError) as error:  # ValueError: what is no name
-        raise CheckpointError(
-            f"the CLIP {printable(name)} is not in Hugging Face's cache, or incomplete: run hf download "
-            f"{printable(name)} --include 'model*.safetensors*' config.json preprocessor_config.json"
-        ) from error
-    return Vision(clip_space=name, _model=model, _processor=load_processor(folder))
+        return Vision(clip_space=name, _model=model, _processor=load_processor(folder))
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers and safetensors raise almost anything for damaged files
+        problem = printable(str(error)) or type(error).__name__
+        raise CheckpointError(f"the CLIP {name} in {folder} can't be read ({problem}): {remedy}") from error
 
 
 def read_projection(clip: Path | None = None) -> Tensor:

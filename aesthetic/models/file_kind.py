@@ -32,6 +32,7 @@ SIGNS = {
     "lora_unet_output_blocks_": XL_LORA,
     "lora_controlnet": "a Control-LoRA",
     "control_model.": "a ControlNet",
+    "conditioner.embedders.0.model.": f"the refiner of {XL}",
     "conditioner.embedders.": XL,
     "cond_stage_model.model.": "Stable Diffusion 2",
     "joint_blocks": "for Stable Diffusion 3",

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..cancellation import check
 from ..embeddings import embedding
 from ..embeddings.embedding import Aesthetic
-from ..errors import ImageError
+from ..errors import CheckpointError, ImageError
 from ..images import color, samples, user_images
 from ..images.archives import readable
 from ..images.user_images import UserImage
@@ -34,11 +34,13 @@ def make_aesthetic(
     images: a folder, a zip, a tar or one image file; or PIL images.
     model:  the model whose CLIP encodes them: a name in weights/manifest.json, a path, or a loaded vision tower. By
             default the model that the service draws with: AESTHETIC_MODEL, else Stable Diffusion 1.5, else the demo.
-    clip:   a CLIP to take instead: its name on the hub. It must be in Hugging Face's cache, and is not downloaded.
+    clip:   a CLIP in place of a model's: its name on the hub. It must be in Hugging Face's cache; it is not downloaded.
 
     Raises ImageError if an image can't be read or none is given, and CheckpointError if the model or the CLIP is
-    missing or has no vision tower.
+    missing, damaged, or has no vision tower, and ValueError for both.
     """
+    if model is not None and clip is not None:
+        raise ValueError("give model or clip, not both")
     if isinstance(images, str | Path):
         return average_files(Path(images), model, clip)[0]
     name, vision = _load(model, clip)
@@ -66,7 +68,7 @@ def average(
     model:          its name, for the notes.
     read_all_first: prepare every image before the first is encoded, so that a bad one is refused before model work.
 
-    Raises ImageError without an image, and what `images` raises.
+    Raises ImageError without an image, CheckpointError for features that are not finite, and what `images` raises.
     """
     sha256s: list[str] = []
 
@@ -81,6 +83,8 @@ def average(
     mean = embedding.mean(map(vision.features, batches))
     if not sha256s:
         raise ImageError("no image was given to make an aesthetic from")
+    if not mean.isfinite().all():
+        raise CheckpointError(f"the vision tower of {model} gives values that are not finite: are its weights damaged?")
     sha256 = embedding.digest_of(sha256s)
     notes = {
         "model": model,

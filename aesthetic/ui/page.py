@@ -1,5 +1,6 @@
 """The page: what is where, what its buttons do, and its server, with nothing from or to the network."""
 
+import asyncio
 import html
 import os
 import tempfile
@@ -72,7 +73,7 @@ class Page:
         self.names = service.registry.present(service.model.clip_space or "")
         self.names.sort(key=lambda name: name != opening.get("aesthetic_embedding"))  # the chosen one comes first
         self.folders = [Path(tempfile.mkdtemp()) for _ in range(2)]  # of the last drawing, which gradio copies
-        self.fields = dict[str, Any]()
+        self.fields, self.turns = dict[str, Any](), dict[Any, Any]()
         with gr.Blocks(title="Aesthetic gradients", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
             gr.Markdown("# Aesthetic gradients\nSay what to draw, choose an aesthetic, and press Draw.")
             with gr.Row():
@@ -146,6 +147,7 @@ class Page:
         outputs = [*made, self.choices, self.choice, chosen]
         make = self._on(clicks, inputs, outputs, self.make, lambda raw: next(_images(raw["files"])))
         self.cancel.click(lambda: gr.Info("Canceled"), cancels=[*draw, *sweep, *make])
+        self.blocks.unload(self._leave)
         self.files.change(lambda: ["", *[gr.Button(interactive=False)] * 2], None, made, **QUICK)
         self.choice.select(_chosen, self.choices, chosen, **QUICK)
         self.steps.change(nearest, [self.steps, *self.strips], self.strips, preprocess=False, **QUICK)
@@ -162,7 +164,8 @@ class Page:
                 wrong, message = {form.culprit(str(error)), next(iter(inputs))}, str(error)
             return [gr.validate(name not in wrong, message) for name in inputs]
 
-        async def turn(progress: Any = gr.Progress(track_tqdm=True), *raw: Any) -> Any:  # noqa: B008
+        async def turn(tab: gr.Request, progress: Any = gr.Progress(track_tqdm=True), *raw: Any) -> Any:  # noqa: B008
+            self.turns[tab.session_hash] = asyncio.current_task()
             try:
                 return await self.predictions.make_async(work, dict(zip(inputs, raw, strict=True)))
             except AestheticError as error:
@@ -170,6 +173,11 @@ class Page:
 
         shown: dict[str, Any] = {"validator": validate, "show_progress_on": outputs[0], **TURN}
         return [on(turn, [*inputs.values()], outputs, **shown) for on in clicks]
+
+    async def _leave(self, tab: gr.Request) -> None:
+        """Cancel what a closed tab was drawing."""
+        if task := self.turns.pop(tab.session_hash, None):
+            task.cancel()
 
     def draw(self, raw: Raw) -> Any:
         """Images and their recipes."""

@@ -17,6 +17,7 @@ from aesthetic.embeddings.registry import Registry
 from aesthetic.errors import CheckpointError
 from aesthetic.models import checkpoint, file_kind, loading, single_file
 from aesthetic.models.loading import Model
+from aesthetic.pipeline import schedulers
 from aesthetic.request import Request
 from aesthetic.service import Service
 from tests.models import single_file as layout
@@ -112,10 +113,12 @@ def test_xls_second_encoder_is_complete(xl_file: Path, home: Path, tmp_path: Pat
         load(tmp_path / "x.safetensors", home)
 
 
-def test_the_scheduler_of_xls_files_is_that_of_its_configuration() -> None:
-    config = diffusers.EulerDiscreteScheduler.load_config(loading.XL, subfolder="scheduler")
+def test_xls_samplers_are_those_of_the_published_configuration() -> None:
+    config = dict(diffusers.EulerDiscreteScheduler.from_pretrained(loading.XL, subfolder="scheduler").config)
     wanted = {"prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 1, "beta_end": 0.012}
     assert config.items() >= wanted.items()
+    wanted = {"clip_sample": False, "set_alpha_to_one": False}
+    assert schedulers.build("DDIM", config).config.items() >= wanted.items()
 
 
 def test_in_half_precision_the_encoder_stays_whole(
@@ -172,7 +175,7 @@ def test_a_part_that_is_missing_is_named(needed: dict[str, str], tmp_path: Path)
 def test_xls_refiner_is_refused(tmp_path: Path) -> None:
     names = [*single_file.BOTH.values(), "conditioner.embedders.0.model.positional_embedding"]
     save_file(weights(names), tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match=r"not Stable Diffusion XL .* no text encoder and no second text encoder"):
+    with pytest.raises(CheckpointError, match="is the refiner of Stable Diffusion XL"):
         single_file.require_stable_diffusion(tmp_path / "x.safetensors")
 
 
@@ -180,6 +183,24 @@ def test_xls_refiner_is_refused(tmp_path: Path) -> None:
 def test_a_model_that_does_not_predict_noise_is_refused(name: str, kind: str, tmp_path: Path) -> None:
     save_file(weights([*single_file.NEEDED_XL.values(), name]), tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=f"is {kind}; a model that predicts noise was expected"):
+        single_file.require_stable_diffusion(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_a_quantized_model_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = weights(single_file.NEEDED.values())
+    tensors[f"{single_file.TEXT}embeddings.position_ids"] = torch.arange(77)
+    save_file(tensors, tmp_path / "x.safetensors")
+    single_file.require_stable_diffusion(tmp_path / "x.safetensors")
+    save_file(tensors | {f"{single_file.UNET}out.2.weight": torch.zeros(4, dtype=dtype)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"is quantized, or damaged: 'model\..*\.out\.2\.weight' is of"):
+        single_file.require_stable_diffusion(tmp_path / "x.safetensors")
+
+
+def test_a_header_of_very_many_tensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(weights(single_file.NEEDED.values()), tmp_path / "x.safetensors")
+    monkeypatch.setattr(single_file, "MAX_TENSORS", 2)
+    with pytest.raises(CheckpointError, match="holds 3 tensors; a model holds a few thousand"):
         single_file.require_stable_diffusion(tmp_path / "x.safetensors")
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -181,35 +181,76 @@ def aesthetic(vector: Tensor, clip_space: str | None) -> Aesthetic:
     return Aesthetic(vector=vector, name="mine", sha256="", clip_space=clip_space)
 
 
-def test_an_aesthetic_for_the_second_encoder_is_made_with_a_clip_in_the_hubs_cache(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def cached(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CLIP with the space of SDXL's second text encoder, in Hugging Face's cache as laion/bigG."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "models--laion--bigG" / "snapshots" / ("0" * 40)
     (folder.parents[1] / "refs").mkdir(parents=True)
     (folder.parents[1] / "refs" / "main").write_text("0" * 40)
-    pipe, sizes = sdxl(home), {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "patch_size": 8}
-    vision = {**sizes, "image_size": 32, "num_attention_heads": 4}
-    text = pipe.text_encoder_2.config.to_dict()
-    whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=48))
-    whole.save_pretrained(folder)
+    vision = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "patch_size": 8, "image_size": 32}
+    text, vision["num_attention_heads"] = sdxl(home).text_encoder_2.config.to_dict(), 4
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)
+    transformers.CLIPModel(config).save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
-    mine = make_aesthetic([PICTURE], clip="laion/bigG")
-    pixels = CLIPImageProcessorPil.from_pretrained(folder)(PICTURE, return_tensors="pt").pixel_values
+    return folder
+
+
+def test_an_aesthetic_for_the_second_encoder_is_made_with_its_own_clip(home: Path, cached: Path) -> None:
+    mine, pipe = make_aesthetic([PICTURE], clip="laion/bigG"), sdxl(home)
+    pixels = CLIPImageProcessorPil.from_pretrained(cached)(PICTURE, return_tensors="pt").pixel_values
     with torch.no_grad():
-        features = whole.get_image_features(pixels).pooler_output
+        features = transformers.CLIPModel.from_pretrained(cached).get_image_features(pixels).pooler_output
     assert difference(mine.vector, features / features.norm()) < 1e-6
     assert (mine.clip_space, mine.notes["model"]) == ("laion/bigG", "laion/bigG")
     found = prompt_embeds(pipe, "the cat", [FIRST, mine], **OPTIONS)
     expected = prompt_embeds(pipe, "the cat", [FIRST, mine.vector], **OPTIONS)
     assert torch.equal(found["pooled_prompt_embeds"], expected["pooled_prompt_embeds"])
+    with pytest.raises(ValueError, match="give model or clip, not both"):
+        make_aesthetic([PICTURE], model="demo", clip="laion/bigG")
 
 
-@pytest.mark.parametrize("name", ["laion/nothing", "../..", "no name"])
-def test_a_clip_that_is_not_there_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=rf"the CLIP {re.escape(name)} is not in .* run hf download"):
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("laion/nothing", "the CLIP laion/nothing is not in Hugging Face's cache: run hf download"),
+        *[
+            (name, "clip takes a CLIP's name on the hub")
+            for name in ("../..", "no name", "", "/folder", "a/b@main", Path("a/b"))
+        ],
+    ],
+)
+def test_a_clip_that_is_not_there_is_named(name: Any, problem: str, cached: Path) -> None:
+    with pytest.raises(CheckpointError, match=problem):
         make_aesthetic([PICTURE], clip=name)
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "problem"),
+    [
+        ("model.safetensors", None, r"has no model\*\.safetensors, and pickles are not opened: run hf download"),
+        ("model.safetensors", b"", "can't be read"),
+        ("config.json", None, "has no config.json"),
+        ("config.json", b"[]", "can't be read"),
+        ("config.json", b'{"projection_dim": "x"}', "can't be read"),
+        ("preprocessor_config.json", None, "has no preprocessor_config.json"),
+        ("preprocessor_config.json", b"{", "can't be read"),
+    ],
+)
+def test_a_damaged_clip_is_refused(file: str, data: bytes | None, problem: str, cached: Path) -> None:
+    (cached / file).unlink()
+    if data is not None:
+        (cached / file).write_bytes(data)
+    with pytest.raises(CheckpointError, match=problem):
+        make_aesthetic([PICTURE], clip="laion/bigG")
+
+
+def test_a_clip_with_damaged_values_is_refused(cached: Path) -> None:
+    tensors = load_file(cached / "model.safetensors")
+    tensors["vision_model.post_layernorm.weight"] *= torch.nan
+    save_file(tensors, cached / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="values that are not finite"):
+        make_aesthetic([PICTURE], clip="laion/bigG")
 
 
 def test_what_fits_no_encoder_is_refused(home: Path) -> None:

@@ -220,19 +220,26 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     gate.set()
 
 
-def test_a_second_tab_waits_until_the_first_is_canceled(tab: Any, context: Any, address: str, gate: Any) -> None:
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_second_tab_waits_until_the_first_is_canceled_or_closed(
+    closed: bool, tab: Any, context: Any, address: str, gate: Any
+) -> None:
     button(tab, "Draw").click()
     assert gate.started.wait(60)
     other = opened(context, address)
     field(other, "seed").fill("9")
     button(other, "Draw").click()
     wait_for(other, "queue: 1/1")
-    tab.bring_to_front()
-    button(tab, "Cancel").click()
+    if closed:
+        tab.close()
+        other.wait_for_timeout(500)  # until the server has noticed
+    else:
+        tab.bring_to_front()
+        button(tab, "Cancel").click()
     gate.open()
     wait_for(other, "seed 9")
     assert gate.canceled.is_set()
-    assert not tab.get_by_text("seed 7").is_visible()
+    assert closed or not tab.get_by_text("seed 7").is_visible()
 
 
 def test_a_phone_is_wide_enough(chromium: Any, address: str) -> None:
