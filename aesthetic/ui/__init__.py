@@ -5,4 +5,5 @@ It turns clicks into Requests and shows the answers of one Service; what they me
 
 import os
 
-os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # gradio reads them when it is imported
+# Gradio reads them when it is imported; its files go to a folder of the page's own.
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": ""}

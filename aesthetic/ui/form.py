@@ -38,9 +38,8 @@ def request(raw: Mapping[str, Any], **own: Any) -> Request:
     another source; image is that of the editor, with the layers painted over it.
     """
     values = {name: _value(name, raw[name]) for name in raw if name in FIELDS.keys() - {"aesthetic_embedding", "image"}}
-    if not any(values.get(name) for name in SOURCES):
-        values |= raw.get("aesthetic_embedding", {})
-    return Request(**values | _painted(raw.get("image")) | own)
+    chosen = {} if any(map(values.get, SOURCES)) else raw.get("aesthetic_embedding", {})
+    return Request(**values | chosen | _painted(raw.get("image")) | own)
 
 
 def _value(name: str, raw: Any) -> Any:

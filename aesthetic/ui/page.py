@@ -2,7 +2,6 @@
 
 import asyncio
 import html
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import gradio as gr
 import pandas as pd
 
 from ..cancellation import Predictions
+from ..embeddings.registry import Registry
 from ..errors import AestheticError, RequestError, printable
 from ..images.user_images import UPLOAD, UserImage, read_images
 from ..pipeline.make_aesthetic import average
@@ -38,8 +38,6 @@ CURVE = {"x": "steps", "y": "value", "color": "variable", "color_title": " ", "y
 CSS = ".preview {background: var(--background-fill-primary)}"  # over the other images of a gallery
 OPTIONS: dict[str, Any] = {"share": False, "ssr_mode": False, "mcp_server": False, "run_history": False, "quiet": True}
 OPTIONS |= {"prevent_thread_lock": True, "max_file_size": int(UPLOAD.total_bytes), "footer_links": [], "css": CSS}
-KEEP = "Download it to keep it: a reload forgets it. More, Aesthetic embedding file takes it back."
-Raw = Mapping[str, Any]  # what the browser sent, by name of the field
 
 
 @contextmanager
@@ -53,8 +51,7 @@ def launched(
     place:   server_name and server_port, as gradio calls them.
     """
     with tempfile.TemporaryDirectory(prefix="aesthetic-") as folder:
-        tempfile.tempdir = folder
-        os.environ["GRADIO_TEMP_DIR"] = f"{folder}/gradio"  # a folder of its own: it copies only what lies outside
+        tempfile.tempdir = folder  # gradio copies to {folder}/gradio what lies outside of that
         gr.set_static_paths([HERE / "opening", HERE / "thumbnails", service.registry.folder / "thumbnails"])
         blocks = Page(service, check, opening).blocks
         try:
@@ -115,11 +112,10 @@ class Page:
             self.make_button = gr.Button("Make the aesthetic", variant="primary")
             self.report = gr.Textbox(label="What was read", lines=4, interactive=False)
             self.try_button = gr.Button("Draw the prompt with it", interactive=False)
-            self.download = gr.DownloadButton("Download it (.safetensors)", interactive=False)
+            self.download = gr.DownloadButton("Download it (.safetensors): a reload forgets it", interactive=False)
 
     def _place_settings(self) -> None:
-        folder = self.service.registry.folder
-        choices = [(thumbnail(folder, name), name, {"aesthetic_embedding": name}) for name in self.names]
+        choices = [(thumbnail(self.service.registry, name), name, {"aesthetic_embedding": name}) for name in self.names]
         self.choices, self.choice = gr.State(choices), _shown(choices)
         self.fields["aesthetic_embedding"] = gr.State(choices[0][2] if choices else {})
         self._add("aesthetic_steps", "seed")
@@ -153,8 +149,8 @@ class Page:
         self.steps.change(nearest, [self.steps, *self.strips], self.strips, preprocess=False, **QUICK)
         self.again.click(reuse, self.drawn, [self.fields["image"], self.start], preprocess=False, **QUICK)
 
-    def _on(self, clicks: list[Any], inputs: Raw, outputs: list[Any], work: Any, check: Any) -> list[Any]:
-        """Do `work` in its turn, once `check` raises nothing. Both get what `inputs` hold."""
+    def _on(self, clicks: list[Any], inputs: Mapping[str, Any], outputs: list[Any], work: Any, check: Any) -> list[Any]:
+        """Do `work` in its turn, once `check` raises nothing. Both get what the browser sent of `inputs`, by name."""
 
         def validate(*raw: Any) -> list[Any]:
             wrong, message = set[str | None](), ""
@@ -179,12 +175,12 @@ class Page:
         if task := self.turns.pop(tab.session_hash, None):
             task.cancel()
 
-    def draw(self, raw: Raw) -> Any:
+    def draw(self, raw: Mapping[str, Any]) -> Any:
         """Images and their recipes."""
         paths, result = self.service.predict(form.request(raw, **DRAW), self.folders[0])
         return gr.Gallery(_captioned(paths, result), selected_index=0), [asdict(recipe) for _, recipe in result.images]
 
-    def sweep(self, raw: Raw) -> Any:
+    def sweep(self, raw: Mapping[str, Any]) -> Any:
         """One strip or two, their curves, and the range of the slider."""
         request = form.request(raw, **SWEEP).seeded()
         other = dict.fromkeys(SOURCES) | {"aesthetic_embedding": raw["other"], "seed": request.seed}
@@ -197,12 +193,12 @@ class Page:
             curves[i] = gr.LinePlot(stops.melt("steps"), visible=True)
         return *strips, *curves, gr.Slider(maximum=request.sweep[-1], value=0)
 
-    def make(self, raw: Raw) -> Any:
+    def make(self, raw: Mapping[str, Any]) -> Any:
         """What was read, the file, and the aesthetic as the first in the gallery and the one that is chosen."""
         model, read, left_out = self.service.model, list[UserImage](), list[str]()
 
         def images() -> Iterator[UserImage]:
-            for image in _images(raw["files"], left_out.append):
+            for image in _images(raw["files"], lambda reason: left_out.append(f"Left out: {reason}")):
                 read.append(replace(image, image=image.image.resize((112, 112))))
                 yield image
 
@@ -212,15 +208,14 @@ class Page:
         replace(made, vector=mean).save(file)
         others = [choice for choice in raw["choices"] if choice[1] != name or "aesthetic_embedding" in choice[2]]
         choices = [(read[0].image, name, {"aesthetic_embedding_file": file}), *others]
-        names = ", ".join(image.name for image in read)
-        report = "\n".join([f"Read {len(read)}: {names}", *map("Left out: {}".format, left_out), KEEP])
+        report = "\n".join([f"Read {len(read)}: {', '.join(image.name for image in read)}", *left_out])
         download, button = gr.DownloadButton(value=str(file), interactive=True), gr.Button(interactive=True)
         return report, download, button, choices, _shown(choices), choices[0][2]
 
 
-def thumbnail(folder: Path, name: str) -> str:
-    """What shows an aesthetic: as `embeddings --preview` kept it beside the index in `folder`, or one of the demo's."""
-    places = [path / "thumbnails" / f"{name}.webp" for path in (folder, HERE)]
+def thumbnail(registry: Registry, name: str) -> str:
+    """What shows an aesthetic: as `embeddings --preview` kept it beside the index, or one of the demo's."""
+    places = [path / "thumbnails" / f"{name}.webp" for path in (registry.folder, HERE)]
     return str(next((path for path in places if path.is_file()), HERE / "thumbnails" / "unknown.webp"))
 
 

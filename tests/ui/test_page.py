@@ -210,9 +210,10 @@ def test_the_slider_shows_the_nearest_of_the_images_that_were_not_blocked() -> N
 
 @needs_gradio
 def test_a_thumbnail_that_was_drawn_here_comes_first(tmp_path: Path) -> None:
-    assert Path(page.thumbnail(tmp_path, "night")).parent.parent.name == "ui"
-    assert Path(page.thumbnail(tmp_path, "nonsense")).stem == "unknown"
+    registry: Any = SimpleNamespace(folder=tmp_path)
+    assert Path(page.thumbnail(registry, "night")).parent.parent.name == "ui"
+    assert Path(page.thumbnail(registry, "nonsense")).stem == "unknown"
     (tmp_path / "thumbnails").mkdir()
     (tmp_path / "thumbnails" / "night.webp").touch()
-    assert page.thumbnail(tmp_path, "night") == str(tmp_path / "thumbnails" / "night.webp")
+    assert page.thumbnail(registry, "night") == str(tmp_path / "thumbnails" / "night.webp")
     assert all(Path(path).is_file() for path, _ in page.STRIP)
