@@ -115,9 +115,8 @@ def cached_vision(name: str, device: torch.device) -> Vision:
         if not any(folder.glob(file)):
             raise CheckpointError(f"the CLIP {name} in {folder} has no {file}, and pickles are not opened: {remedy}")
     try:
-        dim = transformers.CLIPConfig.from_pretrained(
-            folder
-        ).projection_dim  # that of the tower's own part may be wrong
+        # The projection_dim of the tower's own part may be wrong.
+        dim = transformers.CLIPConfig.from_pretrained(folder).projection_dim
         model = load_tower(transformers.CLIPVisionModelWithProjection, folder, projection_dim=dim).to(device)
         return Vision(clip_space=name, _model=model, _processor=load_processor(folder))
     except CheckpointError:

@@ -167,11 +167,9 @@ def _load_file(file: Path, folder: Path, projection: Tensor, device: torch.devic
 
 def _tokenizers(folder: Path) -> dict[str, Any]:
     """Those of Stable Diffusion XL, which differ in their padding."""
-    first, second = (
-        transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", **changes)
-        for changes in ({}, {"pad_token": "!"})
-    )
-    return {"tokenizer": first, "tokenizer_2": second, "add_watermarker": False}
+    load, path = transformers.CLIPTokenizer.from_pretrained, folder / "tokenizer"
+    second = load(path, pad_token="!")  # noqa: S106 (no password)
+    return {"tokenizer": load(path), "tokenizer_2": second, "add_watermarker": False}
 
 
 def _safety_checker(folder: Path) -> dict[str, Any]:
